@@ -1,0 +1,45 @@
+# `make` alone lists the commands.
+PYTHON ?= python3
+PRESET ?= laptop
+NOTEBOOKS ?=
+DEVICE ?= auto
+python := .venv/bin/python
+run := $(python) -m e2lib.runs
+
+.PHONY: help setup run test lab notebooks
+
+help:
+	@echo "make run    execute the notebooks into runs/PRESET/; second time: only what is not finished"
+	@echo "            PRESET=smoke (a minute each) | laptop (default) | paper (a GPU, the real data sets)"
+	@echo "            NOTEBOOKS=\"02 03\" for some of them; DEVICE=auto (default) | cpu | cuda"
+	@echo "make lab    open the notebooks in JupyterLab"
+	@echo "make test   check everything: style, unit tests, notebooks in the smoke preset"
+	@echo "make setup  only install, into .venv (PYTHON=python3.12 chooses the Python, 3.11 or newer)"
+	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/"
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; ok = sys.version_info >= (3, 11); \
+	  sys.exit(None if ok else 'Python 3.11 or newer is needed; $(PYTHON) is %d.%d. Try: make setup PYTHON=python3.12' % sys.version_info[:2])"
+	@test -x $(python) || { echo "Installing into .venv: about 6 GB, some minutes, once"; $(PYTHON) -m venv .venv; }
+	$(python) -m pip install --constraint constraints.txt --editable ".[test]"
+	@touch $@
+
+run: setup
+	@$(run) run --preset "$(PRESET)" --notebooks "$(NOTEBOOKS)" --device "$(DEVICE)"
+
+test: setup
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+	$(python) -m pytest
+	$(run) run --preset smoke
+	$(python) -m pytest --nbval-lax --nbval-current-env $(patsubst notebooks/%,runs/smoke/%,$(wildcard notebooks/[0-9][0-9]_*.ipynb))
+
+lab: setup
+	$(python) -m jupyterlab notebooks
+
+notebooks: setup
+	$(run) run
+	$(run) publish
+	$(python) -m pytest tests/notebooks

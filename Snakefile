@@ -1,0 +1,30 @@
+# One rule for each notebook that is asked for. `python -m e2lib.runs run` (in `make run`) calls this.
+import sys
+
+from e2lib import runs
+
+selected = runs.plan(config.get("preset", "laptop"), str(config.get("notebooks", "")), config.get("device", "auto"))
+
+
+rule all:
+    input:
+        [str(run.marker) for run in selected],
+
+
+for number, run in enumerate(selected, 1):
+
+    rule:
+        name:
+            run.name
+        output:
+            str(run.marker),
+        params:
+            preset=run.preset,
+            notebook=run.name[:2],
+            device=config.get("device", "auto"),
+            position=f"{number}/{len(selected)}",
+        priority: len(selected) - number  # in teaching order
+        threads: workflow.cores  # a notebook uses every core, so one runs at a time
+        shell:
+            "{sys.executable:q} -m e2lib.runs execute --marker {output} --preset {params.preset}"
+            " --notebooks {params.notebook} --device {params.device} --position {params.position} 2>&1"

@@ -1,0 +1,444 @@
+"""Explanations as maps one can train through.
+
+`explain` runs a network once and returns its logits together with one attribution map per image and target. With
+`create_graph=True` the maps are differentiable with respect to the network's parameters, so any function of them can be
+a loss (model guidance, explanation-enhanced distillation). Methods that only serve evaluation go through the same call.
+
+A differentiable method is one short function of a layer's activations and of the gradient of the explained score with
+respect to them; which score is explained is data (`targets`), where in the network is a name (`at`).
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import captum.attr
+import numpy as np
+import torch
+import torch.nn.functional as F
+from bcos.modules.common import DetachableModule
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+
+class Explanation(NamedTuple):
+    """What `explain` returns: `logits` (B, C) and `maps` (B, K, H, W), signed, at the size of the images."""
+
+    logits: Tensor
+    maps: Tensor
+
+
+# ---- the differentiable methods: activations a (B, C, h, w), gradient g of the score (B, C, h, w) -> map (B, 1, h, w)
+
+
+def _input_x_gradient(a: Tensor, g: Tensor) -> Tensor:
+    return (a * g).sum(1, keepdim=True)
+
+
+def _gradcam(a: Tensor, g: Tensor) -> Tensor:
+    return F.relu((g.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True))
+
+
+def _gradcam_plus_plus(a: Tensor, g: Tensor) -> Tensor:
+    # Chattopadhay et al., WACV 2018, eq. 19: the weights of a pixel's positive gradient; 0/0 counts as 0.
+    denominator = 2 * g**2 + (a * g**3).sum((2, 3), keepdim=True)
+    alpha = torch.where(denominator != 0, g**2 / torch.where(denominator != 0, denominator, 1), 0)
+    return F.relu(((alpha * F.relu(g)).sum((2, 3), keepdim=True) * a).sum(1, keepdim=True))
+
+
+# ---- the methods of captum: score(input (B, ...), weights (B, C)) -> (B,), input -> attribution like input
+
+
+def _occlusion(score: nn.Module, x: Tensor, weights: Tensor, steps: int) -> Tensor:
+    window = [max(1, s // 4) for s in x.shape[2:]]
+    stride = [max(1, s // 8) for s in x.shape[2:]]
+    channels = x.shape[1]  # hidden together, so each of them holds the whole loss
+    return captum.attr.Occlusion(score).attribute(
+        x, (channels, *window), (channels, *stride), baselines=0, additional_forward_args=weights
+    )[:, :1]
+
+
+def _deeplift(score: nn.Module, x: Tensor, weights: Tensor, steps: int) -> Tensor:
+    return captum.attr.DeepLift(_with_plain_relus(score)).attribute(
+        x, torch.zeros_like(x), additional_forward_args=weights
+    )
+
+
+def _gradient_shap(score: nn.Module, x: Tensor, weights: Tensor, steps: int) -> Tensor:
+    # One sample a call: captum would run all of them as one batch, which takes `steps` times the memory.
+    options = dict(baselines=torch.zeros_like(x[:1]), n_samples=1, stdevs=0.09, additional_forward_args=weights)
+    return sum(captum.attr.GradientShap(score).attribute(x, **options) for _ in range(steps)) / steps
+
+
+TRAINABLE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ixg": _input_x_gradient,
+    "integrated_gradients": _input_x_gradient,
+    "gradcam": _gradcam,
+    "bcos": _input_x_gradient,
+}
+LAYER_EVALUATION = {"gradcam++": _gradcam_plus_plus}
+CAPTUM = {"occlusion": _occlusion, "deeplift": _deeplift, "gradient_shap": _gradient_shap}
+METHODS = (*TRAINABLE, *LAYER_EVALUATION, *CAPTUM, "attention_rollout")
+
+
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    method: str = "ixg",
+    at: str = "Input",
+    create_graph: bool = False,
+    steps: int = 32,
+) -> Explanation:
+    """Explain `targets` of `images` by `method` on the activations `at` a depth of the network.
+
+    | method | map at layer activations a, score s | source |
+    |---|---|---|
+    | `ixg` | Σ_c a ∂s/∂a | Input x Gradient, Shrikumar et al. 2016 |
+    | `integrated_gradients` | Σ_c a ∫₀¹ ∂s/∂a (αa) dα, by Gauss-Legendre quadrature | Sundararajan et al. 2017 |
+    | `gradcam` | ReLU(Σ_c a mean_hw(∂s/∂a)) | Selvaraju et al. 2017 |
+    | `bcos` | contribution map Σ_c [Wᵀ(x)]_s a of a B-cos network, its dynamic weights held fixed | Böhle et al. 2022 |
+    | `gradcam++` | Grad-CAM with weights per pixel (evaluation only) | Chattopadhay et al. 2018 |
+    | `occlusion` | score lost under a grey window, a quarter of the image wide (evaluation only) | Zeiler 2014 |
+    | `deeplift` | rescale rule against the zero input (evaluation only) | Shrikumar et al. 2017 |
+    | `gradient_shap` | expected gradients from the zero input, noise 0.09 (evaluation only) | Lundberg, Lee 2017 |
+    | `attention_rollout` | mean attention of a ViT multiplied up, one for all targets (evaluation only) | Abnar 2020 |
+
+    The network runs in eval mode, so that no image's map depends on the others of its batch; every module's mode, the
+    hooks, the random number generators and the `.grad` fields are as before afterwards, also after an exception.
+
+    Args:
+        model: network from images to logits (B, C); one of `models.build` knows depth names, any other takes module
+            paths.
+        images: (B, 3, H, W) float, in [0, 1] for the networks of `models.build`.
+        targets: what to explain. int64 (B,) or (B, K): classes, where -1 means none (a zero map). Or float (B, C) or
+            (B, K, C): weights of the logits in the explained score, for example +1 and -1 for a difference.
+        method: one of `METHODS`.
+        at: a name of `model.depths` (Input, Mid1, Mid2, Mid3, Final) or the path of a module whose output (B, C, h, w),
+            or tokens (B, N, C), is explained. `captum`'s methods and attention rollout explain the input.
+        create_graph: keep the graph, for training through the maps. Otherwise logits and maps are detached.
+        steps: quadrature points of Integrated Gradients, samples of Gradient SHAP.
+
+    Returns:
+        `Explanation`: logits (B, C) of the one forward pass, and maps (B, K, H, W), signed, brought to the images'
+        size bilinearly. K targets cost K backward passes for the batch.
+
+    Raises:
+        ValueError: an unknown method or depth, `method="bcos"` on a network that is not B-cos, `create_graph=True` with
+            a method that is for evaluation only, images or targets of a wrong shape, type or range.
+
+    Notes:
+        The map of a B-cos network has the exact parameter gradient: the dynamic weights stay fixed while the
+        explanation's backward pass runs, and depend on the parameters everywhere else. Detaching them in the forward
+        pass, as package `bcos` does, gives the same map but another gradient. Contributions at Input add up to the
+        logit less `model.logit_bias` in networks without other additive terms (position embeddings, centred norms).
+        Integrated Gradients runs from the zero activation of the layer (at Input: of the normalised image), and costs
+        `steps` further forward passes.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
+    if create_graph and method not in TRAINABLE:
+        raise ValueError(
+            f"method {method!r} is for evaluation and cannot be trained through; "
+            f"with create_graph=True use one of {', '.join(TRAINABLE)}"
+        )
+    _check_images(model, images)
+    if method in CAPTUM or method == "attention_rollout":
+        if at != "Input":
+            raise ValueError(f"method {method!r} explains the input; at is {at!r}, it must be 'Input'")
+        return _evaluate(model, images, targets, method, steps)
+
+    with _explaining(model, method == "bcos") as gate:
+        logits, layer = _forward(model, images, at)
+        weights = _score_weights(targets, logits)
+        if method == "integrated_gradients":
+            gradients = _path_gradients(model, images, at, layer, weights, create_graph, steps)
+        else:
+            gradients = gate.gradients(logits, layer, weights, create_graph)
+        function = TRAINABLE.get(method) or LAYER_EVALUATION[method]
+        a = _grid(layer, model, images)
+        maps = torch.cat([function(a, _grid(g, model, images)) for g in gradients], 1)  # (B, K, h, w)
+        if maps.shape[2:] != images.shape[2:]:
+            maps = F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)
+    return Explanation(logits, maps) if create_graph else Explanation(logits.detach(), maps.detach())
+
+
+def dynamic_weights(
+    model: nn.Module, images: Tensor, targets: Tensor, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The rows of W(x) that a B-cos network applies to its six-channel input for `targets`.
+
+    The explained score is s = Σ [W(x)]_s · x + bias (Böhle et al., CVPR 2022, eq. 13): `W * x` summed over channels is
+    the contribution map.
+
+    Args:
+        model: a B-cos network.
+        images: (B, 3, H, W) float in [0, 1].
+        targets: int64 (B,) or float (B, C), as for `explain`.
+        create_graph: keep the graph, as for `explain`.
+
+    Returns:
+        logits (B, C) and the weights (B, 6, H, W), channels (r, g, b, 1-r, 1-g, 1-b), with the exact parameter gradient
+        when `create_graph`.
+
+    Raises:
+        ValueError: the network is not B-cos, or images or targets are of a wrong shape, type or range.
+    """
+    _check_images(model, images)
+    with _explaining(model, bcos=True) as gate:
+        logits, layer = _forward(model, images, "Input")
+        weights = _score_weights(targets, logits)
+        if weights.shape[1] != 1:
+            raise ValueError(
+                f"targets have shape {tuple(targets.shape)}; one target an image is wanted: (B,) or (B, C)"
+            )
+        (w,) = gate.gradients(logits, layer, weights, create_graph)
+    return (logits, w) if create_graph else (logits.detach(), w.detach())
+
+
+# ---- B-cos: dynamic weights that are constants for the explanation's backward pass only
+
+
+class _Gate(torch.autograd.Function):
+    """Identity; its backward passes the gradient on unless an explanation's backward pass runs."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, switch: "_DynamicWeights") -> Tensor:
+        ctx.switch = switch
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None]:
+        return (None if ctx.switch.closed else grad), None
+
+
+class _DynamicWeights(TorchFunctionMode):
+    """While active, every `.detach()` becomes a gate that is closed only within `gradients`.
+
+    The modules of package `bcos` detach exactly the factors of their dynamic weights when they are in explanation mode
+    (convolution, linear, norm and attention layers alike), so this one place makes all of them exact.
+    """
+
+    closed = False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.detach:
+            return _Gate.apply(args[0], self)
+        return function(*args, **(kwargs or {}))
+
+    def gradients(self, logits: Tensor, layer: Tensor, weights: Tensor, create_graph: bool) -> list[Tensor]:
+        """Gradients (like layer), one per target, of the scores Σ_c weights (B, K, C) · logits (B, C)."""
+        self.closed = True
+        try:
+            last = weights.shape[1] - 1
+            return [
+                torch.autograd.grad(
+                    (logits * weights[:, k]).sum(),
+                    layer,
+                    create_graph=create_graph,
+                    retain_graph=create_graph or k < last,
+                )[0]
+                for k in range(last + 1)
+            ]
+        finally:
+            self.closed = False
+
+
+@contextmanager
+def _explaining(model: nn.Module, bcos: bool) -> Iterator[_DynamicWeights]:
+    """Eval mode, gradients on, attention twice differentiable, and for B-cos the gates; all restored at the end."""
+    modes = {module: module.training for module in model.modules()}
+    detachable = {m: m.detach for m in modes if isinstance(m, DetachableModule)}
+    if bcos and not detachable:
+        raise ValueError(
+            f"method 'bcos' explains B-cos networks; {getattr(model, 'name', type(model).__name__)!r} is none"
+        )
+    gate = _DynamicWeights()
+    try:
+        model.eval()
+        for module in detachable:
+            module.detach = bcos
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            # Fused attention kernels have no second derivative.
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if bcos:
+                stack.enter_context(gate)
+            yield gate
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for module, detach in detachable.items():
+            module.detach = detach
+
+
+# ---- one forward pass that also hands out a layer
+
+
+def _forward(model: nn.Module, images: Tensor, at: str, replace: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) and the activations of the layer `at`, which are `replace` instead where it is given."""
+    path = getattr(model, "depths", {"Input": ""}).get(at, at)
+    found = []
+
+    def catch(module, inputs, output=None):
+        layer = output if output is not None else inputs[0]
+        if not isinstance(layer, Tensor) or layer.ndim not in (3, 4):
+            raise ValueError(f"at={at!r}: the output of module {path!r} is no (B, C, h, w) or (B, N, C) tensor")
+        layer = layer if replace is None else replace
+        found.append(layer if layer.requires_grad else layer.clone().requires_grad_())
+        return found[-1].clone()  # a clone: the network may go on in place without changing what was caught
+
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        known = ", ".join(getattr(model, "depths", {"Input": ""}))
+        raise ValueError(f"at is {at!r}; it must be one of {known}, or the path of a module of the network") from None
+    handle = module.register_forward_hook(catch) if path else module.register_forward_pre_hook(catch)
+    try:
+        logits = model(images)
+    finally:
+        handle.remove()
+    if len(found) != 1:
+        raise ValueError(f"at={at!r}: module {path!r} runs {len(found)} times in a forward pass; it must run once")
+    if logits.ndim != 2:
+        raise ValueError(f"the network's output has shape {tuple(logits.shape)}; logits (B, C) are wanted")
+    return logits, found[0]
+
+
+def _path_gradients(model, images, at, layer, weights, create_graph, steps) -> list[Tensor]:
+    """Mean gradient on the straight path from zero to `layer`, one per target."""
+    nodes, node_weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
+    total = None
+    for node, weight in zip((nodes + 1) / 2, node_weights / 2, strict=True):
+        logits, point = _forward(model, images, at, replace=(layer if create_graph else layer.detach()) * float(node))
+        gradients = _DynamicWeights().gradients(logits, point, weights, create_graph)
+        scaled = [float(weight) * g for g in gradients]
+        total = scaled if total is None else [t + s for t, s in zip(total, scaled, strict=True)]
+    return total
+
+
+def _grid(tokens: Tensor, model: nn.Module, images: Tensor) -> Tensor:
+    """Patch tokens (B, N, C) on their grid (B, C, h, w); feature maps pass through."""
+    if tokens.ndim == 4:
+        return tokens
+    tokens = tokens[:, getattr(model, "prefix_tokens", 0) :]
+    height = round((tokens.shape[1] * images.shape[2] / images.shape[3]) ** 0.5)
+    return tokens.transpose(1, 2).unflatten(2, (height, -1))  # (B, C, N) -> (B, C, h, w)
+
+
+def _score_weights(targets: Tensor, logits: Tensor) -> Tensor:
+    """Targets in any of their forms as weights (B, K, C) of the logits."""
+    (batch, classes), shape = logits.shape, tuple(targets.shape)
+    if targets.dtype == torch.int64 and targets.ndim in (1, 2) and shape[0] == batch:
+        if targets.numel() and not -1 <= int(targets.min()) <= int(targets.max()) < classes:
+            bad = targets[(targets < -1) | (targets >= classes)][0].item()
+            raise ValueError(f"targets hold class {bad}; they must lie in 0..{classes - 1}, or be -1 for none")
+        targets = targets.reshape(batch, -1).to(logits.device)
+        return F.one_hot(targets + 1, classes + 1)[..., 1:].to(logits.dtype)
+    if targets.is_floating_point() and targets.ndim in (2, 3) and (shape[0], shape[-1]) == (batch, classes):
+        return targets.reshape(batch, -1, classes).to(logits)
+    raise ValueError(
+        f"targets have shape {shape} and type {targets.dtype}; for {batch} images and {classes} classes they must be "
+        f"int64 ({batch},) or ({batch}, K), or float ({batch}, {classes}) or ({batch}, K, {classes})"
+    )
+
+
+def _check_images(model: nn.Module, images: Tensor) -> None:
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(
+            f"images have shape {tuple(images.shape)} and type {images.dtype}; float (B, 3, H, W) is wanted"
+        )
+    if hasattr(model, "preprocess") and images.numel() and not 0 <= images.min() <= images.max() <= 1:
+        low, high = images.min().item(), images.max().item()
+        raise ValueError(
+            f"images lie in [{low:.3g}, {high:.3g}]; they must be in [0, 1]: networks of models.build normalise them"
+        )
+
+
+# ---- evaluation only
+
+
+class _Score(nn.Module):
+    """The explained score (B,) as a module, the form captum wants."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return (self.net(x) * weights).sum(1)
+
+
+class _ReLU6(nn.Module):
+    """ReLU6 out of two ReLUs, for which DeepLIFT has a rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.high = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.low(x) - self.high(x - 6)
+
+
+def _with_plain_relus(net: nn.Module) -> nn.Module:
+    """A copy whose rectifiers DeepLIFT can hook: none in place, no ReLU6."""
+    net = copy.deepcopy(net)
+    for module in list(net.modules()):
+        if hasattr(module, "inplace"):
+            module.inplace = False
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU6):
+                setattr(module, name, _ReLU6())
+    return net
+
+
+def _evaluate(model: nn.Module, images: Tensor, targets: Tensor, method: str, steps: int) -> Explanation:
+    encode, net = getattr(model, "preprocess", nn.Identity()), getattr(model, "net", model)
+    devices = [images.device] if images.is_cuda else []
+    numpy_state = np.random.get_state()
+    with _explaining(model, bcos=False), torch.random.fork_rng(devices):
+        try:
+            torch.manual_seed(0)
+            np.random.seed(0)  # Gradient SHAP draws from NumPy too
+            with torch.no_grad():
+                logits = model(images)
+                weights = _score_weights(targets, logits)
+                x = encode(images).clone()
+            if method == "attention_rollout":
+                rollout = _attention_rollout(model, images)
+                maps = rollout.expand(-1, weights.shape[1], -1, -1)
+            else:
+                parts = [CAPTUM[method](_Score(net), x, weights[:, k], steps) for k in range(weights.shape[1])]
+                maps = torch.stack([part.sum(1) for part in parts], 1)
+        finally:
+            np.random.set_state(numpy_state)
+    return Explanation(logits, maps.detach())
+
+
+@torch.no_grad()
+def _attention_rollout(model: nn.Module, images: Tensor) -> Tensor:
+    """Product over blocks of (A + I) / 2, read at the class token, else averaged over tokens: (B, 1, H, W)."""
+    layers = [m for m in model.modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")]
+    if not layers:
+        raise ValueError(
+            "method 'attention_rollout' explains timm's vision transformers; this network has no attention"
+        )
+    attentions, fused = [], [m.fused_attn for m in layers]
+    handles = [m.attn_drop.register_forward_hook(lambda m, i, out: attentions.append(out.mean(1))) for m in layers]
+    try:
+        for layer in layers:
+            layer.fused_attn = False  # the fused kernel never forms the attention matrix
+        model(images)
+    finally:
+        for handle, layer, value in zip(handles, layers, fused, strict=True):
+            handle.remove()
+            layer.fused_attn = value
+    rollout = torch.eye(attentions[0].shape[-1], device=images.device, dtype=attentions[0].dtype)
+    for attention in attentions:  # (B, N, N)
+        rollout = (attention + torch.eye(attention.shape[-1]).to(attention)) @ rollout / 2
+    prefix = getattr(model, "prefix_tokens", 0)
+    relevance = rollout[:, 0] if prefix else rollout.mean(1)  # (B, N)
+    maps = _grid(relevance.unsqueeze(-1), model, images)
+    return F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)

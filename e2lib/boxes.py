@@ -1,0 +1,88 @@
+"""Boxes to pixels: the one place that turns coordinates into masks.
+
+A box is (x1, y1, x2, y2) in pixel units, half-open: the box (0, 0, 1, 1) is exactly the image's first pixel.
+"""
+
+import torch
+from torch import Tensor
+
+OVERSHOOT = 0.1  # part of a box's side that annotators may draw outside the image (CUB goes up to 8 %)
+
+
+def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Mask of each box: boxes (N, 4), size (H, W) -> bool (N, H, W).
+
+    A pixel is inside when its centre is; a box too thin to hold a centre covers the pixels around its own middle,
+    so that a resized box never disappears.
+    """
+
+    def inside(lo: Tensor, hi: Tensor, length: int) -> Tensor:  # (N,), (N,) -> (N, length)
+        pixel = torch.arange(length, device=boxes.device)
+        middle = (((lo + hi) / 2).ceil() - 1).clamp(0, length - 1)
+        return ((pixel + 0.5 >= lo[:, None]) & (pixel + 0.5 < hi[:, None])) | (pixel == middle[:, None])
+
+    x1, y1, x2, y2 = boxes.as_subclass(Tensor).reshape(-1, 4).unbind(1)
+    return inside(y1, y2, size[0])[:, :, None] & inside(x1, x2, size[1])[:, None, :]
+
+
+def box_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Union of the boxes' masks: boxes (N, 4), size (H, W) -> bool (H, W), all False for N = 0."""
+    return box_masks(boxes, size).any(0)
+
+
+def dilate(boxes: Tensor, fraction: float, size: tuple[int, int]) -> Tensor:
+    """Widen width and height by `fraction` (0.1 = 10 %) around the centre, clipped to size (H, W).
+
+    Raises ValueError for a negative fraction.
+    """
+    if not fraction >= 0:
+        raise ValueError(f"dilation fraction is {fraction}; it must be 0 or more (0.1 widens by 10 %)")
+    x1, y1, x2, y2 = boxes.as_subclass(Tensor).reshape(-1, 4).unbind(1)
+    dx, dy = (x2 - x1) * fraction / 2, (y2 - y1) * fraction / 2
+    wide = torch.stack([x1 - dx, y1 - dy, x2 + dx, y2 + dy], 1)
+    return clip(wide, size)
+
+
+def clip(boxes: Tensor, size: tuple[float, float]) -> Tensor:
+    """Cut boxes (N, 4) off at the borders of an image of size (H, W)."""
+    h, w = size
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([w, h, w, h]))
+
+
+def mask_box(mask: Tensor) -> Tensor:
+    """Tight box of a mask: (H, W) -> int64 (4,). Raises ValueError when the mask is empty."""
+    y, x = mask.nonzero(as_tuple=True)
+    if len(y) == 0:
+        raise ValueError("an empty mask has no box")
+    return torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1])
+
+
+def check_boxes(boxes: Tensor, size: tuple[float, float], where: str) -> Tensor:
+    """Return boxes (N, 4) clipped to an image of size (H, W).
+
+    Raises ValueError naming `where` and the box when it is not finite, inverted, empty, or reaches outside the
+    image by more than one pixel and more than a tenth of its side. Less is an annotator's inaccuracy, present in
+    the published data sets: it is clipped.
+    """
+    clipped = clip(boxes, size)
+    for box, inner in zip(boxes.tolist(), clipped.tolist(), strict=True):
+        x1, y1, x2, y2 = box
+        if not all(abs(v) < float("inf") for v in box):
+            fault = "is not finite"
+        elif x2 < x1 or y2 < y1:
+            fault = "is inverted"
+        elif x2 == x1 or y2 == y1:
+            fault = "is empty"
+        elif any(
+            abs(a - b) > max(1, OVERSHOOT * side) for a, b, side in zip(box, inner, (x2 - x1, y2 - y1) * 2, strict=True)
+        ):
+            fault = "reaches outside the image"
+        elif inner[2] <= inner[0] or inner[3] <= inner[1]:
+            fault = "lies outside the image"
+        else:
+            continue
+        raise ValueError(
+            f"{where}: box (x1, y1, x2, y2) = {tuple(box)} {fault}; need 0 <= x1 < x2 <= {size[1]} (width) "
+            f"and 0 <= y1 < y2 <= {size[0]} (height)"
+        )
+    return clipped

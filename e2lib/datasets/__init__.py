@@ -1,0 +1,71 @@
+"""Data sets: each item is one Sample; `collate` makes Batches of them."""
+
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from e2lib.datasets.coco import COCO
+from e2lib.datasets.image_folder import ImageFolder
+from e2lib.datasets.sample import Batch, Sample, collate
+from e2lib.datasets.scenes import SceneBirds, Scenes
+from e2lib.datasets.subsets import Selection, at_most, dilated, few_shot, with_boxes
+from e2lib.datasets.transforms import Joint, crop_transform, eval_transform, train_transform
+from e2lib.datasets.voc import VOC, VOC_CLASSES, export_voc
+from e2lib.datasets.waterbirds import Waterbirds
+
+EMBEDDED = {"scenes": Scenes, "birds": SceneBirds}
+ON_DISK = {"voc": VOC, "coco": COCO, "waterbirds": Waterbirds, "imagefolder": ImageFolder}
+
+
+def load(
+    data: str, root: str | Path | None, split: str, size: int, length: int | None = None, seed: int = 0, **kwargs
+) -> Dataset:
+    """Data set by name, all images of one size: what a notebook or a script with a parameter `data` needs.
+
+    Args:
+        data: scenes or birds, embedded; voc, coco, waterbirds or imagefolder under `root`.
+        root: folder of the data on disk; None for embedded data.
+        split: as the data set names it.
+        size: pixels a side. Data on disk is resized, embedded data composed at this size.
+        length: how many images: required for embedded data; the most that are taken, at random, of data on disk.
+        seed: of the composition, or of the choice of images.
+        kwargs: further arguments of the data set (`correlation`, `task`, `classes`, …).
+
+    Raises:
+        ValueError: unknown name, missing or superfluous root, missing length.
+    """
+    if data in EMBEDDED:
+        if root is not None or length is None:
+            raise ValueError(f"data {data} is embedded: it needs a length and no root; got {length=}, {root=}")
+        return EMBEDDED[data](split, length=length, size=size, seed=seed, **kwargs)
+    if data not in ON_DISK:
+        raise ValueError(f"unknown data {data}; known: {', '.join([*EMBEDDED, *ON_DISK])}")
+    if root is None:
+        raise ValueError(f"data {data} needs root, a folder with {ON_DISK[data].layout}")
+    dataset = ON_DISK[data](root, split, transform=eval_transform(size), **kwargs)
+    return dataset if length is None else at_most(dataset, length, seed)
+
+
+__all__ = [
+    "COCO",
+    "VOC",
+    "VOC_CLASSES",
+    "Batch",
+    "ImageFolder",
+    "Joint",
+    "Sample",
+    "SceneBirds",
+    "Scenes",
+    "Selection",
+    "Waterbirds",
+    "at_most",
+    "collate",
+    "crop_transform",
+    "dilated",
+    "eval_transform",
+    "export_voc",
+    "few_shot",
+    "load",
+    "train_transform",
+    "with_boxes",
+]

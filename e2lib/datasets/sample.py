@@ -1,0 +1,104 @@
+"""What every data set gives: one Sample an image, and their Batch.
+
+A data set here is a torch Dataset of Samples with
+    classes     list[str]
+    groups      list[str], empty when the data has none
+    multilabel  bool: several classes may be present in one image
+    targets     uint8 (len, C), multi-hot labels of all images, known without decoding one
+    transform   a callable Sample -> Sample, or None
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from e2lib.boxes import box_mask
+
+
+@dataclass
+class Sample:
+    """One image and what is known about it."""
+
+    image: tv_tensors.Image  # uint8 (3, H, W) RGB
+    labels: Tensor  # uint8 (C,) multi-hot; one-hot for single-label data
+    boxes: tv_tensors.BoundingBoxes  # float32 (N, 4) xyxy half-open, in pixels; N may be 0
+    box_labels: Tensor  # int64 (N,) class of each box
+    masks: tv_tensors.Mask | None  # bool (N, H, W), one a box; None when the image has no segmentation
+    group: int  # index into the data set's groups, -1 when it has none
+    name: str  # stable id of the image
+    annotated: bool = True  # False: its boxes may not be used for guidance
+
+
+@dataclass
+class Batch:
+    """Samples of one size, stacked."""
+
+    images: Tensor  # float32 (B, 3, H, W) in [0, 1]
+    labels: Tensor  # uint8 (B, C)
+    boxes: list[Tensor]  # B x float32 (N, 4)
+    box_labels: list[Tensor]  # B x int64 (N,)
+    masks: list[Tensor | None] | None  # B x bool (N, H, W), None for images without; None when no image has any
+    groups: Tensor  # int64 (B,)
+    annotated: Tensor  # bool (B,)
+    names: list[str]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Copy with every tensor on `device`."""
+
+        def move(value):
+            if isinstance(value, list):
+                return [move(v) for v in value]
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+        return Batch(**{name: move(value) for name, value in vars(self).items()})
+
+    def present(self) -> Tensor:
+        """The classes in each image, to be explained: int64 (B, K), K that of the fullest image, filled up with -1."""
+        found = [labels.nonzero()[:, 0] for labels in self.labels]
+        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1)
+
+    def class_masks(self, classes: Tensor, segmentation: bool = False) -> Tensor:
+        """Where each class is: classes int64 (B,) or (B, K) -> bool (B, 1 or K, H, W).
+
+        The union of the class's boxes in the image, or of its segmentation masks. All False for class -1, for a
+        class without boxes and, with `segmentation`, for an image without masks. Raises ValueError when
+        `segmentation` is asked of a batch in which no image has masks.
+        """
+        if segmentation and self.masks is None:
+            raise ValueError("segmentation masks were asked for, but no image of this batch has any")
+        size = self.images.shape[-2:]
+        result = []
+        for i, wanted in enumerate(classes.reshape(len(self.names), -1).tolist()):
+            for c in wanted:
+                chosen = self.box_labels[i] == c
+                if not segmentation:
+                    result.append(box_mask(self.boxes[i][chosen], size))
+                elif self.masks[i] is None:
+                    result.append(torch.zeros(size, dtype=torch.bool, device=self.images.device))
+                else:
+                    result.append(self.masks[i][chosen].any(0))
+        return torch.stack(result).unflatten(0, (len(self.names), -1))  # (B*K, H, W) -> (B, K, H, W)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples into a Batch. Raises ValueError naming two images of different sizes."""
+    for s in samples:
+        if s.image.shape != samples[0].image.shape:
+            raise ValueError(
+                f"images of one batch must have one size: {samples[0].name} is {tuple(samples[0].image.shape)}, "
+                f"{s.name} is {tuple(s.image.shape)}; give the data set a transform that resizes"
+            )
+    masks = [None if s.masks is None else s.masks.as_subclass(Tensor) for s in samples]
+    return Batch(
+        images=torch.stack([s.image.as_subclass(Tensor) for s in samples]).float() / 255,
+        labels=torch.stack([s.labels for s in samples]),
+        boxes=[s.boxes.as_subclass(Tensor) for s in samples],
+        box_labels=[s.box_labels for s in samples],
+        masks=None if all(m is None for m in masks) else masks,
+        groups=torch.tensor([s.group for s in samples]),
+        annotated=torch.tensor([s.annotated for s in samples]),
+        names=[s.name for s in samples],
+    )

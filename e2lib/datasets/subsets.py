@@ -1,0 +1,113 @@
+"""Deterministic selections: few images a class, boxes for a fraction of the images, wider boxes.
+
+They depend on the seed and on the order of the data set only, not on the machine or the versions of libraries: the
+order is that of raw PCG64 numbers, whose stream numpy guarantees.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from e2lib.boxes import dilate
+from e2lib.datasets.sample import Sample
+
+
+class Selection(Dataset):
+    """Some images of a data set, in the given order.
+
+    Args:
+        dataset: any data set of Samples.
+        indices: int (n,) positions in it.
+        annotated: bool (n,): which of them may use their boxes; None: those which could before.
+    """
+
+    def __init__(self, dataset: Dataset, indices: np.ndarray, annotated: np.ndarray | None = None):
+        self.dataset, self.indices, self.annotated = dataset, indices, annotated
+        self.classes, self.groups, self.multilabel = dataset.classes, dataset.groups, dataset.multilabel
+
+    @property
+    def targets(self) -> Tensor:
+        return self.dataset.targets[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Sample:
+        sample = self.dataset[int(self.indices[i])]
+        if self.annotated is None:
+            return sample
+        return replace(sample, annotated=sample.annotated and bool(self.annotated[i]))
+
+
+def _order(length: int, seed: int) -> np.ndarray:
+    """Random order of 0 ... length - 1."""
+    return np.argsort(np.random.PCG64(seed).random_raw(length), kind="stable")
+
+
+def at_most(dataset: Dataset, length: int, seed: int = 0) -> Dataset:
+    """The data set, or `length` of its images at random where it has more. Raises ValueError for a length below 1."""
+    if length < 1:
+        raise ValueError(f"length is {length}; it must be at least 1")
+    return Selection(dataset, np.sort(_order(len(dataset), seed)[:length])) if length < len(dataset) else dataset
+
+
+def few_shot(dataset: Dataset, per_class: int, seed: int = 0) -> Selection:
+    """For each class the first `per_class` images, in a random order, that contain it; 10 shots contain 5 shots.
+
+    Multi-label images count for every class in them: each class is in at least `per_class` of the images, and common
+    classes in more. Raises ValueError naming a class with fewer images.
+    """
+    if per_class < 1:
+        raise ValueError(f"per_class is {per_class}; it must be at least 1")
+    order, targets = _order(len(dataset), seed), dataset.targets
+    chosen = []
+    for c, name in enumerate(dataset.classes):
+        having = order[targets[:, c].numpy()[order] > 0]
+        if len(having) < per_class:
+            raise ValueError(f"class {name} has {len(having)} images; {per_class} per class were asked for")
+        chosen.append(having[:per_class])
+    return Selection(dataset, np.unique(np.concatenate(chosen)))
+
+
+def with_boxes(dataset: Dataset, fraction: float, seed: int = 0) -> Selection:
+    """All images, of which round(fraction * len), at least one, stay `annotated`; 10 % contain the 1 %.
+
+    Raises ValueError for a fraction outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"box fraction is {fraction}; it must be in (0, 1] (0.01 keeps the boxes of 1 % of the images)"
+        )
+    annotated = np.zeros(len(dataset), dtype=bool)
+    annotated[_order(len(dataset), seed)[: max(1, round(fraction * len(dataset)))]] = True
+    return Selection(dataset, np.arange(len(dataset)), annotated)
+
+
+@dataclass
+class _Dilate:
+    fraction: float
+    then: Callable[[Sample], Sample] | None
+
+    def __call__(self, sample: Sample) -> Sample:
+        boxes = dilate(sample.boxes, self.fraction, sample.boxes.canvas_size)
+        sample = replace(sample, boxes=tv_tensors.wrap(boxes, like=sample.boxes))
+        return sample if self.then is None else self.then(sample)
+
+
+def dilated(dataset: Dataset, fraction: float) -> Dataset:
+    """The data set with boxes widened and heightened by `fraction` (0.1, 0.25, 0.5), before its transform.
+
+    Raises ValueError for a fraction outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"dilation is {fraction}; it must be in (0, 1] (0.1 widens boxes by 10 %)")
+    if isinstance(dataset, Selection):
+        return Selection(dilated(dataset.dataset, fraction), dataset.indices, dataset.annotated)
+    result = copy.copy(dataset)
+    result.transform = _Dilate(fraction, dataset.transform)
+    return result

@@ -1,0 +1,45 @@
+"""Transforms that move a Sample's image, boxes and masks together."""
+
+from dataclasses import dataclass, replace
+
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from e2lib.datasets.sample import Sample
+
+
+@dataclass
+class Joint:
+    """Apply a torchvision v2 transform to image, boxes and masks at once; boxes that leave the image are dropped.
+
+    A dropped box takes its mask and box label along. The image keeps its labels: they are as weak as class labels
+    of randomly cropped images always are.
+    """
+
+    steps: v2.Transform
+
+    def __call__(self, sample: Sample) -> Sample:
+        image, boxes, masks = self.steps(sample.image, sample.boxes, sample.masks)
+        kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        return replace(
+            sample,
+            image=image,
+            boxes=tv_tensors.wrap(boxes[kept], like=boxes),
+            box_labels=sample.box_labels[kept],
+            masks=None if masks is None else tv_tensors.Mask(masks[kept]),
+        )
+
+
+def eval_transform(size: int) -> Joint:
+    """Resize to size x size pixels (aspect ratio not kept: every object stays in the image)."""
+    return Joint(v2.Resize((size, size)))
+
+
+def train_transform(size: int) -> Joint:
+    """Resize to size x size pixels, flip every other image."""
+    return Joint(v2.Compose([v2.Resize((size, size)), v2.RandomHorizontalFlip()]))
+
+
+def crop_transform(size: int) -> Joint:
+    """A random part of the image (8 to 100 % of its area) resized to size x size pixels, flip every other image."""
+    return Joint(v2.Compose([v2.RandomResizedCrop((size, size)), v2.RandomHorizontalFlip()]))

@@ -1,0 +1,138 @@
+"""The project's figures: photographs with boxes, explanation maps, colour explanations of B-cos networks, curves."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import torch
+import torch.nn.functional as F
+from IPython import get_ipython
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+from torch import Tensor
+
+from e2lib.datasets import Sample
+
+# Colour-blind safe, and far apart in print; a class keeps its colour through a figure.
+COLOURS = sns.color_palette("colorblind")
+
+
+def use_style() -> None:
+    """Set the style of all figures: legible when projected, colour-blind safe, white background; JPEG in notebooks."""
+    sns.set_theme(context="notebook", style="white", palette="colorblind")
+    plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True})
+    if get_ipython() is not None:  # photographs as PNG would make a notebook of several MB
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
+
+
+def show_samples(
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    columns: int = 6,
+    titles: Sequence[str] | None = None,
+    masks: bool = False,
+) -> Figure:
+    """Photographs in a grid, each with its boxes in the colour of their class.
+
+    Args:
+        samples: at least one.
+        classes: names of the classes; the title of an image lists those present, unless `titles` are given.
+        columns: images a row.
+        titles: one a sample.
+        masks: also tint the segmentation masks, where a sample has them.
+    """
+    columns = min(columns, len(samples))
+    figure, axes = _grid(-(-len(samples) // columns), columns)
+    for axis in axes.flat[len(samples) :]:
+        axis.remove()
+    for i, (axis, sample) in enumerate(zip(axes.flat, samples, strict=False)):
+        axis.imshow(sample.image.permute(1, 2, 0))
+        for n, (box, label) in enumerate(zip(sample.boxes.tolist(), sample.box_labels.tolist(), strict=True)):
+            colour = COLOURS[label % len(COLOURS)]
+            add_box(axis, box, colour)
+            if masks and sample.masks is not None:
+                tint = np.zeros((*sample.masks.shape[1:], 4))
+                tint[sample.masks[n].numpy()] = (*colour, 0.5)
+                axis.imshow(tint)
+        present = [classes[c] for c in sample.labels.nonzero()[:, 0].tolist()]
+        axis.set_title(titles[i] if titles else ", ".join(present), fontsize=10)
+    return figure
+
+
+def show_maps(
+    images: Tensor,
+    maps: dict[str, Tensor],
+    boxes: Sequence[Tensor] | None = None,
+    titles: Sequence[str] | None = None,
+    notes: dict[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Images in rows, explanations in columns: the photograph, then each map, red for and blue against the class.
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1].
+        maps: name of the column -> (B, 1, H, W) signed maps; scaled by the 99.5th percentile of |map|.
+        boxes: of each image, (N, 4) xyxy, drawn on every picture of its row.
+        titles: of the rows.
+        notes: name of the column -> a line below each of its maps, for example its EPG.
+    """
+    figure, axes = _grid(len(images), 1 + len(maps))
+    for i, row in enumerate(axes):
+        photo = images[i].permute(1, 2, 0).cpu()
+        row[0].imshow(photo)
+        row[0].set_title(titles[i] if titles else "", fontsize=10)
+        for axis, (name, values) in zip(row[1:], maps.items(), strict=True):
+            show_map(axis, values[i, 0], photo)
+            if i == 0:
+                axis.set_title(name, fontsize=10)
+            if notes and name in notes:
+                axis.set_xlabel(notes[name][i], fontsize=9, labelpad=2)
+        for axis in row if boxes else ():
+            for box in boxes[i].tolist():
+                add_box(axis, box, "black" if axis is not row[0] else "yellow")
+    return figure
+
+
+def show_map(axis: Axes, values: Tensor, photo: Tensor | None = None) -> None:
+    """One signed map (H, W) on `axis`, over the grey photograph (H, W, 3) if given: red for, blue against."""
+    values = values.detach().cpu().float()
+    limit = torch.quantile(values.abs().flatten(), 0.995).clamp_min(1e-12).item()
+    if photo is not None:
+        axis.imshow(photo.mean(2), cmap="gray", vmin=-1, vmax=1.3)
+    axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=(values.abs() / limit).clamp(0, 1) * 0.8 + 0.2)
+
+
+def colour_explanation(images: Tensor, weights: Tensor, smooth: int = 5) -> Tensor:
+    """The dynamic weights of B-cos networks in the colours they look for: RGBA (B, H, W, 4) in [0, 1].
+
+    A pixel's colour is that of its positive weights on (r, g, b, 1-r, 1-g, 1-b): channel c is w_c / (w_c + w_{1-c}).
+    Its opacity is the length of the weight vector where the pixel speaks for the class, averaged over `smooth` pixels
+    and scaled by its 99.5th percentile (Böhle et al., CVPR 2022, section 4.3).
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1].
+        weights: (B, 6, H, W), from `attribution.dynamic_weights`.
+        smooth: odd width of the averaging window, in pixels.
+    """
+    positive = weights.clamp_min(0)
+    rgb = positive[:, :3] / (positive[:, :3] + positive[:, 3:]).clamp_min(1e-12)
+    contributes = (weights * torch.cat([images, 1 - images], 1)).sum(1, keepdim=True) > 0
+    opacity = F.avg_pool2d(weights.norm(dim=1, keepdim=True) * contributes, smooth, 1, smooth // 2)
+    scale = torch.quantile(opacity.flatten(1), 0.995, dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    return torch.cat([rgb, (opacity / scale).clamp_max(1)], 1).permute(0, 2, 3, 1)
+
+
+def add_box(axis: Axes, box: Sequence[float], colour) -> None:
+    """Draw a half-open box (x1, y1, x2, y2), in pixels, on an axis that shows an image."""
+    x1, y1, x2, y2 = box
+    axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=2))
+
+
+def _grid(rows: int, columns: int, side: float = 1.9) -> tuple[Figure, np.ndarray]:
+    figure, axes = plt.subplots(rows, columns, figsize=(side * columns, (side + 0.25) * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        sns.despine(ax=axis, left=True, bottom=True)
+    return figure, axes

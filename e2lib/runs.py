@@ -1,0 +1,391 @@
+"""Parameters of notebooks, and their execution: a run is named by the hash of what goes in, finished by its marker.
+
+`python -m e2lib.runs run` executes notebooks: Snakemake starts `execute` once for each that is not finished.
+`python -m e2lib.runs publish` writes executed notebooks over their sources.
+"""
+
+import argparse
+import ast
+import difflib
+import functools
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import nbformat
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+
+PRESETS = ("smoke", "laptop", "paper")
+DEVICES = r"auto|cpu|cuda(:\d+)?"
+# A notebook's own parameters cell goes on after the colon; the cell that papermill injects begins with the bare word.
+OWN_CELL, INJECTED_CELL = "# Parameters:", "# Parameters\n"
+
+
+def device(name: str):
+    """The torch.device of auto (CUDA where there is one), cpu, cuda or cuda:N; ValueError for others."""
+    import torch  # here: running and publishing notebooks need no torch, and start at once without it
+
+    name = str(name)
+    if not re.fullmatch(DEVICES, name):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    if name.startswith("cuda") and int(name[5:] or 0) >= torch.cuda.device_count():
+        raise ValueError(f"torch sees {torch.cuda.device_count()} CUDA devices here; use auto or cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _known_data(name: str) -> str:
+    from e2lib import datasets  # here, as torch above
+
+    if name not in (known := [*datasets.EMBEDDED, *datasets.ON_DISK]):
+        raise ValueError(f"must be one of {', '.join(known)}")
+    return name
+
+
+# Every parameter that some notebook has: its type and limits. A new one takes one line here.
+TYPES = {
+    "data": Annotated[str, AfterValidator(_known_data)],
+    "data_root": Annotated[Path, AfterValidator(Path.expanduser)] | None,  # folder of the real data
+    "size": Annotated[int, Field(strict=True, ge=64, le=224, multiple_of=32)],  # pixels a side
+    "images": Annotated[int, Field(strict=True, ge=1)],  # how many are looked at, or trained with
+    "measured": Annotated[int, Field(strict=True, ge=1)],  # how many test images are measured
+    "seed": Annotated[int, Field(strict=True, ge=0)],
+    "device": Annotated[Any, AfterValidator(device)],
+    "model": Annotated[str, Field(min_length=1)],  # a name that models.build knows
+}
+
+
+def parameters(namespace: Mapping[str, Any]) -> BaseModel:
+    """The checked parameters, as attributes, of the notebook that passes its `globals()`.
+
+    Their names are those that its parameters cell assigns; that cell's first line begins with '# Parameters:'.
+    ValueError names each unknown parameter and each wrong value, whether from this cell or from papermill.
+    """
+    # IPython records the cells run so far in In: what other cells have assigned since is no parameter.
+    sources = [source + "\n" for source in namespace.get("In", [])]
+    own = [source for source in sources if source.startswith(OWN_CELL)]
+    injected = [source for source in sources if source.startswith(INJECTED_CELL)]
+    # nbval runs cells unrecorded, but always from the first on
+    names = list(assigned(own[-1])) if own else [name for name in TYPES if name in namespace]
+    if not names:
+        raise ValueError(f"no parameter is set: first run the cell that begins with {OWN_CELL!r}")
+    fields = {name: (TYPES[name], ...) for name in names if name in TYPES}
+    model = create_model("Parameters", __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+    given = [*names, *(name for source in injected for name in assigned(source))]
+    try:
+        checked = model(**{name: namespace[name] for name in given})
+    except ValidationError as error:
+        # pydantic's own text would repeat this less clearly
+        raise ValueError("\n".join(_complaint(item, list(fields)) for item in error.errors())) from None
+    if {"data", "data_root"} <= fields.keys():
+        _check_root(checked.data, checked.data_root)
+    return checked
+
+
+def assigned(source: str) -> dict[str, ast.expr]:
+    """The names that a cell assigns at its top level, each with the expression of its value."""
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def _complaint(item: Mapping[str, Any], known: list[str]) -> str:
+    name = item["loc"][0]
+    if item["type"] != "extra_forbidden":
+        return f"parameter {name}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown parameter {name!r}: {hint}Here are {', '.join(known)}; e2lib.runs.TYPES declares new ones"
+
+
+def _check_root(data: str, root: Path | None) -> None:
+    from e2lib import datasets
+
+    if data in datasets.EMBEDDED and root is not None:
+        raise ValueError(f"parameter data_root={str(root)!r}: data={data!r} is embedded, leave data_root=None")
+    if data in datasets.ON_DISK and (root is None or not root.is_dir()):
+        layout = datasets.ON_DISK[data].layout
+        raise ValueError(f"parameter data_root={root and str(root)!r}: data={data!r} needs a folder with {layout}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook with one preset: what goes in, and where its results lie (below the working directory)."""
+
+    notebook: Path
+    preset: str
+    parameters: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The notebook's file name without its ending."""
+        return self.notebook.stem
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Twelve hex digits: the hash of the notebook's cells, its parameters and e2lib's code."""
+        cells = [(cell.cell_type, cell.source) for cell in own_cells(read(self.notebook))]
+        here = Path(__file__).parent
+        code = [(path.relative_to(here).as_posix(), path.read_text()) for path in sorted(here.rglob("*.py"))]
+        return _hash([cells, self.parameters, code])
+
+    @property
+    def output(self) -> Path:
+        """The executed notebook."""
+        return Path("runs", self.preset, self.notebook.name)
+
+    @property
+    def failed(self) -> Path:
+        """What a failing notebook had executed when it stopped, for a look."""
+        return self.output.with_suffix(".failed.ipynb")
+
+    @property
+    def marker(self) -> Path:
+        """Written last: the run is finished where this lies."""
+        return self.output.with_name(".state") / f"{self.name}-{self.key}.json"
+
+    @property
+    def error(self) -> Path:
+        """One line: why the last try failed."""
+        return self.output.with_name(".state") / f"{self.name}.error"
+
+
+def plan(preset: str, notebooks: str = "", device: str = "auto") -> list[Run]:
+    """The runs of `notebooks` ("02 03"; "" for all) below the working directory, in teaching order.
+
+    ValueError for an unknown preset, notebook or device; FileNotFoundError for a missing preset file.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown PRESET {preset!r}: choose from {', '.join(PRESETS)}")
+    if not re.fullmatch(DEVICES, device):
+        raise ValueError(f"unknown DEVICE {device!r}: choose from auto, cpu, cuda")
+    found = {path.name[:2]: path for path in sorted(Path("notebooks").glob("[0-9][0-9]_*.ipynb"))}
+    if not found:
+        raise FileNotFoundError(f"there is no notebook NN_name.ipynb in {Path('notebooks').absolute()}")
+    wanted = {number.zfill(2) for number in notebooks.split()} or set(found)
+    if unknown := sorted(wanted - set(found)):
+        raise ValueError(f"unknown NOTEBOOKS {' '.join(unknown)!r}: choose from {' '.join(found)}")
+    runs = []
+    for number in sorted(wanted):
+        file = Path("notebooks", "presets", preset, f"{number}.yaml")
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: the parameters of {found[number]} for PRESET {preset}")
+        values = yaml.safe_load(file.read_text()) or {}
+        if device != "auto" and "device" in assigned(_parameters_cell(found[number])):
+            values["device"] = device
+        runs.append(Run(found[number], preset, values))
+    return runs
+
+
+def execute(run: Run, marker: Path, position: str) -> None:
+    """Executes a notebook with papermill; SystemExit names the notebook, the cell and the error where it fails."""
+    import papermill
+
+    run.marker.parent.mkdir(parents=True, exist_ok=True)
+    if marker != run.marker:
+        _fail(run, "the notebook, its preset or e2lib was edited while other notebooks ran; run it again")
+    os.environ.pop("MPLBACKEND", None)  # the kernel's own choice puts figures into the notebook
+    part = run.output.with_name(f".{run.name}.{os.getpid()}.ipynb").absolute()
+    interval = 0.1 if sys.stderr.isatty() else 20  # seconds between updates of the bar: few in a log file
+    start = time.monotonic()
+    error = None
+    try:
+        papermill.execute_notebook(
+            run.notebook,
+            part,
+            run.parameters,
+            kernel_name="python3",
+            language="python",
+            cwd=run.notebook.parent,
+            progress_bar={"desc": f"notebook {position}: {run.name}", "mininterval": interval},
+            extra_arguments=["--log-level=ERROR"],  # the kernel's warnings about itself
+        )
+    except Exception as caught:  # of whatever kind: what was executed is kept for a look, and other notebooks go on
+        error = caught
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if trouble := _trouble(read(part), error):
+        os.replace(part, run.failed)
+        _fail(run, f"{trouble} (see {run.failed})")
+    minutes = (time.monotonic() - start) / 60
+    for other in run.marker.parent.glob(f"{run.name}-{'?' * len(run.key)}.json"):
+        other.unlink()
+    os.replace(part, run.output)
+    state = {"notebook": run.name, "preset": run.preset, "parameters": run.parameters, "minutes": round(minutes, 2)}
+    _write(run.marker, json.dumps(state, indent=1))
+
+
+def _fail(run: Run, trouble: str) -> NoReturn:
+    _write(run.error, trouble)
+    sys.exit(f"{run.notebook}: {trouble}")
+
+
+def _trouble(notebook: nbformat.NotebookNode, error: Exception | None) -> str | None:
+    """The first code cell that failed or did not finish, and why (`error`, where the cell itself shows none)."""
+    for number, cell in enumerate(code_cells(notebook), 1):
+        where = f"code cell {number} ({cell.source.splitlines()[0]!r})"
+        for output in cell.outputs:
+            if output.output_type == "error":
+                return f"{where}: {output.ename}: {output.evalue}"
+        if "shell.execute_reply" not in cell.metadata.get("execution", {}):
+            return f"{where}: {type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}" if error else None
+
+
+def summary(runs: list[Run]) -> str:
+    """The table notebook, minutes, status of `runs`, and where the executed notebooks are."""
+    rows = [("notebook", "minutes", "status")]
+    for run in runs:
+        if run.marker.exists():
+            rows.append((run.name, f"{json.loads(run.marker.read_text())['minutes']:.1f}", "done"))
+        elif run.error.exists():
+            rows.append((run.name, "-", f"failed: {run.error.read_text()}"))
+        else:
+            rows.append((run.name, "-", "not finished"))
+    width = max(len(row[0]) for row in rows)
+    table = "\n".join(f"{name:<{width}}  {minutes:>7}  {status}" for name, minutes, status in rows)
+    return f"\n{table}\nExecuted notebooks: {runs[0].output.parent}{os.sep}"
+
+
+def run_all(preset: str, notebooks: str, device: str) -> int:
+    """Executes what is not finished of the plan, prints the summary, returns Snakemake's exit status."""
+    runs = plan(preset, notebooks, device)
+    for run in runs:
+        run.failed.unlink(missing_ok=True)
+        run.error.unlink(missing_ok=True)
+    log = Path("runs", "snakemake.log")
+    log.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(Path(__file__).parents[1] / "Snakefile")]
+    # The names of the markers tell what is finished; no lock, because a killed Snakemake would leave it behind.
+    command += ["--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete"]
+    command += ["--keep-going", "--cores", "all", "--scheduler", "greedy"]
+    numbers = " ".join(run.name[:2] for run in runs)
+    command += ["--config", f"preset={preset}", f"notebooks={json.dumps(numbers)}", f"device={device}"]
+    with log.open("w") as stderr:  # where Snakemake talks; notebooks talk on stdout
+        status = subprocess.run(command, stderr=stderr).returncode
+    if status and not any(run.error.exists() for run in runs):  # no notebook's fault
+        print(log.read_text())
+    print(summary(runs))
+    return status
+
+
+def publish(runs: list[Run]) -> None:
+    """Writes executed notebooks over their sources, without what only papermill or this machine needs.
+
+    FileNotFoundError for a run that is not finished, ValueError for one whose preset is not the notebook's defaults.
+    """
+    for run in runs:
+        if not run.marker.exists():
+            raise FileNotFoundError(f"{run.name} has no finished run with PRESET {run.preset}")
+        if changed := run.parameters.items() - defaults(run.notebook).items():
+            raise ValueError(f"PRESET {run.preset} differs from the parameters cell of {run.notebook}: {dict(changed)}")
+        notebook = read(run.output)
+        notebook.cells = own_cells(notebook)
+        for number, cell in enumerate(code_cells(notebook), 1):
+            cell.outputs = [output for output in cell.outputs if not _is_bar(output)]
+            for item in [cell, *(output for output in cell.outputs if output.output_type == "execute_result")]:
+                item.execution_count = number
+        for cell in notebook.cells:
+            cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        card = notebook.metadata.get("e2lib", {})
+        card |= {"minutes": json.loads(run.marker.read_text())["minutes"], "source": source_hash(notebook)}
+        kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+        kept = {"widgets": notebook.metadata.widgets} if "widget-view" in str(notebook.cells) else {}
+        notebook.metadata = {"e2lib": card, "kernelspec": kernel, "language_info": {"name": "python"}} | kept
+        _write(run.notebook, nbformat.writes(notebook) + "\n")
+
+
+def _is_bar(output: nbformat.NotebookNode) -> bool:
+    """Whether this is a progress bar: an executed notebook would show it as it was at the start."""
+    return bool(re.search(r"\d%\|", "".join(output.get("data", {}).get("text/plain", ""))))
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    """The notebook in file `path`; ValueError names a file that holds none."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except ValueError as error:
+        raise ValueError(f"{path} is no readable notebook: {error}") from error
+
+
+def own_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The cells of the author: without those that papermill added."""
+    added = {"injected-parameters", "papermill-error-cell-tag"}
+    return [cell for cell in notebook.cells if not added & set(cell.metadata.get("tags", []))]
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The author's code cells that are not empty."""
+    return [cell for cell in own_cells(notebook) if cell.cell_type == "code" and cell.source.strip()]
+
+
+def defaults(path: Path) -> dict[str, Any]:
+    """Names and values of a notebook's parameters cell; ValueError where there is not exactly one, of literals."""
+    return {name: ast.literal_eval(value) for name, value in assigned(_parameters_cell(path)).items()}
+
+
+def _parameters_cell(path: Path) -> str:
+    tagged = [cell.source for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1 or not tagged[0].startswith(OWN_CELL):
+        raise ValueError(
+            f"{path} has {len(tagged)} cells tagged parameters: one, beginning with {OWN_CELL!r}, is right"
+        )
+    return tagged[0]
+
+
+def source_hash(notebook: nbformat.NotebookNode) -> str:
+    """Twelve hex digits of the hash of the code cells: tells whether the outputs are those of the present code."""
+    return _hash([cell.source for cell in code_cells(notebook)])
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def main() -> None:
+    """The command line of this module; the Makefile and the Snakefile call it."""
+    parser = argparse.ArgumentParser(prog="python -m e2lib.runs", description=__doc__)
+    parser.add_argument("command", choices=["run", "execute", "publish"])
+    parser.add_argument("--preset", default="laptop")
+    parser.add_argument("--notebooks", default="")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--marker", type=Path)
+    parser.add_argument("--position")
+    given = parser.parse_args()
+    arguments = given.preset, given.notebooks, given.device
+    try:
+        if given.command == "run":
+            sys.exit(run_all(*arguments))
+        runs = plan(*arguments)
+        if given.command == "publish":
+            publish(runs)
+        else:
+            execute(runs[0], given.marker, given.position)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on with what is not finished")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+import json
+
+import numpy as np
+import pycocotools.mask
+import pytest
+import torch
+from PIL import Image
+
+from e2lib.boxes import box_mask
+from e2lib.datasets import COCO, collate
+
+BOX = [4, 2, 10, 8]  # x, y, width, height
+POLYGON = [[4, 2, 14, 2, 14, 10, 4, 10]]
+
+
+def rectangle(h=20, w=30):
+    return box_mask(torch.tensor([[4, 2, 14, 10]]), (h, w))
+
+
+@pytest.fixture
+def content():
+    mask = rectangle().numpy()
+    flat = np.diff(np.flatnonzero(np.diff(np.r_[False, mask.T.ravel(), False])))
+    start = int(np.flatnonzero(mask.T.ravel())[0])
+    counts = [start, *map(int, flat)]
+    uncompressed = {"size": [20, 30], "counts": [*counts, 600 - sum(counts)]}
+    compressed = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    compressed["counts"] = compressed["counts"].decode()
+
+    def annotation(number, image, category, segmentation=POLYGON, **kwargs):
+        fields = {"id": number, "image_id": image, "category_id": category, "bbox": BOX, "iscrowd": 0}
+        return fields | {"segmentation": segmentation} | kwargs
+
+    return {
+        "images": [{"id": i, "file_name": f"COCO_{i}.jpg", "height": 20, "width": 30} for i in (9, 3, 5, 7)],
+        "categories": [{"id": 44, "name": "bottle"}, {"id": 1, "name": "person"}],
+        "annotations": [
+            annotation(1, 9, 44),
+            annotation(2, 9, 1, uncompressed),
+            annotation(3, 3, 1, compressed),
+            annotation(4, 3, 44, {"size": [20, 30], "counts": [0, 600]}, iscrowd=1, bbox=[0, 0, 30, 20]),
+            annotation(5, 7, 1, []),
+        ],
+    }
+
+
+def write(root, content, split="train"):
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / f"{split}2014").mkdir(exist_ok=True)
+    (root / f"annotations/instances_{split}2014.json").write_text(json.dumps(content))
+    for image in content["images"]:
+        Image.new("RGB", (30, 20)).save(root / f"{split}2014" / image["file_name"])
+
+
+def test_boxes_labels_and_masks(tmp_path, content):
+    write(tmp_path, content)
+    data = COCO(tmp_path, "train")
+    assert data.classes == ["person", "bottle"] and data.multilabel and data.groups == []
+    assert [s.name for s in data] == ["COCO_3", "COCO_5", "COCO_7", "COCO_9"]
+    assert data.targets.tolist() == [[1, 1], [0, 0], [1, 0], [1, 1]]
+    crowd, empty, unsegmented, two = data
+    assert two.boxes.tolist() == [[4, 2, 14, 10]] * 2 and two.box_labels.tolist() == [1, 0]
+    assert two.masks.dtype == torch.bool and torch.equal(two.masks, rectangle().expand(2, -1, -1))
+    assert crowd.box_labels.tolist() == [0] and torch.equal(crowd.masks[0], rectangle())
+    assert empty.boxes.shape == (0, 4) and empty.masks.shape == (0, 20, 30)
+    assert unsegmented.masks is None and len(unsegmented.boxes) == 1
+    batch = collate([crowd, empty, unsegmented, two])
+    assert batch.class_masks(torch.tensor([1, 1, 1, 1])).any((1, 2, 3)).tolist() == [False, False, False, True]
+
+
+def test_a_polygon_of_several_parts_is_their_union(tmp_path, content):
+    content["annotations"][0]["segmentation"] = [[4, 2, 8, 2, 8, 10, 4, 10], [10, 2, 14, 2, 14, 10, 10, 10]]
+    write(tmp_path, content)
+    mask = COCO(tmp_path, "train")[3].masks[0]
+    expected = rectangle()
+    expected[:, 8:10] = False
+    assert torch.equal(mask, expected)
+
+
+def test_custom_folder(tmp_path, content):
+    write(tmp_path, content)
+    (tmp_path / "annotations/instances_train2014.json").rename(tmp_path / "mine.json")
+    (tmp_path / "train2014").rename(tmp_path / "pictures")
+    assert len(COCO(tmp_path, "train", annotations="mine.json", images="pictures")) == 4
+
+
+def test_the_official_boxes_without_height_give_a_label_only(tmp_path, content):
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = content["annotations"][1]["image_id"] = 200365
+    content["annotations"][0]["bbox"] = [10, 388.33, 1.03, 0.0]
+    write(tmp_path, content)
+    sample = COCO(tmp_path, "train")[3]
+    assert sample.labels.tolist() == [1, 1] and sample.box_labels.tolist() == [0] and len(sample.masks) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda c: c["annotations"][1].update(category_id=2),
+            ValueError,
+            r"annotation 2 of image 9: unknown class 2; .*1, 44",
+        ),
+        (lambda c: c["annotations"][1].update(image_id=2), ValueError, "annotation 2 of image 2: no such image"),
+        (lambda c: c["annotations"][1].pop("bbox"), ValueError, "annotations entry 2 lacks the field bbox"),
+        (lambda c: c["annotations"][1].update(bbox=[1, 2]), ValueError, r"annotation 2 .*bbox is \[1, 2\]"),
+        (lambda c: c["annotations"][1].update(bbox=[4, 2, -3, 2]), ValueError, "image 9 .COCO_9.jpg.: box .* inverted"),
+        (lambda c: c["annotations"][1].update(bbox=[4, 2, 3, 0]), ValueError, "image 9 .COCO_9.jpg.: box .* empty"),
+        (lambda c: c["annotations"][1].update(bbox=[4, 2, 60, 2]), ValueError, "image 9 .COCO_9.jpg.: box .* outside"),
+        (lambda c: c.pop("categories"), ValueError, "instances_train2014.json lacks the section categories"),
+        (lambda c: c["images"][2].pop("width"), ValueError, "images entry 5 lacks the field width"),
+        (lambda c: c["images"][2].update(file_name="x.jpg"), FileNotFoundError, "x.jpg is missing"),
+        (lambda c: (c["images"].clear(), c["annotations"].clear()), ValueError, "the split is empty"),
+        (
+            lambda c: c["images"][2].update(height=30),
+            ValueError,
+            "image COCO_5.jpg has 30 x 20 pixels, its annotations 30 x 30",
+        ),
+    ],
+)
+def test_bad_data_is_named(tmp_path, content, change, error, message):
+    write(tmp_path, content)
+    change(content)
+    (tmp_path / "annotations/instances_train2014.json").write_text(json.dumps(content))
+    with pytest.raises(error, match=message):
+        list(COCO(tmp_path, "train"))
+
+
+def test_missing_and_broken_files_are_named(tmp_path, content):
+    with pytest.raises(FileNotFoundError, match="train2014 does not exist.*cocodataset.org"):
+        COCO(tmp_path, "train")
+    write(tmp_path, content)
+    path = tmp_path / "annotations/instances_train2014.json"
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(ValueError, match="instances_train2014.json is not JSON"):
+        COCO(tmp_path, "train")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="instances_train2014.json does not exist"):
+        COCO(tmp_path, "train")

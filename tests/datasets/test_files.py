@@ -1,0 +1,106 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from e2lib.datasets import ImageFolder, collate, eval_transform
+from e2lib.datasets.files import FileDataset, read_image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for c in "ab":
+        (tmp_path / c).mkdir()
+        for i in range(4):
+            Image.new("RGB", (20 + i, 10), (10 * i, 0, 255)).save(tmp_path / c / f"{i}.png")
+    return tmp_path
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    Image.new("RGB", (5, 3), (255, 255, 255)).convert(mode).save(path)
+    image = read_image(path)
+    assert image.shape == (3, 3, 5) and image.dtype == torch.uint8 and (image == 255).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_truncated_and_foreign_images_are_named(tmp_path, suffix):
+    path = tmp_path / f"bad.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    truncate(path)
+    with pytest.raises(ValueError, match=f"bad.{suffix} is truncated"):
+        read_image(path)
+    path.write_text("no image")
+    with pytest.raises(ValueError, match=f"bad.{suffix} is truncated or not an image"):
+        read_image(path)
+
+
+def test_a_missing_image_is_named(folder):
+    with pytest.raises(FileNotFoundError, match="x.png is missing"):
+        read_image(folder / "x.png")
+
+
+def test_items_and_names(folder):
+    data = FileDataset(
+        folder,
+        ["a/0.png", "b/3.png"],
+        ["u", "v", "w"],
+        [[2], [0, 1]],
+        [[], [[0, 0, 5, 5], [1, 2, 23.5, 4]]],
+        [[], [0, 1]],
+    )
+    assert len(data) == 2 and data.targets.tolist() == [[0, 0, 1], [1, 1, 0]] and data.targets.dtype == torch.uint8
+    first, last = data[0], data[-1]
+    assert first.boxes.shape == (0, 4) and first.labels.tolist() == [0, 0, 1] and first.name == "a/0"
+    assert last.boxes.tolist() == [[0, 0, 5, 5], [1, 2, 23, 4]]  # half a pixel outside is clipped
+    assert last.box_labels.tolist() == [0, 1] and last.image.shape == (3, 10, 23) and last.boxes.canvas_size == (10, 23)
+    assert last.annotated and last.group == -1 and last.masks is None
+    assert [s.name for s in data] == ["a/0", "b/3"]
+    with pytest.raises(IndexError):
+        data[2]
+
+
+def test_a_box_outside_the_image_names_the_image(folder):
+    data = FileDataset(folder, ["a/0.png"], ["u"], [[0]], [[[0, 0, 5, 50]]], [[0]])
+    with pytest.raises(ValueError, match=r"a/0.png: box .* = \(0.0, 0.0, 5.0, 50.0\) reaches outside"):
+        data[0]
+
+
+def test_an_empty_split_is_named(folder):
+    with pytest.raises(ValueError, match=f"{folder}: the split is empty"):
+        FileDataset(folder, [], ["u"], [])
+
+
+def test_errors_keep_their_message_through_a_worker(folder):
+    truncate(folder / "b" / "2.png")
+    data = ImageFolder(folder, transform=eval_transform(8))
+    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=1, collate_fn=collate)
+    with pytest.raises(ValueError, match="b/2.png is truncated"):
+        list(loader)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's memory from /proc")
+def test_memory_does_not_grow_with_the_images_read(tmp_path):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    (tmp_path / "a").mkdir()
+    for i in range(200):
+        Image.new("RGB", (160, 160), (i, 0, 0)).save(tmp_path / "a" / f"{i}.jpg")
+    data = ImageFolder(tmp_path)
+    for i in range(50):
+        data[i]
+    before = resident()
+    for _ in range(2):
+        for i in range(len(data)):
+            data[i]
+    assert resident() - before < 10  # MB; the 400 images read take 30

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+
+from e2lib.boxes import dilate
+from e2lib.datasets import SceneBirds, at_most, collate, dilated, eval_transform, few_shot, with_boxes
+
+
+def marked(dataset):
+    return {i for i in range(len(dataset)) if dataset[i].annotated}
+
+
+def test_few_shot_has_at_least_n_of_each_class_and_is_nested(toy):
+    data = toy(30)
+    five, two = few_shot(data, 5, seed=1), few_shot(data, 2, seed=1)
+    assert (five.targets.sum(0) >= 5).all() and (two.targets.sum(0) >= 2).all()
+    assert set(two.indices) < set(five.indices) and len(two) <= 6
+    assert np.array_equal(few_shot(data, 2, seed=1).indices, two.indices)
+    assert not np.array_equal(few_shot(data, 2, seed=2).indices, two.indices)
+    assert two.classes == data.classes and two.multilabel
+    for i in range(len(two)):
+        assert two[i].name == f"toy-{two.indices[i]}" and torch.equal(two[i].labels, two.targets[i])
+
+
+def test_few_shot_of_single_label_data_is_exact(toy):
+    data = toy(30)
+    data.targets = torch.eye(3, dtype=torch.uint8)[torch.arange(30) % 3]
+    assert few_shot(data, 4).targets.sum(0).tolist() == [4, 4, 4]
+
+
+def test_few_shot_names_a_class_with_fewer(toy):
+    with pytest.raises(ValueError, match="class cat has 4 images; 5 per class"):
+        few_shot(toy(6), 5)
+    with pytest.raises(ValueError, match="per_class is 0"):
+        few_shot(toy(6), 0)
+
+
+def test_with_boxes_marks_a_nested_fraction(toy):
+    data = toy(100)
+    one, ten = marked(with_boxes(data, 0.01, seed=3)), marked(with_boxes(data, 0.1, seed=3))
+    assert len(one) == 1 and len(ten) == 10 and one < ten
+    assert len(marked(with_boxes(toy(20), 0.001))) == 1
+    assert marked(with_boxes(toy(20), 1)) == set(range(20))
+    assert len(with_boxes(data, 0.1)) == 100
+
+
+def test_selections_are_the_same_on_every_machine(toy):
+    """PCG64's raw stream is fixed by numpy, so these numbers may never change."""
+    assert sorted(marked(with_boxes(toy(50), 0.1, seed=0))) == [2, 3, 11, 13, 20]
+    assert few_shot(toy(50), 2, seed=0).indices.tolist() == [3, 11, 13, 20]
+
+
+def test_scenes_are_selected_without_composing_one():
+    scenes = SceneBirds("train", 40, size=64)
+    data = dilated(with_boxes(few_shot(scenes, 5), 0.2), 0.25)
+    assert data.targets.sum(0).tolist() == [5, 5] and scenes._cache == {} and data.groups == scenes.groups
+    assert marked(data) and len(marked(data)) == 2
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.5, float("nan")])
+def test_a_fraction_outside_its_range_is_named(toy, fraction):
+    with pytest.raises(ValueError, match=f"{fraction}"):
+        with_boxes(toy(), fraction)
+    with pytest.raises(ValueError, match=f"{fraction}"):
+        dilated(toy(), fraction)
+
+
+def test_selections_combine(toy):
+    data = few_shot(with_boxes(toy(30), 0.5), 4)
+    half = marked(with_boxes(toy(30), 0.5))
+    assert [data[i].annotated for i in range(len(data))] == [j in half for j in data.indices.tolist()]
+    assert marked(with_boxes(with_boxes(toy(30), 0.5), 0.1)) < half
+    assert few_shot(data, 2).targets.sum(0).min() >= 2
+
+
+@pytest.mark.parametrize("select", [lambda d: d, lambda d: with_boxes(d, 0.5), lambda d: few_shot(d, 1)])
+def test_dilated_widens_boxes_before_the_transform(toy, select):
+    plain, wide = select(toy()), dilated(select(toy()), 0.5)
+    for i in range(len(plain)):
+        a, b = plain[i], wide[i]
+        assert torch.equal(b.boxes.as_subclass(torch.Tensor), dilate(a.boxes, 0.5, tuple(a.image.shape[-2:])))
+        assert (
+            a.annotated == b.annotated and torch.equal(a.masks, b.masks) and b.boxes.canvas_size == a.boxes.canvas_size
+        )
+    small = dilated(select(toy(transform=eval_transform(16))), 0.5)[0]
+    expected = eval_transform(16)(dilated(select(toy()), 0.5)[0])
+    assert torch.equal(small.boxes, expected.boxes) and small.image.shape == (3, 16, 16)
+
+
+def test_a_loader_reads_selections_in_workers(toy):
+    data = dilated(with_boxes(toy(8, transform=eval_transform(16)), 0.5), 0.25)
+    loader = torch.utils.data.DataLoader(data, batch_size=4, collate_fn=collate, num_workers=1)
+    assert torch.cat([batch.annotated for batch in loader]).sum() == 4
+
+
+def test_at_most_keeps_the_order_and_the_whole_of_a_small_set(toy):
+    data = toy(30)
+    some = at_most(data, 7, seed=2)
+    assert len(some) == 7 and list(some.indices) == sorted(some.indices) and some[3].name == f"toy-{some.indices[3]}"
+    assert set(some.indices) < set(at_most(data, 12, seed=2).indices)
+    assert at_most(data, 30) is data
+    with pytest.raises(ValueError, match="length is 0"):
+        at_most(data, 0)

@@ -1,0 +1,255 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import VOCDetection, VOCSegmentation
+
+from e2lib.datasets import VOC, VOC_CLASSES, SceneBirds, Scenes, export_voc
+from e2lib.datasets import voc as voc_module
+
+OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
+<bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"""
+
+
+def write(base, name, objects, split="train"):
+    """An image of 40 x 30 pixels with (class, (xmin, ymin, xmax, ymax), difficult) objects."""
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30)).save(base / f"JPEGImages/{name}.jpg")
+    items = "".join(OBJECT.format(name=n, box=b, difficult=d) for n, b, d in objects)
+    (base / f"Annotations/{name}.xml").write_text(f"<annotation><filename>{name}.jpg</filename>{items}</annotation>")
+    with open(base / f"ImageSets/Main/{split}.txt", "a") as listing:
+        listing.write(f"{name}\n")
+
+
+def write_masks(base, name, objects, classes):
+    for kind, indices in (("Object", objects), ("Class", classes)):
+        (base / f"Segmentation{kind}").mkdir(exist_ok=True)
+        image = Image.fromarray(indices, mode="P")
+        image.putpalette(list(range(256)) * 3)
+        image.save(base / f"Segmentation{kind}/{name}.png")
+
+
+@pytest.fixture
+def base(tmp_path):
+    base = tmp_path / "VOCdevkit/VOC2007"
+    write(base, "000012", [("dog", (1, 1, 10, 20), 0), ("person", (11, 5, 40, 30), 1)])
+    write(base, "000017", [("dog", (3, 3, 3, 3), 0)])
+    return base
+
+
+def test_boxes_are_one_based_and_inclusive(tmp_path, base):
+    data = VOC(tmp_path, "train")
+    assert data.classes == VOC_CLASSES and len(VOC_CLASSES) == 20 and sorted(VOC_CLASSES) == VOC_CLASSES
+    assert data.multilabel and data.groups == []
+    sample = data[0]
+    assert sample.boxes.tolist() == [[0, 0, 10, 20], [10, 4, 40, 30]]
+    assert [VOC_CLASSES[c] for c in sample.box_labels] == ["dog", "person"]  # the difficult one too
+    assert sample.labels.nonzero()[:, 0].tolist() == [VOC_CLASSES.index("dog"), VOC_CLASSES.index("person")]
+    assert sample.name == "000012" and sample.masks is None and sample.annotated
+    assert data[1].boxes.tolist() == [[2, 2, 3, 3]]
+    assert torch.equal(data.targets, torch.stack([s.labels for s in data]))
+
+
+def test_a_folder_without_devkit_and_with_other_classes(tmp_path, base):
+    write(tmp_path / "mine", "a b", [("zebra", (1, 1, 10, 20), 0)], split="all")
+    data = VOC(tmp_path / "mine", "all", classes=["yak", "zebra"])
+    assert data[0].labels.tolist() == [0, 1] and data[0].name == "a b"
+    with pytest.raises(
+        ValueError, match=r"a b.xml: object 1 \(zebra\): unknown class zebra; known: aeroplane, .*tvmonitor"
+    ):
+        VOC(tmp_path / "mine", "all")
+
+
+def test_masks_come_from_both_segmentation_files(tmp_path, base):
+    objects, classes = np.zeros((30, 40), np.uint8), np.zeros((30, 40), np.uint8)
+    objects[0:20, 0:10], objects[4:30, 10:40], objects[:, 9] = 1, 2, 255
+    classes[0:20, 0:10], classes[4:30, 10:40], classes[:, 9] = 12, 15, 255  # dog, person
+    write_masks(base, "000012", objects, classes)
+    data = VOC(tmp_path, "train")
+    assert data[1].masks is None
+    assert torch.equal(data[0].masks, torch.from_numpy(np.stack([objects == 1, objects == 2])))
+    write_masks(base, "000012", np.where(objects == 1, 2, np.where(objects == 2, 1, objects)).astype(np.uint8), classes)
+    assert torch.equal(data[0].masks, torch.from_numpy(np.stack([objects == 1, objects == 2])))  # in another order
+    objects[objects == 2] = 255
+    write_masks(base, "000012", objects, classes)
+    assert data[0].masks.any((1, 2)).tolist() == [True, False]  # a difficult object
+
+
+def test_two_objects_of_one_class_go_to_their_boxes(tmp_path, base):
+    write(base, "2", [("dog", (1, 1, 10, 20), 0), ("dog", (21, 5, 40, 30), 0)])
+    objects, classes = np.zeros((30, 40), np.uint8), np.zeros((30, 40), np.uint8)
+    objects[4:30, 20:40], objects[0:20, 0:10] = 1, 2  # against the order of the boxes
+    classes[objects > 0] = 12
+    write_masks(base, "2", objects, classes)
+    assert torch.equal(VOC(tmp_path, "train")[2].masks, torch.from_numpy(np.stack([objects == 2, objects == 1])))
+
+
+def test_bad_masks_are_named(tmp_path, base):
+    data = VOC(tmp_path, "train")
+    objects = np.zeros((30, 40), np.uint8)
+    objects[5:9, 5:9] = 1
+    write_masks(base, "000012", objects, objects * 8)
+    with pytest.raises(ValueError, match=r"SegmentationObject/000012.png: object 1 \(cat\) has no box of its class"):
+        data[0]
+    write_masks(base, "000012", objects, objects * 99)
+    with pytest.raises(ValueError, match="object 1 .index 99, outside the range"):
+        data[0]
+    write_masks(base, "000012", objects[:20], objects[:20])
+    with pytest.raises(ValueError, match="000012.png: mode P, 40 x 20 pixels; need .*40 x 30"):
+        data[0]
+    Image.new("RGB", (40, 30)).save(base / "SegmentationObject/000012.png")
+    with pytest.raises(ValueError, match="000012.png: mode RGB"):
+        data[0]
+    write_masks(base, "000012", objects, objects * 12)
+    (base / "SegmentationClass/000012.png").unlink()
+    with pytest.raises(FileNotFoundError, match="SegmentationClass/000012.png"):
+        data[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<bndbox>.*</bndbox>", "", r"000012.xml: object 1 \(dog\): <bndbox> needs a number <xmin>, found None"),
+        ("<ymax>20</ymax>", "", r"000012.xml: object 1 \(dog\): <bndbox> needs a number <ymax>, found None"),
+        ("<ymax>20</ymax>", "<ymax>tall</ymax>", "<ymax>, found tall"),
+        ("<ymax>20</ymax>", "<ymax>nan</ymax>", r"000012.xml: object 1 \(dog\): box .* is not finite"),
+        ("<xmin>1</xmin>", "<xmin>15</xmin>", r"000012.xml: object 1 \(dog\): box .* is inverted"),
+        ("<xmin>1</xmin>", "<xmin>11</xmin>", r"000012.xml: object 1 \(dog\): box .* is empty"),
+        ("<xmax>40</xmax>", "<xmax>80</xmax>", "000012.jpg: box .* reaches outside"),
+        ("<name>dog</name>", "<name>dgo</name>", r"000012.xml: object 1 \(dgo\): unknown class dgo"),
+        ("<name>dog</name>", "", r"000012.xml: object 1 \(None\): unknown class None"),
+        ("</annotation>", "", "000012.xml is not XML"),
+    ],
+)
+def test_bad_annotations_are_named(tmp_path, base, old, new, message):
+    path = base / "Annotations/000012.xml"
+    text = re.sub(old, new, path.read_text(), count=1)
+    assert text != path.read_text()
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        list(VOC(tmp_path, "train"))
+
+
+def test_missing_files_are_named(tmp_path, base):
+    with pytest.raises(FileNotFoundError, match="Main/test.txt does not exist.*host.robots.ox.ac.uk"):
+        VOC(tmp_path, "test")
+    (base / "ImageSets/Main/val.txt").write_text("\n")
+    with pytest.raises(ValueError, match="val.txt: the split is empty"):
+        VOC(tmp_path, "val")
+    (base / "JPEGImages/000017.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="000017.jpg is missing"):
+        VOC(tmp_path, "train")
+    (base / "Annotations/000017.xml").unlink()
+    with pytest.raises(FileNotFoundError, match="000017.xml does not exist"):
+        VOC(tmp_path, "train")
+
+
+def test_download_without_network_says_what_to_put_where(tmp_path, base, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(voc_module, "VOCDetection", offline)
+    with pytest.raises(ConnectionError, match=f"no route.*put into {tmp_path}: VOCdevkit/VOC2007"):
+        VOC(tmp_path, "test", download=True)
+    assert len(VOC(tmp_path, "train", download=True)) == 2  # there already: nothing is fetched
+
+
+@pytest.mark.parametrize("segmented", [True, False])
+def test_export_is_read_back_equal(tmp_path, toy, segmented):
+    original = toy(6, segmented)
+    assert export_voc(original, tmp_path, "train") == tmp_path / "VOCdevkit/VOC2007"
+    assert export_voc(toy(2), tmp_path / "other", "test") == tmp_path / "other/VOCdevkit/VOC2007"
+    data = VOC(tmp_path, "train")
+    assert len(data) == 6 and torch.equal(data.targets, original.targets)
+    for a, b in zip((original[i] for i in range(6)), data, strict=True):
+        assert a.name == b.name and torch.equal(a.boxes, b.boxes) and torch.equal(a.box_labels, b.box_labels)
+        assert torch.equal(a.labels, b.labels)
+        assert torch.equal(a.masks, b.masks) if segmented else b.masks is None
+        assert (a.image.float() - b.image.float()).abs().mean() < 3
+    assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+@pytest.mark.parametrize("scenes", [Scenes("train", 40, size=96), SceneBirds("test", 10, size=64)])
+def test_exported_scenes_are_read_back_equal(tmp_path, scenes):
+    export_voc(scenes, tmp_path)
+    data = VOC(tmp_path, "train")
+    assert len(data) == len(scenes) and torch.equal(data.targets, scenes.targets)
+    for a, b in zip(scenes, data, strict=True):
+        assert a.name == b.name and torch.equal(a.boxes, b.boxes) and torch.equal(a.box_labels, b.box_labels)
+        assert torch.equal(a.masks, b.masks) and (a.image.float() - b.image.float()).abs().mean() < 5
+    assert VOCDetection(tmp_path, year="2007", image_set="train")[3][0].size == (scenes.size, scenes.size)
+
+
+def test_fractional_boxes_survive(tmp_path, toy):
+    def move(sample):
+        sample.boxes += 0.3
+        return sample
+
+    original = toy(2, transform=move)
+    export_voc(original, tmp_path)
+    data = VOC(tmp_path, "train")
+    assert torch.equal(data[1].boxes, original[1].boxes)
+
+
+def test_torchvision_reads_the_export(tmp_path, toy):
+    original = toy(3)
+    base = export_voc(original, tmp_path, "val")
+    image, target = VOCDetection(tmp_path, year="2007", image_set="val")[1]
+    sample = original[1]
+    assert image.size == (48, 33) and target["annotation"]["filename"] == "toy-1.jpg"
+    x1, y1, x2, y2 = (int(v) for v in sample.boxes[0])
+    found = target["annotation"]["object"][0]
+    assert found["name"] == "dog"
+    assert found["bndbox"] == {"xmin": str(x1 + 1), "ymin": str(y1 + 1), "xmax": str(x2), "ymax": str(y2)}
+    image, mask = VOCSegmentation(tmp_path, year="2007", image_set="val")[1]
+    assert np.unique(np.array(mask)).tolist() == [0, 2, 3]  # classes 1 and 2, counted from 1
+    assert (base / "ImageSets/Main/zebra_val.txt").read_text() == "toy-0 -1\ntoy-1  1\ntoy-2  1\n"
+    assert mask.getpalette()[:12] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
+
+
+def test_splits_share_a_folder_and_none_is_overwritten(tmp_path, toy):
+    class Other(type(toy())):
+        def __getitem__(self, i):
+            sample = super().__getitem__(i)
+            sample.name = f"other-{i}"
+            return sample
+
+    export_voc(toy(2), tmp_path, "train")
+    export_voc(Other(3), tmp_path, "test")
+    assert len(VOC(tmp_path, "train")) == 2
+    assert len(VOC(tmp_path, "test")) == 3
+    with pytest.raises(FileExistsError, match="Main/train.txt exists"):
+        export_voc(Other(3), tmp_path, "train")
+    with pytest.raises(FileExistsError, match="toy-0"):
+        export_voc(toy(2), tmp_path, "val")
+    assert not (tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/val.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.masks.fill_(True), "toy-0: masks overlap"),
+        (lambda s: s.labels.fill_(1), "toy-0: label without box, or box without label, of zebra"),
+        (lambda s: setattr(s, "name", "same"), "same: two samples have this name"),
+    ],
+)
+def test_what_voc_cannot_hold_is_named_and_nothing_is_left(tmp_path, toy, change, message):
+    def transform(sample):
+        change(sample)
+        return sample
+
+    with pytest.raises(ValueError, match=message):
+        export_voc(toy(3, transform=transform), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_names_its_classes_and_refuses_others(tmp_path):
+    base = export_voc(Scenes("train", 2, 64), tmp_path, "train")
+    assert (base / "classes.txt").read_text().split() == Scenes.classes
+    assert VOC(tmp_path, "train").classes == Scenes.classes
+    with pytest.raises(ValueError, match=r"classes.txt lists other classes than this data set, landbird, waterbird"):
+        export_voc(SceneBirds("test", 2, 64), tmp_path, "test")
+    assert not (base / "ImageSets/Main/test.txt").exists()

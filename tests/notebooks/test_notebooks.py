@@ -1,0 +1,227 @@
+"""Every notebook keeps the rules: small cells, one parameters cell, a card, fresh outputs, presets that fit."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from IPython.core.inputtransformer2 import TransformerManager
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from e2lib import runs
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = [p for p in sorted((ROOT / "notebooks").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_keeps_the_rules(path):
+    found = problems(path)
+    assert not found, "\n".join(found)
+
+
+def test_each_preset_belongs_to_a_notebook():
+    numbers = {path.name[:2] for path in NOTEBOOKS}
+    assert {path.stem for path in (ROOT / "notebooks" / "presets").rglob("*.yaml")} <= numbers
+
+
+def problems(path: Path) -> list[str]:
+    """What is wrong with the notebook in file `path`, one line each."""
+    notebook = runs.read(path)
+    return [
+        *([] if re.fullmatch(r"\d\d_\w+", path.stem) else ["its name is not NN_name.ipynb"]),
+        *([] if path.stat().st_size <= 1_000_000 else ["larger than 1 MB"]),
+        *code_problems(notebook),
+        *card_problems(notebook),
+        *output_problems(notebook),
+        *preset_problems(path),
+        *style_problems(path),
+    ]
+
+
+def code_problems(notebook):
+    for number, cell in enumerate(runs.code_cells(notebook), 1):
+        lines = sum(bool(line.strip()) for line in cell.source.splitlines())
+        if lines > 15:
+            yield f"cell {number} has {lines} lines; 15 are allowed"
+        for node in ast.walk(ast.parse(TransformerManager().transform_cell(cell.source))):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 10:
+                yield f"cell {number} defines {node.name}, longer than 10 lines"
+
+
+def card_problems(notebook):
+    card = notebook.metadata.get("e2lib", {})
+    if not (isinstance(card.get("minutes"), int | float) and card["minutes"] > 0):
+        yield "metadata e2lib: minutes must be a positive number"
+    for field in "hardware", "question":
+        if not (isinstance(card.get(field), str) and card[field].strip()):
+            yield f"metadata e2lib: {field} must be a text"
+    if card.get("source") != runs.source_hash(notebook):
+        yield "its outputs are not those of its present code: make notebooks"
+
+
+def output_problems(notebook):
+    cells = runs.code_cells(notebook)
+    outputs = [(number, output) for number, cell in enumerate(cells, 1) for output in cell.outputs]
+    if not outputs:
+        yield "has no outputs"
+    if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
+        yield "its cells were not executed in order"
+    if len(runs.own_cells(notebook)) < len(notebook.cells):
+        yield "holds cells that papermill added"
+    for number, output in outputs:
+        if output.output_type == "error":
+            yield f"cell {number} ends in an error: {output.ename}"
+        pictures = {kind: None for kind in output.get("data", {}) if kind.startswith("image/")}
+        if found := absolute_path(output | {"data": output.get("data", {}) | pictures}):
+            yield f"cell {number} shows the path {found}"
+    if found := absolute_path(notebook.metadata):
+        yield f"the metadata holds the path {found}"
+
+
+def absolute_path(content) -> str | None:
+    """A path in a place that some machine has and others have not."""
+    tops = {"home", "Users", "root", "tmp", "private", "mnt", "opt", "srv", "var", "usr"}
+    tops |= {folder.parts[1] for folder in (ROOT, Path.home()) if len(folder.parts) > 1}
+    found = re.search(rf"(?<![\w.:/<-])/(?:{'|'.join(tops)})/\w[^\s\"]*|\b[A-Z]:\\+\w[^\s\"]*", json.dumps(content))
+    return found and found[0]
+
+
+def preset_problems(path):
+    try:
+        defaults = runs.defaults(path)
+    except ValueError as error:
+        yield str(error)
+        return
+    for preset in runs.PRESETS:
+        file = path.parent / "presets" / preset / f"{path.name[:2]}.yaml"
+        if not file.is_file():
+            yield f"presets/{preset}/{file.name} is missing"
+            continue
+        values = yaml.safe_load(file.read_text()) or {}
+        if unknown := values.keys() - defaults.keys():
+            yield f"presets/{preset}/{file.name} names {', '.join(sorted(unknown))}, which its parameters cell lacks"
+        if preset == "laptop" and values.items() - defaults.items():
+            yield f"presets/laptop/{file.name} differs from the parameters cell"
+        # the folder and the GPU of the paper preset are not everywhere
+        checked = {name: value for name, value in (defaults | values).items() if name not in ("data_root", "device")}
+        cell = "\n".join([runs.OWN_CELL, *(f"{name} = {value!r}" for name, value in checked.items())])
+        try:
+            runs.parameters(checked | {"In": [cell]})
+        except ValueError as error:
+            yield f"presets/{preset}/{file.name}: {error}"
+
+
+def style_problems(path):
+    for command in ["check"], ["format", "--check"]:
+        ruff = [sys.executable, "-m", "ruff", *command, "--quiet", "--config", str(ROOT / "pyproject.toml"), str(path)]
+        if subprocess.run(ruff, capture_output=True).returncode:
+            yield f"ruff {' '.join(command)} finds faults"
+
+
+@pytest.fixture
+def good(tmp_path) -> Path:
+    """A notebook without a fault, and its presets."""
+    parameters = new_code_cell("# Parameters: a\nsize = 64\nseed = 0", metadata={"tags": ["parameters"]})
+    output = new_output("execute_result", {"text/plain": "64"}, execution_count=2)
+    cells = [new_markdown_cell("# T"), parameters, new_code_cell("size", outputs=[output], execution_count=2)]
+    parameters.execution_count = 1
+    notebook = new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+    notebook.metadata["e2lib"] = {
+        "minutes": 1,
+        "hardware": "CPU",
+        "question": "?",
+        "source": runs.source_hash(notebook),
+    }
+    path = tmp_path / "01_good.ipynb"
+    nbformat.write(notebook, path)
+    for preset in runs.PRESETS:
+        file = tmp_path / "presets" / preset / "01.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text("{}" if preset == "laptop" else "size: 96")
+    return path
+
+
+def test_a_good_notebook_has_no_problems(good):
+    assert problems(good) == []
+
+
+def _code(source):
+    """A change to a notebook: the last cell has this source, and outputs that belong to it."""
+
+    def change(notebook):
+        notebook.cells[2].source = source
+        notebook.metadata["e2lib"]["source"] = runs.source_hash(notebook)
+
+    return change
+
+
+def _output(text):
+    return lambda notebook: notebook.cells[2].outputs.append(new_output("stream", text=text))
+
+
+LONG_FUNCTION = "def long():\n" + "    a = 1\n" * 10
+ERROR = new_output("error", ename="KeyError", evalue="1", traceback=[])
+FAULTS = [
+    (_code("a = 1\n" * 15 + "a"), "cell 2 has 16 lines"),
+    (_code(LONG_FUNCTION), "cell 2 defines long"),
+    (_code("import os"), "ruff check finds faults"),
+    (_code("size==1"), "ruff format --check finds faults"),
+    (lambda n: n.cells[2].update(source="size + 1"), "not those of its present code"),
+    (lambda n: n.cells[2].outputs.clear(), "has no outputs"),
+    (lambda n: n.cells[2].outputs.append(ERROR), "cell 2 ends in an error: KeyError"),
+    (lambda n: n.cells[2].update(execution_count=7), "not executed in order"),
+    (_output(f"wrote {ROOT / 'x'}"), "cell 2 shows the path"),
+    (_output(f"{Path.home() / 'x'}"), "cell 2 shows the path"),
+    (_output("see '/home/ada/x'"), "cell 2 shows the path /home/ada/x"),
+    (_output("C:\\Users\\ada"), "cell 2 shows the path C:"),
+    (lambda n: n.metadata.update(papermill={"input_path": "/home/a"}), "metadata holds the path /home/a"),
+    (_output("x" * 1_000_000), "larger than 1 MB"),
+    (lambda n: n.cells[1].metadata.tags.clear(), "0 cells tagged parameters"),
+    (lambda n: n.cells[2].metadata.update(tags=["parameters"]), "2 cells tagged parameters"),
+    (lambda n: n.cells[2].metadata.update(tags=["injected-parameters"]), "papermill added"),
+    (lambda n: n.metadata.pop("e2lib"), "hardware must be a text"),
+    (lambda n: n.metadata["e2lib"].update(minutes=0), "minutes must be"),
+    (lambda n: n.metadata["e2lib"].update(question=" "), "question must be"),
+]
+
+
+@pytest.mark.parametrize(("change", "complaint"), FAULTS, ids=[complaint for _, complaint in FAULTS])
+def test_each_fault_is_found(good, change, complaint):
+    notebook = runs.read(good)
+    change(notebook)
+    nbformat.write(notebook, good)
+    assert any(complaint in problem for problem in problems(good))
+
+
+@pytest.mark.parametrize("text", ["1/2", "size/seed/data", "<b>a</b>", "see docs/home/x", "a.org/home/x"])
+def test_other_slashes_are_no_paths(text):
+    assert absolute_path([text]) is None
+
+
+@pytest.mark.parametrize(
+    ("preset", "text", "complaint"),
+    [
+        ("smoke", "sise: 96", "presets/smoke/01.yaml names sise"),
+        ("smoke", "size: 97", "presets/smoke/01.yaml: parameter size=97"),
+        ("laptop", "size: 96", "presets/laptop/01.yaml differs"),
+        ("paper", None, "presets/paper/01.yaml is missing"),
+    ],
+)
+def test_each_wrong_preset_is_found(good, preset, text, complaint):
+    file = good.parent / "presets" / preset / "01.yaml"
+    file.unlink() if text is None else file.write_text(text)
+    assert any(complaint in problem for problem in problems(good))
+
+
+def test_another_name_is_found(good):
+    assert "its name is not NN_name.ipynb" in problems(good.rename(good.parent / "good.ipynb"))

@@ -1,0 +1,380 @@
+"""Explanations: exact parameter gradients, identities, equality with captum, and no traces left behind."""
+
+import gc
+import math
+
+import captum.attr
+import numpy as np
+import pytest
+import timm
+import torch
+from bcos.common import explanation_mode
+from bcos.models import pretrained
+from torch import nn
+
+from e2lib.attribution import CAPTUM, METHODS, TRAINABLE, Explanation, dynamic_weights, explain
+
+SIZE = 32
+
+
+class Net(nn.Module):
+    """The part of `models.Model` that `explain` knows."""
+
+    def __init__(self, name, net, final, prefix_tokens=0, bcos=False):
+        super().__init__()
+        self.name, self.prefix_tokens, self.bcos = name, prefix_tokens, bcos
+        self.preprocess = AddInverse() if bcos else nn.Identity()
+        self.net = net
+        self.depths = {"Input": "preprocess", "Final": final}
+
+    def forward(self, x):
+        return self.net(self.preprocess(x))
+
+
+class AddInverse(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, 1 - x], 1)
+
+
+def build(name):
+    torch.manual_seed(0)
+    bias = -math.log(2)
+    vit = dict(img_size=SIZE, patch_size=8, depth=3)
+    net = {
+        "resnet": lambda: Net(name, timm.create_model("resnet18", num_classes=3), "net.layer4"),
+        "efficientnet_lite": lambda: Net(name, timm.create_model("tf_efficientnet_lite0", num_classes=3), "net.bn2"),
+        "convnext": lambda: Net(name, timm.create_model("convnext_atto", num_classes=3), "net.stages.3"),
+        "vit": lambda: Net(
+            name, timm.create_model("vit_tiny_patch16_224", num_classes=3, **vit), "net.blocks.1", prefix_tokens=1
+        ),
+        "bcos_cnn": lambda: Net(name, pretrained.resnet18(num_classes=3, logit_bias=bias), "net.layer4", bcos=True),
+        "bcos_vit": lambda: Net(
+            name,
+            pretrained.simple_vit_ti_patch16_224(num_classes=3, logit_bias=bias),
+            "net.0.transformer.encoder_11",
+            bcos=True,
+        ),
+    }[name]()
+    # Norm statistics other than 0 and 1, so that a wrong treatment of them cannot go unseen.
+    for module in net.modules():
+        if getattr(module, "running_var", None) is not None:
+            module.running_var.uniform_(0.5, 1.5)
+        if isinstance(module, nn.BatchNorm2d) and not net.bcos:
+            module.running_mean.normal_(0, 0.1)
+    return net.double()
+
+
+NETS = ("resnet", "efficientnet_lite", "convnext", "vit", "bcos_cnn", "bcos_vit")
+CASES = [
+    (n, m, at) for n in NETS for m in TRAINABLE if m != "bcos" or n.startswith("bcos") for at in ("Input", "Final")
+]
+
+
+def batch(seed=0, size=SIZE):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(2, 3, size, size, dtype=torch.double, generator=generator), torch.tensor([[0, 2], [1, -1]])
+
+
+def parameter_gradient(model, loss, direction):
+    gradients = torch.autograd.grad(loss, [p for p in model.parameters()], allow_unused=True)
+    return sum((g * d).sum().item() for g, d in zip(gradients, direction, strict=True) if g is not None)
+
+
+def finite_difference(model, value, direction, step):
+    ends = []
+    with torch.no_grad():
+        for sign in (1, -2):
+            for p, d in zip(model.parameters(), direction, strict=True):
+                p.add_(d, alpha=sign * step)
+            ends.append(value())
+        for p, d in zip(model.parameters(), direction, strict=True):
+            p.add_(d, alpha=step)
+    return (ends[0] - ends[1]) / (2 * step)
+
+
+def random_direction(model, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(p.shape, dtype=torch.double, generator=generator) * p.detach().abs().mean()
+        for p in model.parameters()
+    ]
+
+
+@pytest.mark.parametrize(("name", "method", "at"), CASES)
+def test_parameter_gradient_of_the_map_equals_finite_differences(name, method, at):
+    model, (images, _) = build(name), batch()
+    # A logit and its negative: the rectifier of Grad-CAM cannot silence both.
+    targets = torch.tensor([[[1.0, 0, 0], [-1.0, 0, 0]], [[0, 1.0, 0], [0, -1.0, 0]]])
+    direction, readout = random_direction(model), torch.randn(2, 2, SIZE, SIZE, dtype=torch.double)
+
+    def value(create_graph=False):
+        return (explain(model, images, targets, method, at, create_graph, steps=3).maps * readout).sum()
+
+    exact = parameter_gradient(model, value(create_graph=True), direction)
+    # Rectifiers make the map piecewise smooth: the smallest step that crosses no kink is the one to compare with.
+    steps = (1e-5, 1e-6, 1e-7, 1e-8)
+    differences = [finite_difference(model, lambda: value().item(), direction, step) for step in steps]
+    assert abs(exact) > 0
+    assert min(abs(d - exact) for d in differences) < 1e-3 * abs(exact), (exact, differences)
+
+
+def test_detaching_in_the_forward_pass_gives_the_same_map_but_another_gradient():
+    model, (images, targets) = build("bcos_cnn").eval(), batch()
+    direction, readout = random_direction(model), torch.randn(2, 1, SIZE, SIZE, dtype=torch.double)
+    exact = explain(model, images, targets[:, 0], "bcos", create_graph=True).maps
+    encoded = model.preprocess(images).requires_grad_()
+    with explanation_mode(model):
+        score = model.net(encoded)[torch.arange(2), targets[:, 0]].sum()
+        (w,) = torch.autograd.grad(score, encoded, create_graph=True)
+    package = (encoded * w).sum(1, keepdim=True)
+    torch.testing.assert_close(package, exact)
+    right = parameter_gradient(model, (exact * readout).sum(), direction)
+    wrong = parameter_gradient(model, (package * readout).sum(), direction)
+    assert abs(wrong - right) > 0.1 * abs(right)
+
+
+def test_task_loss_gradient_is_that_of_an_ordinary_forward():
+    model, (images, targets) = build("bcos_cnn").eval(), batch()
+    direction = random_direction(model)
+    logits = explain(model, images, targets, "bcos", create_graph=True).logits
+    torch.testing.assert_close(logits, model(images))
+    ours = parameter_gradient(model, logits.square().sum(), direction)
+    assert ours == pytest.approx(parameter_gradient(model, model(images).square().sum(), direction), rel=1e-9)
+
+
+def test_bcos_contributions_add_up_to_the_logit_without_its_bias():
+    model, (images, _) = build("bcos_cnn"), batch()
+    for at in ("Input", "Final"):
+        logits, maps = explain(model, images, torch.tensor([[0, 1, 2]] * 2), "bcos", at)
+        if at == "Final":  # up-sampling keeps the mean, not the sum
+            maps = maps * 1.0 / (SIZE * SIZE)
+        torch.testing.assert_close(maps.sum((2, 3)), logits + math.log(2), rtol=1e-6, atol=1e-9)
+
+
+def test_dynamic_weights_applied_to_the_input_are_the_contribution_map():
+    model, (images, targets) = build("bcos_cnn"), batch()
+    logits, w = dynamic_weights(model, images, targets[:, 0])
+    assert w.shape == (2, 6, SIZE, SIZE)
+    maps = explain(model, images, targets[:, 0], "bcos").maps
+    torch.testing.assert_close((w * model.preprocess(images)).sum(1, keepdim=True), maps)
+    assert not w.requires_grad and not logits.requires_grad
+
+
+def test_integrated_gradients_are_complete():
+    model, (images, _) = build("resnet"), batch()
+    logits, maps = explain(model, images, torch.tensor([[0, 1, 2]] * 2), "integrated_gradients", steps=128)
+    difference = logits - model.eval()(torch.zeros_like(images))
+    # The error left is that of the quadrature: rectifiers make the integrand jump.
+    torch.testing.assert_close(maps.sum((2, 3)), difference, rtol=1e-2, atol=1e-3)
+
+
+def test_one_step_of_integrated_gradients_is_the_gradient_at_half_way_times_the_input():
+    model, (images, _) = build("convnext").eval(), batch()
+    half = (images / 2).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(half)[:, 2].sum(), half)
+    maps = explain(model, images, torch.full((2,), 2), "integrated_gradients", steps=1).maps
+    torch.testing.assert_close(maps, (gradient * images).sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("name", ["resnet", "efficientnet_lite", "convnext", "vit"])
+def test_equality_with_captum(name):
+    model, (images, _) = build(name).eval(), batch()
+    target = torch.tensor([2, 1])
+    ixg = captum.attr.InputXGradient(model).attribute(images.clone(), target=target)
+    torch.testing.assert_close(explain(model, images, target, "ixg").maps, ixg.sum(1, keepdim=True))
+    ig = captum.attr.IntegratedGradients(model).attribute(images.clone(), target=target, n_steps=5)
+    ours = explain(model, images, target, "integrated_gradients", steps=5).maps
+    torch.testing.assert_close(ours, ig.sum(1, keepdim=True))
+    if name != "vit":
+        layer = captum.attr.LayerGradCam(model, model.get_submodule(model.depths["Final"]))
+        cam = layer.attribute(images.clone(), target=target, relu_attributions=True)
+        cam = nn.functional.interpolate(cam, (SIZE, SIZE), mode="bilinear")
+        torch.testing.assert_close(explain(model, images, target, "gradcam", "Final").maps, cam)
+
+
+def test_gradcam_on_a_vision_transformer_is_that_of_its_patch_grid():
+    model, (images, _) = build("vit").eval(), batch()
+    stored = []
+    handle = model.net.blocks[1].register_forward_hook(lambda m, i, out: stored.append(out))
+    score = model(images)[:, 0].sum()
+    handle.remove()
+    (gradient,) = torch.autograd.grad(score, stored[0])
+    a, g = (t[:, 1:].reshape(2, 4, 4, -1).detach() for t in (stored[0], gradient))  # 16 patches, row by row
+    cam = torch.relu((a * g.mean((1, 2), keepdim=True)).sum(3))[:, None]
+    cam = nn.functional.interpolate(cam, (SIZE, SIZE), mode="bilinear")
+    torch.testing.assert_close(explain(model, images, torch.zeros(2, dtype=torch.long), "gradcam", "Final").maps, cam)
+
+
+def test_k_targets_equal_k_calls_and_minus_one_is_a_zero_map():
+    model, (images, targets) = build("resnet"), batch()
+    both = explain(model, images, targets).maps
+    torch.testing.assert_close(both[:, :1], explain(model, images, targets[:, 0]).maps)
+    torch.testing.assert_close(both[:1, 1:], explain(model, images[:1], torch.tensor([2])).maps)
+    assert both[1, 1].abs().max() == 0
+
+
+def test_k_targets_cost_one_forward_pass():
+    model, (images, targets) = build("resnet"), batch()
+    calls = []
+    model.net.register_forward_hook(lambda *_: calls.append(1))
+    explain(model, images, targets, create_graph=True)
+    assert len(calls) == 1
+
+
+def test_weights_of_logits_explain_a_difference():
+    model, (images, _) = build("resnet"), batch()
+    weights = torch.tensor([[1.0, -1.0, 0.0]] * 2)
+    maps = explain(model, images, torch.tensor([[0, 1]] * 2)).maps
+    torch.testing.assert_close(explain(model, images, weights).maps, maps[:, :1] - maps[:, 1:])
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "attention_rollout"])
+def test_every_method_gives_a_finite_map_on_a_cnn(method):
+    name = "bcos_cnn" if method == "bcos" else "efficientnet_lite"
+    model, (images, targets) = build(name).float(), batch()
+    at = "Final" if method.startswith("gradcam") else "Input"
+    out = explain(model, images.float(), targets, method, at, steps=4)
+    assert isinstance(out, Explanation)
+    assert out.maps.shape == (2, 2, SIZE, SIZE) and out.maps.isfinite().all() and not out.maps.requires_grad
+    assert out.maps[0].abs().max() > 0 and out.maps[1, 1].abs().max() == 0
+
+
+def test_occlusion_finds_the_only_pixel_that_counts():
+    class OnePixel(nn.Module):
+        def forward(self, x):
+            return torch.stack([x[:, 0, 5, 20], -x[:, 0, 5, 20]], 1)
+
+    images = torch.full((1, 3, SIZE, SIZE), 0.5)
+    maps = explain(OnePixel(), images, torch.tensor([0]), "occlusion").maps[0, 0]
+    assert maps[5, 20] == maps.max() == pytest.approx(0.5)
+    assert maps[20:].abs().max() == 0
+
+
+def test_deeplift_adds_up_to_the_difference_from_the_zero_input():
+    model, (images, targets) = build("efficientnet_lite").eval(), batch()
+    out = explain(model, images, targets[:, :1], "deeplift")
+    difference = (out.logits - model(torch.zeros_like(images))).gather(1, targets[:, :1])[:, 0]
+    torch.testing.assert_close(out.maps.sum((1, 2, 3)), difference, rtol=1e-5, atol=1e-8)
+
+
+def test_attention_rollout_of_uniform_attention_is_known():
+    model, (images, _) = build("vit").float(), batch()
+    for block in model.net.blocks:
+        nn.init.zeros_(block.attn.qkv.weight)
+        nn.init.zeros_(block.attn.qkv.bias)
+    maps = explain(model, images.float(), torch.tensor([0, 1]), "attention_rollout").maps
+    n = 17  # with attention A = 1/n everywhere, ((A + I) / 2)^3 holds (1 - 1/8) / n off its diagonal
+    torch.testing.assert_close(maps, torch.full((2, 1, SIZE, SIZE), (1 - 0.125) / n))
+
+
+@pytest.mark.parametrize("method", ["bcos", "gradient_shap", "deeplift"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_left_behind(method, fails):
+    model, (images, targets) = build("bcos_cnn").float(), batch()
+    model.net.layer2.eval()
+    model.net.layer1[0].conv1.detach = True
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    images = images.float()
+    modes = [m.training for m in model.modules()]
+    detach = [getattr(m, "detach", None) for m in model.modules() if hasattr(m, "set_explanation_mode")]
+    torch.manual_seed(3)
+    np.random.seed(3)
+    expected = torch.get_rng_state(), np.random.get_state()[1].copy()
+    if fails:
+        handle = model.net.layer4.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            explain(model, images, targets, method)
+        handle.remove()
+    else:
+        explain(model, images, targets, method)
+    assert modes == [m.training for m in model.modules()]
+    assert detach == [getattr(m, "detach", None) for m in model.modules() if hasattr(m, "set_explanation_mode")]
+    assert all(not m._forward_hooks and not m._forward_pre_hooks and not m._backward_hooks for m in model.modules())
+    assert all((p.grad == 1).all() for p in model.parameters())
+    assert images.grad is None and not images.requires_grad
+    assert torch.equal(torch.get_rng_state(), expected[0]) and (np.random.get_state()[1] == expected[1]).all()
+
+
+def test_memory_does_not_grow_over_200_calls():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    images, targets = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
+
+    def tensors_alive():
+        gc.collect()
+        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+
+    def calls(n):
+        for _ in range(n):
+            explain(model, images, targets, create_graph=True).maps.sum().backward()
+            explain(model, images, targets, "gradcam", "0")
+
+    calls(5)
+    before = tensors_alive()
+    calls(200)
+    assert tensors_alive() <= before
+
+
+def test_memory_does_not_grow_over_200_calls_of_a_bcos_network():
+    resource = pytest.importorskip("resource")
+    model, (images, targets) = build("bcos_cnn").float(), batch()
+    images = images.float()
+
+    def calls(n):
+        for _ in range(n):
+            maps = explain(model, images, targets[:, 0], "bcos", create_graph=True).maps
+            maps.square().mean().backward()
+
+    calls(20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    calls(200)
+    # One graph of this network holds about 10 MB: a leak of every call's graph would show as 2 GB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_maps_are_the_same_alone_and_in_a_batch_although_the_model_is_in_train_mode():
+    model, (images, targets) = build("resnet").train(), batch()
+    together = explain(model, images, targets).maps
+    torch.testing.assert_close(explain(model, images[:1], targets[:1]).maps, together[:1])
+
+
+def test_explaining_a_frozen_trunk_trains_the_head():
+    model, (images, targets) = build("resnet"), batch()
+    for p in model.parameters():
+        p.requires_grad_(False)
+    model.net.fc.weight.requires_grad_()
+    explain(model, images, targets, "gradcam", "Final", create_graph=True).maps.sum().backward()
+    assert model.net.fc.weight.grad.abs().max() > 0
+    assert model.net.conv1.weight.grad is None
+
+
+@pytest.mark.parametrize("method", [*CAPTUM, "gradcam++", "attention_rollout"])
+def test_training_through_evaluation_methods_is_refused(method):
+    model, (images, targets) = build("resnet"), batch()
+    with pytest.raises(ValueError, match=r"for evaluation.*create_graph=True use one of ixg"):
+        explain(model, images, targets, method, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "lime"}, r"method is 'lime'; it must be one of ixg"),
+        ({"at": "Middle"}, r"at is 'Middle'; it must be one of Input, Final"),
+        ({"at": "net.fc"}, r"module 'net.fc' is no \(B, C, h, w\)"),
+        ({"method": "bcos"}, r"explains B-cos networks; 'resnet' is none"),
+        ({"method": "occlusion", "at": "Final"}, r"explains the input; at is 'Final'"),
+        ({"method": "attention_rollout"}, r"no attention"),
+        ({"targets": torch.tensor([0, 3])}, r"targets hold class 3; they must lie in 0\.\.2"),
+        ({"targets": torch.tensor([0, -2])}, r"targets hold class -2"),
+        ({"targets": torch.tensor([0])}, r"targets have shape \(1,\)"),
+        ({"targets": torch.tensor([0, 1], dtype=torch.int32)}, r"int32.*must be int64"),
+        ({"targets": torch.zeros(2, 4)}, r"targets have shape \(2, 4\)"),
+        ({"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}, r"type torch.uint8; float"),
+        ({"images": torch.zeros(3, 32, 32)}, r"images have shape \(3, 32, 32\)"),
+        ({"images": torch.full((2, 3, 32, 32), 1.5, dtype=torch.double)}, r"images lie in \[1.5, 1.5\].*in \[0, 1\]"),
+    ],
+)
+def test_wrong_input_is_refused(changes, message):
+    images, targets = batch()
+    with pytest.raises(ValueError, match=message):
+        explain(build("resnet"), **({"images": images, "targets": targets} | changes))

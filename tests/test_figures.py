@@ -1,0 +1,49 @@
+"""Figures: what they draw, read back from the axes."""
+
+import matplotlib
+import pytest
+import torch
+
+from e2lib import figures
+from e2lib.datasets import Scenes
+
+matplotlib.use("Agg")
+
+
+def test_show_samples_draws_every_box_where_it_is():
+    dataset = Scenes("train", 5, 64)
+    samples = [dataset[i] for i in range(5)]
+    figure = figures.show_samples(samples, dataset.classes, columns=3, masks=True)
+    assert len(figure.axes) == 5
+    for axis, sample in zip(figure.axes, samples, strict=True):
+        drawn = [(r.get_x() + 0.5, r.get_y() + 0.5, r.get_width(), r.get_height()) for r in axis.patches]
+        assert drawn == [(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in sample.boxes.tolist()]
+        assert set(axis.get_title().split(", ")) == {dataset.classes[c] for c in sample.box_labels}
+
+
+def test_show_maps_has_a_row_an_image_and_a_column_a_method():
+    images, maps = torch.rand(2, 3, 16, 16), torch.randn(2, 1, 16, 16)
+    figure = figures.show_maps(
+        images, {"a": maps, "zero": 0 * maps}, boxes=[torch.tensor([[1, 2, 5, 6]])] * 2, notes={"a": ["x", "y"]}
+    )
+    assert len(figure.axes) == 6 and figure.axes[1].get_title() == "a" and figure.axes[4].get_xlabel() == "y"
+    assert all(len(axis.patches) == 1 for axis in figure.axes)
+    shown = figure.axes[1].images[-1]
+    assert torch.equal(torch.tensor(shown.get_array().data), maps[0, 0])
+    assert shown.norm.vmin == -shown.norm.vmax < 0  # zero is in the middle of the colours
+
+
+def test_colour_explanation_by_hand():
+    images, weights = torch.full((1, 3, 4, 4), 0.5), torch.zeros(1, 6, 4, 4)
+    weights[0, :, 0, 0] = torch.tensor([3.0, 0, 1, 1, 2, -1])  # red 3 : 1, green 0 : 2, blue 1 : 0
+    weights[0, :, 2, 2] = -1.0  # speaks against: invisible
+    rgba = figures.colour_explanation(images, weights, smooth=1)
+    assert rgba.shape == (1, 4, 4, 4)
+    torch.testing.assert_close(rgba[0, 0, 0], torch.tensor([0.75, 0, 1, 1]))
+    assert rgba[0, 2, 2, 3] == 0 and rgba.isfinite().all()
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    matplotlib.pyplot.close("all")

@@ -1,0 +1,143 @@
+"""The set-up: what pyproject.toml, the constraints, the workflows and the Makefile say agrees."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import distributions, packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from IPython.core.inputtransformer2 import TransformerManager
+
+from e2lib import runs
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def plain(requirement: str) -> str:
+    """The name of a requirement, written as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def load(path: str) -> dict:
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#")
+
+
+@pytest.mark.parametrize("requirement", PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+def test_each_requirement_is_pinned(requirement):
+    assert plain(requirement) in map(plain, PINS)
+
+
+def test_torch_and_torchvision_belong_together():
+    assert (PINS["torch"], PINS["torchvision"]) == ("2.14.1", "0.29.1")
+
+
+def test_each_pin_installs_on_the_oldest_python():
+    for package in distributions():
+        needs = package.metadata["Requires-Python"] or ""
+        assert not re.search(r">=?\s*3\.(11\.[1-9]|1[2-9])", needs), f"{package.name} needs Python {needs}"
+
+
+def test_whatever_is_imported_is_required():
+    declared = {plain(name) for name in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]}
+    known = sys.stdlib_module_names | {"e2lib", "tests"}
+    homes = packages_distributions()
+    sources = {path: path.read_text() for top in ("e2lib", "tests", "data") for path in (ROOT / top).rglob("*.py")}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = [TransformerManager().transform_cell(cell.source) for cell in runs.code_cells(runs.read(path))]
+        sources[path] = "\n".join(cells)
+    for path, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for module in {name.split(".")[0] for name in names} - known:
+                assert declared & {plain(home) for home in homes.get(module, [])}, f"{path} imports {module}"
+
+
+def test_conda_environment_installs_this_project():
+    conda = load("environment.yml")
+    plain_packages = [item for item in conda["dependencies"] if isinstance(item, str)]
+    [pip] = [item["pip"] for item in conda["dependencies"] if isinstance(item, dict)]
+    assert conda["name"] == PROJECT["name"]
+    assert plain_packages == [f"python{PROJECT['requires-python']}", "pip"]  # all else comes from pyproject.toml
+    assert pip == ["-c constraints.txt", "-e ."]
+
+
+def commands(workflow: str) -> list[str]:
+    [job] = load(f".github/workflows/{workflow}.yml")["jobs"].values()
+    return [step["run"] for step in job["steps"] if "run" in step]
+
+
+def test_continuous_integration_runs_the_tests():
+    assert commands("ci") == ["make test"]
+    assert load(".github/workflows/ci.yml")["jobs"]["test"]["runs-on"] == "ubuntu-latest"
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text().splitlines()[-1] == "exec make test"
+
+
+def test_gpu_workflow_runs_the_laptop_preset_on_a_gpu_runner():
+    assert commands("gpu") == ["make run PRESET=laptop DEVICE=cuda"]
+    [job] = load(".github/workflows/gpu.yml")["jobs"].values()
+    assert "gpu" in job["runs-on"]
+
+
+def test_no_package_index_is_named():
+    files = ["pyproject.toml", "constraints.txt", "environment.yml", "Makefile", "Snakefile", ".ci/run"]
+    for name in [*files, ".github/workflows/ci.yml", ".github/workflows/gpu.yml"]:
+        assert not re.search(r"://|index-url|find-links|trusted-host", (ROOT / name).read_text()), name
+
+
+def test_citation_is_of_this_version():
+    citation = load("CITATION.cff")
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert {reference["title"].split()[0] for reference in citation["references"]} == {"Studying", "Good"}
+
+
+def make(*words: str, where: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", *words], cwd=where, capture_output=True, text=True)
+
+
+def test_make_test_checks_everything():
+    done = make("--dry-run", "test").stdout
+    steps = ["ruff check", "ruff format --check", "pytest\n", "run --preset smoke", "--nbval-lax --nbval-current-env"]
+    places = [done.index(step) for step in steps]
+    assert places == sorted(places)
+
+
+def test_make_run_passes_its_variables_on():
+    done = make("--dry-run", "run", "PRESET=smoke", "NOTEBOOKS=02 03", "DEVICE=cpu").stdout
+    assert 'e2lib.runs run --preset "smoke" --notebooks "02 03" --device "cpu"' in done
+
+
+def test_setup_refuses_an_old_python(tmp_path):
+    for name in ["Makefile", "pyproject.toml", "constraints.txt"]:
+        shutil.copy(ROOT / name, tmp_path)
+    old = tmp_path / "old-python"  # one that says it is 3.9
+    pretend = "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}" "$2"\n')
+    old.chmod(0o755)
+    refused = make("setup", "PYTHON=./old-python", where=tmp_path)
+    assert refused.returncode
+    assert "Python 3.11 or newer is needed; ./old-python is 3.9" in refused.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_a_second_setup_is_instant(tmp_path):
+    for name in ["Makefile", "pyproject.toml", "constraints.txt"]:
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "ready").touch()
+    assert "pip" not in make("--dry-run", "setup", where=tmp_path).stdout
+    os.utime(tmp_path / "constraints.txt", (4e9, 4e9))  # changed later
+    assert "pip install" in make("--dry-run", "setup", where=tmp_path).stdout

@@ -1,0 +1,306 @@
+"""Parameters are refused by name; runs are executed once, fail by name, and are published clean."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from e2lib import runs
+
+ROOT = Path(__file__).parents[1]
+CELL = '# Parameters: change them here\nsize = 64\nseed = 0\ndata = "scenes"\ndata_root = None\ndevice = "cpu"'
+
+
+def namespace(injected: str = "", **later) -> dict:
+    """What a notebook's `globals()` holds after its parameters cell, and the one that papermill adds."""
+    cells = [CELL, "# Parameters\n" + injected] if injected else [CELL]
+    held = {"In": ["", *cells], "get_ipython": print}
+    for cell in cells:
+        exec(cell, held)
+    return held | later
+
+
+def test_parameters_are_checked_values():
+    checked = runs.parameters(namespace("size = 96"))
+    assert checked.model_dump() == dict(size=96, seed=0, data="scenes", data_root=None, device=torch.device("cpu"))
+
+
+def test_later_variables_are_no_parameters():
+    assert runs.parameters(namespace(images=[1, 2], sise=3)).size == 64
+
+
+def test_works_where_no_cell_is_recorded():  # nbval executes cells like that
+    assert runs.parameters(namespace() | {"In": [""]}).size == 64
+
+
+@pytest.mark.parametrize(
+    ("injected", "complaint"),
+    [
+        ("sise = 96", "unknown parameter 'sise': did you mean 'size'"),
+        ("colour = 1", "unknown parameter 'colour': Here are size, seed, .*TYPES declares"),
+        ("size = 100", "parameter size=100: .*multiple of 32"),
+        ("size = 32", "parameter size=32: .*greater than or equal to 64"),
+        ("size = 256", "parameter size=256: .*less than or equal to 224"),
+        ("size = '64'", "parameter size='64': .*integer"),
+        ("seed = -1", "parameter seed=-1: "),
+        ("seed = True", "parameter seed=True: "),
+        ("device = 'gpu'", "parameter device='gpu': must be auto, cpu, cuda or cuda:N"),
+        ("device = 3", "parameter device=3: must be auto, cpu, cuda or cuda:N"),
+        ("device = 'cuda:99'", "parameter device='cuda:99': torch sees"),
+        ("data = 'vok'", "parameter data='vok': must be one of scenes, birds, voc"),
+        ("data = 'voc'", "parameter data_root=None: data='voc' needs a folder with"),
+        ("data = 'voc'; data_root = '/nowhere'", "parameter data_root='/nowhere': data='voc' needs a folder with"),
+        ("data_root = '/'", "parameter data_root='/': data='scenes' is embedded"),
+        ("size = 1\nseed = -1", r"(?s)size=1: .*seed=-1: "),
+    ],
+)
+def test_unknown_names_and_wrong_values_are_refused(injected, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        runs.parameters(namespace(injected))
+
+
+def test_the_parameters_cell_comes_first():
+    with pytest.raises(ValueError, match="first run the cell that begins with '# Parameters:'"):
+        runs.parameters({"In": ["", "x = 1"], "x": 1})
+
+
+def test_an_edited_parameters_cell_counts_not_its_earlier_version():
+    held = namespace() | {"sise": 96}
+    held["In"].append(CELL + "\nsise = 96")
+    with pytest.raises(ValueError, match="unknown parameter 'sise'"):
+        runs.parameters(held)
+    held["In"].append(CELL)
+    assert runs.parameters(held).size == 64
+
+
+def test_real_data_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "voc").mkdir()
+    assert runs.parameters(namespace("data = 'voc'; data_root = '~/voc'")).data_root == tmp_path / "voc"
+
+
+def write(path: Path, *cells: str, first: str = "# Parameters: a\nsize = 64") -> Path:
+    """A notebook with the parameters cell `first` and `cells`."""
+    card = {"minutes": 9, "hardware": "CPU", "question": "?"}
+    notebook = new_notebook(metadata={"e2lib": card})
+    notebook.cells = [
+        new_markdown_cell("# Title"),
+        *(new_code_cell(cell) for cell in (first, *cells)),
+    ]
+    notebook.cells[1].metadata["tags"] = ["parameters"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with presets for three notebooks; the working directory of the test."""
+    monkeypatch.chdir(tmp_path)
+    for preset in runs.PRESETS:
+        for number in ("01", "02", "03"):
+            file = tmp_path / "notebooks" / "presets" / preset / f"{number}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("{}" if preset == "laptop" else "size: 96")
+    return tmp_path
+
+
+def run(project: Path, notebooks: str = "", start=subprocess.run, **options):
+    """`make run PRESET=smoke`, but with this Python."""
+    command = [sys.executable, "-m", "e2lib.runs", "run", "--preset", "smoke", "--notebooks", notebooks]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return start(command, cwd=project, env=environment, **output, **options)
+
+
+def test_a_failure_is_named_the_others_are_kept_and_nothing_is_repeated(project):
+    write(project / "notebooks" / "01_first.ipynb", "print(size)")
+    broken = write(project / "notebooks" / "02_second.ipynb", "before = 1", "# why\nraise RuntimeError('no luck')")
+    write(project / "notebooks" / "03_third.ipynb", "1")
+    folder = project / "runs" / "smoke"
+
+    done = run(project)
+    assert done.returncode != 0
+    assert "notebooks/02_second.ipynb: code cell 3 ('# why'): RuntimeError: no luck" in done.stdout
+    table = done.stdout[done.stdout.index("notebook  ") :].splitlines()
+    assert [line.split()[0] for line in table[1:4]] == ["01_first", "02_second", "03_third"]
+    assert [line.split()[2].strip(":") for line in table[1:4]] == ["done", "failed", "done"]
+    assert "runs/smoke" in table[4]
+    assert "notebook 3/3: 03_third" in done.stdout
+    assert not any(word in done.stdout for word in ("jobid", "Building DAG", "WorkflowError"))  # Snakemake is quiet
+    assert sorted(path.name for path in folder.glob("*.ipynb")) == [
+        "01_first.ipynb",
+        "02_second.failed.ipynb",
+        "03_third.ipynb",
+    ]
+    assert runs.read(folder / "01_first.ipynb").cells[3].outputs[0].text == "96\n"  # the preset's value
+
+    write(broken, "print('mended')")
+    done = run(project)
+    assert done.returncode == 0
+    assert "notebook 2/3" in done.stdout
+    assert "notebook 1/3" not in done.stdout and "notebook 3/3" not in done.stdout
+    assert sorted(path.name for path in folder.glob("*.ipynb")) == [
+        "01_first.ipynb",
+        "02_second.ipynb",
+        "03_third.ipynb",
+    ]
+
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    done = run(project)
+    assert (done.returncode, done.stdout.count("done")) == (0, 3)
+    assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_killed_run_is_run_again_and_only_what_was_asked(project):
+    write(project / "notebooks" / "01_first.ipynb", "1")
+    write(project / "notebooks" / "02_slow.ipynb", "import os, time\ntime.sleep(0 if os.path.exists('go') else 600)")
+    folder = project / "runs" / "smoke"
+    folder.mkdir(parents=True)
+    killed = run(project, "02", start=subprocess.Popen, start_new_session=True)
+    while not list(folder.glob(".02_slow.*.ipynb")):
+        assert killed.poll() is None, killed.stdout.read()
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    # papermill called by hand and killed would leave an output that looks finished
+    (folder / "02_slow.ipynb").write_text((project / "notebooks" / "02_slow.ipynb").read_text())
+
+    (project / "notebooks" / "go").touch()
+    done = run(project, "2")
+    assert done.returncode == 0, done.stdout
+    assert "notebook 1/1: 02_slow" in done.stdout
+    assert runs.read(folder / "02_slow.ipynb").cells[-1].execution_count
+    assert not (folder / "01_first.ipynb").exists()
+
+
+def test_a_kernel_that_dies_is_named(project):
+    write(project / "notebooks" / "01_first.ipynb", "1", "import os\nos._exit(1)", "2")
+    [one] = runs.plan("smoke")
+    with pytest.raises(SystemExit, match=r"01_first.ipynb: code cell 3 \('import os'\): DeadKernelError"):
+        runs.execute(one, one.marker, "1/1")
+    assert one.failed.exists() and not one.output.exists()
+
+
+def test_leaving_early_is_not_finishing(project):
+    write(project / "notebooks" / "01_first.ipynb", "import sys\nsys.exit()", "2")
+    [one] = runs.plan("smoke")
+    with pytest.raises(SystemExit, match="code cell 2"):
+        runs.execute(one, one.marker, "1/1")
+
+
+def test_an_edit_during_the_run_is_refused(project):
+    write(project / "notebooks" / "01_first.ipynb", "1")
+    [planned] = runs.plan("smoke")
+    before = planned.marker
+    write(project / "notebooks" / "01_first.ipynb", "2")
+    [edited] = runs.plan("smoke")
+    with pytest.raises(SystemExit, match="edited while"):
+        runs.execute(edited, before, "1/1")
+
+
+def test_papermill_alone_refuses_an_unknown_parameter(project):
+    cell = "import sys\nsys.path.insert(0, root)\nfrom e2lib import runs\nruns.parameters(globals())"
+    source = write(project / "notebooks" / "01_first.ipynb", f"root = {str(ROOT)!r}\n" + cell)
+    command = [sys.executable, "-m", "papermill", str(source), "out.ipynb", "--no-progress-bar", "-k", "python3"]
+    command += ["--language", "python"]
+    refused = subprocess.run([*command, "-p", "sise", "96"], capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "unknown parameter 'sise': did you mean 'size'?" in refused.stderr
+
+
+def test_key_follows_what_goes_in_and_nothing_else(project, monkeypatch):
+    path = write(project / "notebooks" / "01_first.ipynb", "1")
+    code = project / "e2lib"
+    (code / "sub").mkdir(parents=True)
+    (code / "sub" / "deep.py").write_text("a = 1")
+    monkeypatch.setattr(runs, "__file__", str(code / "runs.py"))
+
+    def key(device="auto"):
+        [one] = runs.plan("smoke", device=device)
+        return one.key
+
+    first = key()
+    notebook = runs.read(path)
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="1")]
+    notebook.metadata["e2lib"]["minutes"] = 5
+    nbformat.write(notebook, path)
+    assert key() == first
+    notebook.cells[0].source = "# Other title"
+    nbformat.write(notebook, path)
+    second = key()
+    (code / "sub" / "deep.py").write_text("a = 2")
+    third = key()
+    (project / "notebooks" / "presets" / "smoke" / "01.yaml").write_text("size: 128")
+    assert len({first, second, third, key()}) == 4
+
+
+def test_device_goes_to_the_notebooks_that_have_one(project):
+    write(project / "notebooks" / "01_first.ipynb", "1")
+    write(project / "notebooks" / "02_second.ipynb", "1", first="# Parameters: a\ndevice = 'auto'")
+    assert [one.parameters for one in runs.plan("smoke", device="cuda")] == [
+        {"size": 96},
+        {"size": 96, "device": "cuda"},
+    ]
+
+
+def test_plan_refuses_by_name(project):
+    with pytest.raises(FileNotFoundError, match="no notebook"):
+        runs.plan("smoke")
+    path = write(project / "notebooks" / "01_first.ipynb", "1")
+    with pytest.raises(ValueError, match="unknown PRESET 'big': choose from smoke, laptop, paper"):
+        runs.plan("big")
+    with pytest.raises(ValueError, match="unknown NOTEBOOKS '07': choose from 01"):
+        runs.plan("smoke", "01 07")
+    path.write_text(path.read_text().replace("parameters", "other"))
+    with pytest.raises(ValueError, match="01_first.ipynb has 0 cells tagged parameters"):
+        runs.plan("smoke", device="cpu")
+    with pytest.raises(ValueError, match="unknown DEVICE 'gpu'"):
+        runs.plan("smoke", device="gpu")
+    (project / "notebooks" / "presets" / "paper" / "01.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match="presets/paper/01.yaml is missing"):
+        runs.plan("paper")
+    path.write_text("{")
+    with pytest.raises(ValueError, match="01_first.ipynb is no readable notebook"):
+        runs.plan("smoke")[0].marker  # noqa: B018
+
+
+PLOT = "import matplotlib.pyplot as plt\nplt.plot([1]);"
+
+
+def test_publish_keeps_outputs_and_leaves_the_rest(project, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    path = write(
+        project / "notebooks" / "01_first.ipynb", "from tqdm.auto import tqdm\nfor _ in tqdm([1]): print(size)", PLOT
+    )
+    (project / "notebooks" / "presets" / "laptop" / "01.yaml").write_text("size: 64")
+    [one] = runs.plan("laptop")
+    with pytest.raises(FileNotFoundError, match="01_first has no finished run with PRESET laptop"):
+        runs.publish([one])
+    runs.execute(one, one.marker, "1/1")
+    runs.publish([one])
+    text = path.read_text()
+    assert not any(word in text for word in ("papermill", str(project), "widget", "iopub", "it/s"))
+    cells = runs.read(path).cells
+    assert [cell.get("execution_count") for cell in cells] == [None, 1, 2, 3]
+    assert cells[2].outputs[0].text == "64\n"
+    assert "image/png" in cells[3].outputs[0].data  # although MPLBACKEND asks for no display
+    card = runs.read(path).metadata.e2lib
+    assert card.minutes == json.loads(one.marker.read_text())["minutes"]
+    assert card.source == runs.source_hash(runs.read(path))
+    assert (card.hardware, card.question) == ("CPU", "?")
+    assert runs.plan("laptop")[0].marker.exists()  # publishing makes nothing stale
+
+    (project / "notebooks" / "presets" / "laptop" / "01.yaml").write_text("size: 96")
+    [other] = runs.plan("laptop")
+    other.marker.write_text("{}")
+    with pytest.raises(ValueError, match="PRESET laptop differs from the parameters cell .*'size': 96"):
+        runs.publish([other])
