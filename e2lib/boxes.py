@@ -51,10 +51,10 @@ def clip(boxes: Tensor, size: tuple[float, float]) -> Tensor:
 
 def mask_box(mask: Tensor) -> Tensor:
     """Tight box of a mask: (H, W) -> int64 (4,). Raises ValueError when the mask is empty."""
-    y, x = mask.nonzero(as_tuple=True)
+    y, x = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
     if len(y) == 0:
         raise ValueError("an empty mask has no box")
-    return torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1])
+    return torch.stack([x[0], y[0], x[-1] + 1, y[-1] + 1])
 
 
 def check_boxes(boxes: Tensor, size: tuple[float, float], where: str) -> Tensor:

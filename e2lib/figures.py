@@ -23,9 +23,9 @@ COLOURS = sns.color_palette("colorblind")
 def use_style() -> None:
     """Set the style of all figures: legible when projected, colour-blind safe, white background; JPEG in notebooks."""
     sns.set_theme(context="notebook", style="white", palette="colorblind")
-    plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True})
+    plt.rcParams.update({"figure.dpi": 72, "figure.constrained_layout.use": True})
     if get_ipython() is not None:  # photographs as PNG would make a notebook of several MB
-        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
 
 
 def show_samples(

@@ -172,9 +172,12 @@ def plan(preset: str, notebooks: str = "", device: str = "auto") -> list[Run]:
         raise ValueError(f"unknown PRESET {preset!r}: choose from {', '.join(PRESETS)}")
     if not re.fullmatch(DEVICES, device):
         raise ValueError(f"unknown DEVICE {device!r}: choose from auto, cpu, cuda")
-    found = {path.name[:2]: path for path in sorted(Path("notebooks").glob("[0-9][0-9]_*.ipynb"))}
+    paths = sorted(Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
+    found = {path.name[:2]: path for path in paths}
     if not found:
         raise FileNotFoundError(f"there is no notebook NN_name.ipynb in {Path('notebooks').absolute()}")
+    if len(found) < len(paths):
+        raise ValueError(f"two notebooks have the same number: {' '.join(path.name for path in paths)}")
     wanted = {number.zfill(2) for number in notebooks.split()} or set(found)
     if unknown := sorted(wanted - set(found)):
         raise ValueError(f"unknown NOTEBOOKS {' '.join(unknown)!r}: choose from {' '.join(found)}")
@@ -184,6 +187,8 @@ def plan(preset: str, notebooks: str = "", device: str = "auto") -> list[Run]:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: the parameters of {found[number]} for PRESET {preset}")
         values = yaml.safe_load(file.read_text()) or {}
+        if not isinstance(values, dict):
+            raise ValueError(f"{file} holds {values!r} instead of lines name: value")
         if device != "auto" and "device" in assigned(_parameters_cell(found[number])):
             values["device"] = device
         runs.append(Run(found[number], preset, values))
@@ -215,6 +220,8 @@ def execute(run: Run, marker: Path, position: str) -> None:
         )
     except Exception as caught:  # of whatever kind: what was executed is kept for a look, and other notebooks go on
         error = caught
+        if not part.exists():  # it could not even be written
+            raise
     except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -263,6 +263,13 @@ def test_plan_refuses_by_name(project):
     path.write_text(path.read_text().replace("parameters", "other"))
     with pytest.raises(ValueError, match="01_first.ipynb has 0 cells tagged parameters"):
         runs.plan("smoke", device="cpu")
+    (project / "notebooks" / "presets" / "laptop" / "01.yaml").write_text("size")
+    with pytest.raises(ValueError, match="presets/laptop/01.yaml holds 'size'"):
+        runs.plan("laptop")
+    twin = write(project / "notebooks" / "01_twin.ipynb", "1")
+    with pytest.raises(ValueError, match="same number: 01_first.ipynb 01_twin.ipynb"):
+        runs.plan("smoke")
+    twin.unlink()
     with pytest.raises(ValueError, match="unknown DEVICE 'gpu'"):
         runs.plan("smoke", device="gpu")
     (project / "notebooks" / "presets" / "paper" / "01.yaml").unlink()

@@ -91,6 +91,11 @@ class FileDataset(Dataset):
         targets[np.repeat(np.arange(len(self)), np.diff(self.label_starts)), self.labels] = 1
         return targets
 
+    def images_with(self, c: int) -> np.ndarray:
+        """Positions of the images that show class `c`: int64 (n,), increasing."""
+        entries = (self.labels == c).nonzero()[:, 0].numpy()
+        return np.unique(np.searchsorted(self.label_starts, entries, side="right") - 1)
+
     def masks(self, i: int, size: tuple[int, int]) -> Tensor | None:
         """Segmentation of image `i` of size (H, W), one mask a box: bool (N, H, W), or None."""
         return None

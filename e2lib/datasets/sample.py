@@ -5,6 +5,7 @@ A data set here is a torch Dataset of Samples with
     groups      list[str], empty when the data has none
     multilabel  bool: several classes may be present in one image
     targets     uint8 (len, C), multi-hot labels of all images, known without decoding one
+    images_with(c)  int64 (n,), increasing positions of the images that show class c; small also where targets is not
     transform   a callable Sample -> Sample, or None
 """
 
@@ -56,9 +57,13 @@ class Batch:
         return Batch(**{name: move(value) for name, value in vars(self).items()})
 
     def present(self) -> Tensor:
-        """The classes in each image, to be explained: int64 (B, K), K that of the fullest image, filled up with -1."""
+        """The classes in each image, to be explained: int64 (B, K), filled up with -1.
+
+        K is the number of classes in the fullest image, at least 1.
+        """
         found = [labels.nonzero()[:, 0] for labels in self.labels]
-        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1)
+        found.append(found[0].new_empty(1))  # so that K is at least 1
+        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1)[:-1]
 
     def class_masks(self, classes: Tensor, segmentation: bool = False) -> Tensor:
         """Where each class is: classes int64 (B,) or (B, K) -> bool (B, 1 or K, H, W).

@@ -25,6 +25,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from e2lib.boxes import mask_box
 from e2lib.datasets.sample import Sample
 from e2lib.datasets.waterbirds import GROUPS, TASKS
 
@@ -238,6 +239,10 @@ class _Composed(Dataset):
                 targets[i, label] = 1
         return targets
 
+    def images_with(self, c: int) -> np.ndarray:
+        """Positions of the images that show class `c`: int64 (n,), increasing."""
+        return self.targets[:, c].nonzero()[:, 0].numpy()
+
     def _place(self, objects: list[tuple[list[int], int]], random: Callable[[], float]) -> list[_Placed]:
         """Draw cut-outs and places so that each object lies inside the image and stays at least half visible."""
         levels, placed, hidden, areas = _levels(self.part), [], [], []
@@ -280,7 +285,8 @@ class _Composed(Dataset):
         if i not in self._cache:
             size = (self.size, self.size)
             background, crop, flip, _, objects, group = self._plan(i)
-            canvas = _photographs()[background].resize(size, Image.Resampling.BILINEAR, box=crop)
+            canvas = _photographs()[background].crop(crop)  # first, as resize(box=...) filters pixels beyond the box
+            canvas = canvas.resize(size, Image.Resampling.BILINEAR)
             if flip:
                 canvas = canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             instances = np.zeros(size, np.uint8)
@@ -294,10 +300,10 @@ class _Composed(Dataset):
                 patch = patch.point(_brighter(placed.brightness))
                 canvas.paste(patch, (x1, y1), patch)
                 instances[y1:y2, x1:x2][np.asarray(patch.getchannel("A")) >= 128] = k + 1
-            boxes = torch.tensor([_tight(instances == k + 1) for k in range(len(objects))], dtype=torch.float32)
-            pixels = np.concatenate([np.asarray(canvas).transpose(2, 0, 1), instances[None]])
+            pixels = torch.from_numpy(np.concatenate([np.asarray(canvas).transpose(2, 0, 1), instances[None]]))
+            boxes = torch.stack([mask_box(pixels[3] == k + 1) for k in range(len(objects))]).float()
             labels = torch.tensor([placed.label for placed in objects])
-            self._cache[i] = torch.from_numpy(pixels), boxes, labels, group
+            self._cache[i] = pixels, boxes, labels, group
         return self._cache[i]
 
     def record(self, i: int) -> SceneRecord:
@@ -338,12 +344,6 @@ def _overlap(a: _Placed, b: _Placed) -> float:
     w = min(a.x + a.w, b.x + b.w) - max(a.x, b.x)
     h = min(a.y + a.h, b.y + b.h) - max(a.y, b.y)
     return max(w, 0) * max(h, 0)
-
-
-def _tight(mask: np.ndarray) -> list[int]:
-    """Half-open xyxy box of a non-empty mask (H, W)."""
-    y, x = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
-    return [x[0], y[0], x[-1] + 1, y[-1] + 1]
 
 
 class Scenes(_Composed):

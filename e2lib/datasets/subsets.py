@@ -7,8 +7,10 @@ order is that of raw PCG64 numbers, whose stream numpy guarantees.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -30,9 +32,17 @@ class Selection(Dataset):
         self.dataset, self.indices, self.annotated = dataset, indices, annotated
         self.classes, self.groups, self.multilabel = dataset.classes, dataset.groups, dataset.multilabel
 
-    @property
+    @cached_property
     def targets(self) -> Tensor:
-        return self.dataset.targets[self.indices]
+        """uint8 (len, C) multi-hot labels, without building those of the whole data set."""
+        targets = torch.zeros(len(self), len(self.classes), dtype=torch.uint8)
+        for c in range(len(self.classes)):
+            targets[self.images_with(c), c] = 1
+        return targets
+
+    def images_with(self, c: int) -> np.ndarray:
+        """Positions of the images that show class `c`: int64 (n,), increasing."""
+        return np.isin(self.indices, self.dataset.images_with(c)).nonzero()[0]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -64,13 +74,13 @@ def few_shot(dataset: Dataset, per_class: int, seed: int = 0) -> Selection:
     """
     if per_class < 1:
         raise ValueError(f"per_class is {per_class}; it must be at least 1")
-    order, targets = _order(len(dataset), seed), dataset.targets
+    rank = np.argsort(_order(len(dataset), seed))  # each image's place in the random order
     chosen = []
     for c, name in enumerate(dataset.classes):
-        having = order[targets[:, c].numpy()[order] > 0]
+        having = dataset.images_with(c)
         if len(having) < per_class:
             raise ValueError(f"class {name} has {len(having)} images; {per_class} per class were asked for")
-        chosen.append(having[:per_class])
+        chosen.append(having[np.argsort(rank[having])[:per_class]])
     return Selection(dataset, np.unique(np.concatenate(chosen)))
 
 

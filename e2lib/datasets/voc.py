@@ -32,6 +32,7 @@ VOC_CLASSES += [
     "train",
     "tvmonitor",
 ]
+INWARD = torch.tensor([1, 1, -1, -1])  # signs of the steps that shrink a box (x1, y1, x2, y2)
 VOID = 255  # border pixels and difficult objects in the segmentation files
 
 
@@ -108,8 +109,8 @@ class VOC(FileDataset):
     def masks(self, i: int, size: tuple[int, int]) -> Tensor | None:
         """Masks from SegmentationObject, empty where a box has none; None for an image without that file.
 
-        An object's class is that of most of its pixels in SegmentationClass. Its box is the one of that class which
-        fits best; between two that fit, the k-th box of the file is preferred for the k-th object.
+        An object's class is that of most of its pixels in SegmentationClass. The k-th object's box is the file's k-th
+        where that is of this class and holds the object but for a pixel; else the free one of the class that fits best.
         """
         name = self.files[i].decode().removesuffix(".jpg")
         file = self.folder.parent / "SegmentationObject" / f"{name}.png"
@@ -120,14 +121,16 @@ class VOC(FileDataset):
         span = slice(self.starts[i], self.starts[i + 1])
         boxes, labels = self.boxes[span], self.box_labels[span]
         masks, free = torch.zeros(len(boxes), *size, dtype=torch.bool), torch.ones(len(boxes), dtype=torch.bool)
-        for k in objects.unique().tolist():
-            if k in (0, VOID):
-                continue
+        found = []
+        for k in sorted({*objects.unique().tolist()} - {0, VOID}):
             mask = objects == k
-            c = int(classes[mask].bincount().argmax()) - 1
-            fit = box_iou(mask_box(mask)[None].float(), boxes)[0]
-            if k <= len(boxes):
-                fit[k - 1] += 0.5
+            c, tight = int(classes[mask].bincount().argmax()) - 1, mask_box(mask).float()
+            fit = box_iou(tight[None], boxes)[0]
+            own = k <= len(boxes) and labels[k - 1] == c and ((tight - boxes[k - 1]) * INWARD >= -1).all()
+            if own:
+                fit[k - 1] = 2  # above any other
+            found.append((not own, k, mask, c, fit))
+        for _, k, mask, c, fit in sorted(found, key=lambda one: one[:2]):  # no other object takes an own box first
             fit[~free | (labels != c)] = -1
             if len(boxes) == 0 or fit.max() < 0:
                 kind = self.classes[c] if 0 <= c < len(self.classes) else f"index {c + 1}, outside the range of classes"

@@ -27,8 +27,17 @@ def test_without_split(root):
     assert ImageFolder(root / "train").classes == ["deep/er", "n01", "n02"]
 
 
+def test_a_class_has_one_index_in_every_split(root):
+    (root / "devkit/empty").mkdir(parents=True)  # neither this nor a test split without classes adds any
+    (root / "test").mkdir()
+    Image.new("RGB", (6, 4)).save(root / "test/t.jpg")
+    Image.new("RGB", (6, 4)).save(root / "loose.jpg")
+    data = ImageFolder(root, "val")
+    assert data.classes == ImageFolder(root, "train").classes == ["deep/er", "n01", "n02"]
+    assert data.targets.tolist() == [[0, 0, 1]]
+
+
 def test_given_classes_fix_the_indices(root):
-    assert ImageFolder(root, "val").targets.tolist() == [[1]]
     assert ImageFolder(root, "val", classes=["n01", "n02"]).targets.tolist() == [[0, 1]]
     with pytest.raises(ValueError, match="unknown class n02; known: n01, n03"):
         ImageFolder(root, "val", classes=["n01", "n03"])

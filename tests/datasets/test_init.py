@@ -10,9 +10,9 @@ def test_load_by_name(tmp_path, toy):
     data = load("voc", tmp_path, "val", size=16, classes=["cat", "dog", "zebra"])
     assert len(data) == 3 and data[0].image.shape == (3, 16, 16)
     assert len(load("voc", tmp_path, "val", size=16, length=2, classes=["cat", "dog", "zebra"])) == 2
-    (tmp_path / "test/one").mkdir(parents=True)
-    Image.new("RGB", (5, 5)).save(tmp_path / "test/one/x.png")
-    assert load("imagefolder", tmp_path, "test", size=16).classes == ["one"]
+    (tmp_path / "folders/test/one").mkdir(parents=True)
+    Image.new("RGB", (5, 5)).save(tmp_path / "folders/test/one/x.png")
+    assert load("imagefolder", tmp_path / "folders", "test", size=16).classes == ["one"]
 
 
 def test_load_embedded():

@@ -69,3 +69,5 @@ def test_present_lists_the_classes_of_each_image_filled_up_with_minus_one(toy):
     batch = collate([toy(2)[0], toy(2)[0]])
     batch.labels = torch.tensor([[0, 1, 0], [1, 0, 1]], dtype=torch.uint8)
     assert batch.present().tolist() == [[1, -1], [0, 2]]
+    batch.labels.zero_()
+    assert batch.present().tolist() == [[-1], [-1]] and batch.present().dtype == torch.int64

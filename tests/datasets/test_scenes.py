@@ -53,7 +53,7 @@ def test_same_on_every_machine():
         for sample in data:
             for part in (sample.image, sample.masks, sample.boxes, sample.labels):
                 digest.update(part.numpy().tobytes())
-    assert digest.hexdigest() == "a7163460844685305a035f3779293918b8c0f652fedb553cebd1b7beb33f107a"
+    assert digest.hexdigest() == "14bba7d6eeeb712c6a68e4c868f9522e4b762accccb5310ceed783a31d100638"
 
 
 @BOTH
@@ -199,6 +199,22 @@ def test_regions_are_disjoint_and_crops_stay_inside():
                 assert left <= x1 < x2 <= right and top <= y1 < y2 <= bottom and x2 - x1 == y2 - y1
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_nothing_outside_the_region_is_seen(monkeypatch, split):
+    """Photographs black in the region and white outside give the same scenes as black ones."""
+    inside = [p.point([0] * 768) for p in scenes._photographs()]
+    outside = [p.point([255] * 768) for p in scenes._photographs()]
+    for white, black in zip(outside, inside, strict=True):
+        box = scenes._region(white, SPLITS[split])
+        white.paste(black.crop(box), box)
+    monkeypatch.setattr(scenes, "CROP", (1.0, 1.0))
+    images = []
+    for photographs in (inside, outside):
+        monkeypatch.setattr(scenes, "_photographs", lambda photographs=photographs: photographs)
+        images.append(torch.stack([sample.image for sample in Scenes(split, 20, size=64)]))
+    assert torch.equal(*images)
+
+
 def test_backgrounds_and_cutouts():
     regions = {region: scenes.backgrounds(region) for region in REGIONS}
     for train, test, photograph in zip(regions["train"], regions["test"], scenes._photographs(), strict=True):
@@ -267,14 +283,18 @@ def test_missing_data_is_named(tmp_path, monkeypatch):
 
 
 def test_fast_enough():
-    """2 ms an image at 128 pixels on one idle core; the bound is loose, as other work may share the core."""
-    data = Scenes("train", 200)
-    data[0]
-    start = time.thread_time()
-    for i in range(200):
-        data[i]
-    assert time.thread_time() - start < 200 * 0.006
-    start = time.thread_time()
-    for i in range(200):
-        data[i]
-    assert time.thread_time() - start < 200 * 0.002
+    """2 ms an image at 128 pixels on one idle core; the best of four chunks, as other work may share the core."""
+    data = Scenes("train", 201)
+    data[200]  # decodes the photographs
+
+    def best():
+        times = []
+        for start in range(0, 200, 50):
+            began = time.thread_time()
+            for i in range(start, start + 50):
+                data[i]
+            times.append((time.thread_time() - began) / 50)
+        return min(times)
+
+    assert best() < 0.003
+    assert best() < 0.001  # from the cache

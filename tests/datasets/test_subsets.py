@@ -4,6 +4,7 @@ import torch
 
 from e2lib.boxes import dilate
 from e2lib.datasets import SceneBirds, at_most, collate, dilated, eval_transform, few_shot, with_boxes
+from e2lib.datasets.files import FileDataset
 
 
 def marked(dataset):
@@ -48,6 +49,18 @@ def test_selections_are_the_same_on_every_machine(toy):
     """PCG64's raw stream is fixed by numpy, so these numbers may never change."""
     assert sorted(marked(with_boxes(toy(50), 0.1, seed=0))) == [2, 3, 11, 13, 20]
     assert few_shot(toy(50), 2, seed=0).indices.tolist() == [3, 11, 13, 20]
+
+
+def test_few_shot_builds_no_table_of_all_labels(tmp_path, monkeypatch):
+    labels = [[0], [1, 2, 1], [], [2], [0, 2], [1]]
+    data = FileDataset(tmp_path, list("abcdef"), ["x", "y", "z"], labels, multilabel=True)
+    targets = data.targets
+    assert [data.images_with(c).tolist() for c in range(3)] == [[0, 4], [1, 5], [1, 3, 4]]
+    monkeypatch.delattr(FileDataset, "targets")
+    two = few_shot(data, 2)
+    assert torch.equal(two.targets, targets[two.indices]) and two.targets.dtype == torch.uint8
+    assert torch.equal(few_shot(two, 1).targets, two.targets[few_shot(two, 1).indices])
+    assert two.targets is two.targets
 
 
 def test_scenes_are_selected_without_composing_one():

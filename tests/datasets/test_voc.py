@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 from torchvision.datasets import VOCDetection, VOCSegmentation
 
-from e2lib.datasets import VOC, VOC_CLASSES, SceneBirds, Scenes, export_voc
+from e2lib.datasets import VOC, VOC_CLASSES, SceneBirds, Scenes, dilated, export_voc
 from e2lib.datasets import voc as voc_module
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
@@ -181,6 +182,29 @@ def test_exported_scenes_are_read_back_equal(tmp_path, scenes):
         assert a.name == b.name and torch.equal(a.boxes, b.boxes) and torch.equal(a.box_labels, b.box_labels)
         assert torch.equal(a.masks, b.masks) and (a.image.float() - b.image.float()).abs().mean() < 5
     assert VOCDetection(tmp_path, year="2007", image_set="train")[3][0].size == (scenes.size, scenes.size)
+
+
+@pytest.mark.parametrize("left", [0, 13])
+def test_masks_of_loose_boxes_of_one_class_keep_their_order(tmp_path, toy, left):
+    """By overlap the first object would go to the second box, also where (left = 13) the first box does not hold it."""
+    masks = torch.zeros(3, 32, 48, dtype=torch.bool)
+    masks[0, 10:20, 10:20], masks[1, 10:20, 20:21], masks[2, 25:30, 2:12] = True, True, True
+    boxes = torch.tensor([[left, 0.0, 48, 32], [9, 9, 22, 21], [3, 26, 11, 29]])  # the last a pixel too tight
+
+    def loose(sample):
+        sample.masks, sample.boxes = tv_tensors.Mask(masks), tv_tensors.wrap(boxes, like=sample.boxes)
+        sample.box_labels, sample.labels = torch.tensor([1, 1, 1]), torch.tensor([0, 1, 0], dtype=torch.uint8)
+        return sample
+
+    export_voc(toy(1, transform=loose), tmp_path)
+    assert torch.equal(VOC(tmp_path, "train")[0].masks, masks)
+
+
+def test_a_dilated_export_is_read_back_equal(tmp_path):
+    original = dilated(Scenes("train", 60, size=64, correlation=1.0), 0.5)
+    export_voc(original, tmp_path)
+    for a, b in zip(original, VOC(tmp_path, "train"), strict=True):
+        assert torch.equal(a.boxes, b.boxes) and torch.equal(a.masks, b.masks)
 
 
 def test_fractional_boxes_survive(tmp_path, toy):
