@@ -9,6 +9,7 @@ respect to them; which score is explained is data (`targets`), where in the netw
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -61,9 +62,20 @@ def _occlusion(score: nn.Module, x: Tensor, weights: Tensor, steps: int) -> Tens
 
 
 def _deeplift(score: nn.Module, x: Tensor, weights: Tensor, steps: int) -> Tensor:
-    return captum.attr.DeepLift(_with_plain_relus(score)).attribute(
-        x, torch.zeros_like(x), additional_forward_args=weights
-    )
+    zero = torch.zeros_like(x)
+    parts = captum.attr.DeepLift(_with_plain_relus(score)).attribute(x, zero, additional_forward_args=weights)
+    # Complete by definition; captum silently passes the plain gradient through layers it has no rule for.
+    with torch.no_grad():
+        difference = score(x, weights) - score(zero, weights)
+    error = (parts.flatten(1).sum(1) - difference).abs()
+    scale = torch.maximum(difference.abs(), 1e-3 * parts.flatten(1).abs().sum(1))  # the latter bounds the rounding
+    relative = (error / scale.clamp(min=1e-12)).max()
+    if not relative <= 0.05:
+        raise ValueError(
+            f"method 'deeplift': the maps miss the score's difference from the zero input by up to {relative:.0%}; "
+            "captum has no DeepLIFT rule for some layers of this network (LayerNorm, attention, B-cos)"
+        )
+    return parts
 
 
 def _gradient_shap(score: nn.Module, x: Tensor, weights: Tensor, steps: int) -> Tensor:
@@ -127,7 +139,8 @@ def explain(
 
     Raises:
         ValueError: an unknown method or depth, `method="bcos"` on a network that is not B-cos, `create_graph=True` with
-            a method that is for evaluation only, images or targets of a wrong shape, type or range.
+            a method that is for evaluation only, images or targets of a wrong shape, type or range, `steps` below 1, a
+            layer (B, h, w, C), `deeplift` on layers that captum has no rule for (LayerNorm, attention, B-cos).
 
     Notes:
         The map of a B-cos network has the exact parameter gradient: the dynamic weights stay fixed while the
@@ -144,6 +157,8 @@ def explain(
             f"method {method!r} is for evaluation and cannot be trained through; "
             f"with create_graph=True use one of {', '.join(TRAINABLE)}"
         )
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; it must be at least 1")
     _check_images(model, images)
     if method in CAPTUM or method == "attention_rollout":
         if at != "Input":
@@ -247,20 +262,31 @@ class _DynamicWeights(TorchFunctionMode):
 
 
 @contextmanager
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Put each module of `model` back into its mode, train or eval, at the end, also after an exception."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
 def _explaining(model: nn.Module, bcos: bool) -> Iterator[_DynamicWeights]:
     """Eval mode, gradients on, attention twice differentiable, and for B-cos the gates; all restored at the end."""
-    modes = {module: module.training for module in model.modules()}
-    detachable = {m: m.detach for m in modes if isinstance(m, DetachableModule)}
+    detachable = {m: m.detach for m in model.modules() if isinstance(m, DetachableModule)}
     if bcos and not detachable:
         raise ValueError(
             f"method 'bcos' explains B-cos networks; {getattr(model, 'name', type(model).__name__)!r} is none"
         )
     gate = _DynamicWeights()
     try:
-        model.eval()
         for module in detachable:
             module.detach = bcos
         with ExitStack() as stack:
+            stack.enter_context(modes_restored(model))
+            model.eval()
             stack.enter_context(torch.enable_grad())
             # Fused attention kernels have no second derivative.
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -268,8 +294,6 @@ def _explaining(model: nn.Module, bcos: bool) -> Iterator[_DynamicWeights]:
                 stack.enter_context(gate)
             yield gate
     finally:
-        for module, training in modes.items():
-            module.training = training
         for module, detach in detachable.items():
             module.detach = detach
 
@@ -282,10 +306,20 @@ def _forward(model: nn.Module, images: Tensor, at: str, replace: Tensor | None =
     path = getattr(model, "depths", {"Input": ""}).get(at, at)
     found = []
 
+    def fits(h: int, w: int) -> bool:
+        """Whether (h, w) can be the grid of a layer: no larger than the images, their aspect up to rounding."""
+        height, width = images.shape[2:]
+        return h <= height and w <= width and abs(h * width - w * height) <= height + width
+
     def catch(module, inputs, output=None):
         layer = output if output is not None else inputs[0]
         if not isinstance(layer, Tensor) or layer.ndim not in (3, 4):
             raise ValueError(f"at={at!r}: the output of module {path!r} is no (B, C, h, w) or (B, N, C) tensor")
+        if layer.ndim == 4 and not fits(*layer.shape[2:]) and fits(*layer.shape[1:3]):
+            raise ValueError(
+                f"at={at!r}: the output of module {path!r} has shape {tuple(layer.shape)}, channels last; "
+                "(B, C, h, w) or (B, N, C) is wanted"
+            )
         layer = layer if replace is None else replace
         found.append(layer if layer.requires_grad else layer.clone().requires_grad_())
         return found[-1].clone()  # a clone: the network may go on in place without changing what was caught
@@ -379,7 +413,8 @@ class _ReLU6(nn.Module):
         self.low, self.high = nn.ReLU(), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.low(x) - self.high(x - 6)
+        # A clone: captum sets the gradient of what a rectifier is given, which must not be what the other one reads.
+        return self.low(x.clone()) - self.high(x - 6)
 
 
 def _with_plain_relus(net: nn.Module) -> nn.Module:
@@ -396,9 +431,8 @@ def _with_plain_relus(net: nn.Module) -> nn.Module:
 
 def _evaluate(model: nn.Module, images: Tensor, targets: Tensor, method: str, steps: int) -> Explanation:
     encode, net = getattr(model, "preprocess", nn.Identity()), getattr(model, "net", model)
-    devices = [images.device] if images.is_cuda else []
     numpy_state = np.random.get_state()
-    with _explaining(model, bcos=False), torch.random.fork_rng(devices):
+    with _explaining(model, bcos=False), torch.random.fork_rng(range(torch.cuda.device_count())):
         try:
             torch.manual_seed(0)
             np.random.seed(0)  # Gradient SHAP draws from NumPy too
@@ -410,7 +444,9 @@ def _evaluate(model: nn.Module, images: Tensor, targets: Tensor, method: str, st
                 rollout = _attention_rollout(model, images)
                 maps = rollout.expand(-1, weights.shape[1], -1, -1)
             else:
-                parts = [CAPTUM[method](_Score(net), x, weights[:, k], steps) for k in range(weights.shape[1])]
+                with warnings.catch_warnings():  # captum tells of the hooks it sets, and of gradients it asks for
+                    warnings.filterwarnings("ignore", category=UserWarning, module="captum")
+                    parts = [CAPTUM[method](_Score(net), x, weights[:, k], steps) for k in range(weights.shape[1])]
                 maps = torch.stack([part.sum(1) for part in parts], 1)
         finally:
             np.random.set_state(numpy_state)
@@ -419,7 +455,7 @@ def _evaluate(model: nn.Module, images: Tensor, targets: Tensor, method: str, st
 
 @torch.no_grad()
 def _attention_rollout(model: nn.Module, images: Tensor) -> Tensor:
-    """Product over blocks of (A + I) / 2, read at the class token, else averaged over tokens: (B, 1, H, W)."""
+    """Product over blocks of (A + I) / 2, read at the token(s) that the head pools: (B, 1, H, W)."""
     layers = [m for m in model.modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")]
     if not layers:
         raise ValueError(
@@ -439,6 +475,7 @@ def _attention_rollout(model: nn.Module, images: Tensor) -> Tensor:
     for attention in attentions:  # (B, N, N)
         rollout = (attention + torch.eye(attention.shape[-1]).to(attention)) @ rollout / 2
     prefix = getattr(model, "prefix_tokens", 0)
-    relevance = rollout[:, 0] if prefix else rollout.mean(1)  # (B, N)
+    class_token = prefix and getattr(getattr(model, "net", model), "global_pool", None) == "token"
+    relevance = rollout[:, 0] if class_token else rollout[:, prefix:].mean(1)  # (B, N)
     maps = _grid(relevance.unsqueeze(-1), model, images)
     return F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)

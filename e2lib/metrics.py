@@ -26,6 +26,8 @@ from torchmetrics.utilities import dim_zero_cat
 from torchvision.transforms.v2.functional import gaussian_blur
 from tqdm.auto import tqdm
 
+from e2lib.attribution import modes_restored
+
 # ---- localisation, per pair
 
 
@@ -229,7 +231,7 @@ class MeanAP(MultilabelAveragePrecision):
     def compute(self) -> Tensor:
         """Mean over the classes with a positive label."""
         scores, labels = dim_zero_cat(self.preds), dim_zero_cat(self.target)
-        present = labels.any(0)
+        present = labels.bool().any(0)
         if not present.any():
             return scores.new_zeros(())
         return multilabel_average_precision(
@@ -294,8 +296,7 @@ def deletion_insertion(
     blurred = gaussian_blur(images, [11, 11], [5.0, 5.0])
     changes = torch.linspace(0, h * w, steps + 1, device=images.device).round().split(max(1, batch_size // b))
     curves: list[list[Tensor]] = [[], []]
-    modes = {module: module.training for module in model.modules()}
-    try:
+    with modes_restored(model):
         model.eval()
         for some in tqdm(changes, desc="deletion, insertion", delay=5, leave=False):
             changed = rank < some.view(-1, 1, 1, 1, 1)  # (S, B, 1, H, W)
@@ -305,9 +306,6 @@ def deletion_insertion(
                     raise ValueError(f"targets has class {targets.max()}; the model has {logits.shape[1]} classes")
                 scores = logits.sigmoid() if multilabel else logits.softmax(1)
                 curve.append(scores.gather(1, targets.repeat(len(some))[:, None]).view(len(some), b))
-    finally:
-        for module, training in modes.items():
-            module.training = training
     deletion, insertion = (torch.cat(curve).T for curve in curves)
     return DeletionInsertion(deletion, insertion, *(torch.trapezoid(c, dx=1 / steps) for c in (deletion, insertion)))
 

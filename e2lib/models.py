@@ -153,13 +153,13 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
 
 
 def save(model: Model, path: str | Path) -> None:
-    """Write the net's tensors to `path` (.safetensors), with name and num_classes as metadata, in one step."""
+    """Write the net's tensors to `path` (.safetensors), in one step."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path: {path} must end in .safetensors")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.net.state_dict().items()}
-    save_file(state, temporary, metadata={"name": model.name, "num_classes": str(model.num_classes)})
+    save_file(state, temporary)
     os.replace(temporary, path)
 
 
@@ -235,7 +235,7 @@ def _load(net: nn.Module, name: str, weights: str | Path) -> None:
         path = Path(weights)
         state = _read(path)
 
-    head = _head(net)
+    head = head_prefixes(net)
     for key, tensor in expected.items():
         if key not in state:
             raise ValueError(f"{path}: {name} needs tensor {key!r} {tuple(tensor.shape)}, the file has none")
@@ -250,8 +250,8 @@ def _load(net: nn.Module, name: str, weights: str | Path) -> None:
     net.load_state_dict(state)
 
 
-def _head(net: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the tensors that make the logits."""
+def head_prefixes(net: nn.Module) -> tuple[str, ...]:
+    """How the names of the tensors that make the logits begin, in the `net` of a `Model`."""
     if hasattr(net, "pretrained_cfg"):
         names = net.pretrained_cfg["classifier"]
         return tuple(f"{n}." for n in ((names,) if isinstance(names, str) else names))

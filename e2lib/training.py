@@ -7,23 +7,25 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
+from e2lib import models
+from e2lib.attribution import modes_restored
 from e2lib.datasets import collate
 from e2lib.metrics import F1, MeanAP
 
 
 def train_head_only(model: nn.Module) -> nn.Module:
     """Freeze every parameter of a `models.build` network but those of its classifier; returns the model."""
-    model.requires_grad_(False)
-    head = model.net.get_classifier()
-    head.requires_grad_(True)
+    head = models.head_prefixes(model.net)
+    for name, parameter in model.net.named_parameters():
+        parameter.requires_grad_(name.startswith(head))
     return model
 
 
 def fit(model: nn.Module, dataset: Dataset, epochs: int, lr: float, batch_size: int = 64, seed: int = 0) -> list[float]:
     """Train the parameters of `model` that are not frozen with binary cross-entropy on the multi-hot labels.
 
-    Adam, a cosine schedule to zero, gradients clipped at norm 1, batches shuffled by `seed`. Norm layers without a
-    trainable parameter keep their statistics.
+    Adam, a cosine schedule to zero, gradients clipped at norm 1, batches shuffled by `seed`. Modules whose parameters
+    are all frozen run in eval mode: norm layers keep their statistics. Modes are restored at the end.
 
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
@@ -48,11 +50,11 @@ def fit(model: nn.Module, dataset: Dataset, epochs: int, lr: float, batch_size: 
     )
     optimizer = torch.optim.Adam(trainable, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
-    modes = {module: module.training for module in model.modules()}
-    for module in modes:
-        module.train(any(p.requires_grad for p in module.parameters()))
     history = []
-    with tqdm(total=epochs * len(loader), desc="training", unit="step", leave=False) as bar:
+    with modes_restored(model), tqdm(total=epochs * len(loader), desc="training", unit="step", leave=False) as bar:
+        for module in model.modules():  # parents first: a module without parameters follows its parent
+            if any(True for _ in module.parameters()):
+                module.train(any(p.requires_grad for p in module.parameters()))
         for _ in range(epochs):
             total = 0.0
             for batch in map(lambda b: b.to(device), loader):
@@ -68,20 +70,18 @@ def fit(model: nn.Module, dataset: Dataset, epochs: int, lr: float, batch_size: 
                 bar.update()
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             history.append(total / len(dataset))
-    for module, training in modes.items():
-        module.training = training
     return history
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, dataset: Dataset, batch_size: int = 64) -> dict[str, float]:
     """F1 (logit threshold 0, all classes pooled) and mAP, in per cent, of `model` in eval mode on `dataset`."""
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     metrics = MetricCollection({"F1": F1(len(dataset.classes)), "mAP": MeanAP(len(dataset.classes))}).to(device)
-    for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collate), desc="measuring", unit="batch", leave=False):
-        batch = batch.to(device)
-        metrics.update(model(batch.images), batch.labels)
-    model.train(was_training)
+    loader = DataLoader(dataset, batch_size, collate_fn=collate)
+    with modes_restored(model):
+        model.eval()
+        for batch in tqdm(loader, desc="measuring", unit="batch", leave=False):
+            batch = batch.to(device)
+            metrics.update(model(batch.images), batch.labels)
     return {name: 100 * value.item() for name, value in metrics.compute().items()}
