@@ -45,7 +45,7 @@ def test_works_where_no_cell_is_recorded():  # nbval executes cells like that
     ("injected", "complaint"),
     [
         ("sise = 96", "unknown parameter 'sise': did you mean 'size'"),
-        ("colour = 1", "unknown parameter 'colour': Here are size, seed, .*TYPES declares"),
+        ("colour = 1", "unknown parameter 'colour': Here are size, seed"),
         ("size = 100", "parameter size=100: .*multiple of 32"),
         ("size = 32", "parameter size=32: .*greater than or equal to 64"),
         ("size = 256", "parameter size=256: .*less than or equal to 224"),
@@ -56,6 +56,7 @@ def test_works_where_no_cell_is_recorded():  # nbval executes cells like that
         ("device = 3", "parameter device=3: must be auto, cpu, cuda or cuda:N"),
         ("device = 'cuda:99'", "parameter device='cuda:99': torch sees"),
         ("data = 'vok'", "parameter data='vok': must be one of scenes, birds, voc"),
+        ("data = 'imagefolder'", "parameter data='imagefolder': must be one of scenes, birds, voc, coco, waterbirds"),
         ("data = 'voc'", "parameter data_root=None: data='voc' needs a folder with"),
         ("data = 'voc'; data_root = '/nowhere'", "parameter data_root='/nowhere': data='voc' needs a folder with"),
         ("data_root = '/'", "parameter data_root='/': data='scenes' is embedded"),
