@@ -15,7 +15,7 @@ help:
 	@echo "make lab    open the notebooks in JupyterLab"
 	@echo "make test   check everything: style, unit tests, notebooks in the smoke preset"
 	@echo "make setup  only install, into .venv (PYTHON=python3.12 chooses the Python, 3.11 or newer)"
-	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/"
+	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/, and the README picture"
 
 setup: .venv/ready
 
@@ -42,4 +42,5 @@ lab: setup
 notebooks: setup
 	$(run) run
 	$(run) publish
+	$(python) docs/picture.py
 	$(python) -m pytest tests/notebooks
