@@ -197,7 +197,11 @@ def _between(bounds: tuple[float, float], u: float) -> float:
 
 
 class _Composed(Dataset):
-    """What Scenes and SceneBirds share: placing, composing, caching. They add `_choose` and their labels."""
+    """What Scenes and SceneBirds share: placing, composing, caching.
+
+    They add their labels and `_choose(random)`: the backgrounds to draw from, their context, of each object the
+    cut-outs to draw from and its label, and the group.
+    """
 
     groups: list[str] = []
     kind: str  # first part of every item's name
@@ -221,10 +225,6 @@ class _Composed(Dataset):
 
     def __len__(self) -> int:
         return self.length
-
-    def _choose(self, random: Callable[[], float]) -> tuple[list[int], str, list[tuple[list[int], int]], int]:
-        """Backgrounds to draw from, their context; of each object the cut-outs to draw from and label; group."""
-        raise NotImplementedError
 
     def _random(self, i: int) -> Callable[[], float]:
         entropy = [self.seed, self.stream, list(SPLITS).index(self.split), i]
