@@ -20,6 +20,7 @@ from e2lib.datasets import Scenes
 from e2lib.datasets.scenes import DATA, cutouts
 
 INDEPENDENT = 0.2  # the correlation at which context says nothing about the objects
+SPLITS = [("val", 0.8), ("test", 0.8), ("test", INDEPENDENT), ("test_unseen", 0.8)]
 CROP, JITTER = 64, 10  # side of a crop and largest shift of its centre from the object's, in pixels
 
 
@@ -84,18 +85,19 @@ def pretrain(scenes: int, epochs: tuple[int, int], seed: int, device: torch.devi
     return model
 
 
+def report(model: models.Model, splits: list[tuple[str, float]], size: int, when: str) -> None:
+    """Print F1 and mAP on 1000 scenes of each (split, correlation)."""
+    for split, correlation in splits:
+        scores = training.evaluate(model, Scenes(split, 1000, size, correlation))
+        print(f"{when}, {split} {correlation}: F1 {scores['F1']:.1f}, mAP {scores['mAP']:.1f}", flush=True)
+
+
 def finetune(model: models.Model, rounds: list[tuple[int, int, float]], seed: int, size: int, device) -> models.Model:
-    """Train all of `model` on (scenes, epochs, lr) of each round; prints what it reaches on splits it has not seen."""
+    """Train all of `model` on (scenes, epochs, lr) of each round: a round stays when the val split is better for it."""
     model.to(device, memory_format=torch.channels_last)
     for number, (scenes, epochs, lr) in enumerate(rounds):
         training.fit(model, Scenes("train", scenes, size, seed=seed + 100 * number), epochs, lr, seed=seed)
-    for split, correlation in (("val", 0.8), ("test", 0.8), ("test", INDEPENDENT), ("test_unseen", 0.8)):
-        scores = training.evaluate(model, Scenes(split, 1000, size, correlation))
-        print(
-            f"{model.name} seed {seed}, {split}, correlation {correlation}: "
-            f"F1 {scores['F1']:.1f}, mAP {scores['mAP']:.1f}",
-            flush=True,
-        )
+        report(model, [("val", 0.8)], size, f"{model.name} seed {seed} round {number + 1}")
     return model
 
 
@@ -116,7 +118,9 @@ def main() -> None:
     if args.check:
         for seed in args.seeds:
             torch.manual_seed(seed)
-            finetune(models.build(args.check, len(Scenes.classes), "imagenet"), [(2000, 4, 3e-4)], seed, 224, device)
+            model = models.build(args.check, len(Scenes.classes), "imagenet")
+            finetune(model, [(2000, 4, 3e-4), (6000, 2, 2e-4)], seed, 224, device)
+            report(model, SPLITS, 224, f"{args.check} seed {seed}")
         return
     pretrained = pretrain(args.scenes, args.epochs, args.seeds[0], device)
     trunk = {k: v for k, v in pretrained.state_dict().items() if not k.startswith("net.fc.")}
@@ -127,9 +131,10 @@ def main() -> None:
         model.load_state_dict(model.state_dict() | trunk)
         # It soon knows 2000 scenes by heart: the second round is on others.
         tuned.append(finetune(model, [(2000, 6, 2e-3), (8000, 4, 1e-3)], seed, 128, device))
+        report(model, SPLITS, 128, f"seed {seed}")
     models.save(tuned[0].half(), DATA / "bcos_scenes.safetensors")  # half precision: half the size
-    print("the file that was written:")
-    finetune(models.build("bcos_scenes", len(Scenes.classes), "scenes"), [], args.seeds[0], 128, device)
+    written = models.build("bcos_scenes", len(Scenes.classes), "scenes").to(device)
+    report(written, SPLITS, 128, "the file that was written")
     print(f"{(time.time() - start) / 60:.0f} minutes")
 
 
