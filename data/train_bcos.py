@@ -92,11 +92,12 @@ def report(model: models.Model, splits: list[tuple[str, float]], size: int, when
         print(f"{when}, {split} {correlation}: F1 {scores['F1']:.1f}, mAP {scores['mAP']:.1f}", flush=True)
 
 
-def finetune(model: models.Model, rounds: list[tuple[int, int, float]], seed: int, size: int, device) -> models.Model:
+def finetune(model: models.Model, rounds: list, seed: int, size: int, device, precision="auto") -> models.Model:
     """Train all of `model` on (scenes, epochs, lr) of each round: a round stays when the val split is better for it."""
     model.to(device, memory_format=torch.channels_last)
     for number, (scenes, epochs, lr) in enumerate(rounds):
-        training.fit(model, Scenes("train", scenes, size, seed=seed + 100 * number), epochs, lr, seed=seed)
+        dataset = Scenes("train", scenes, size, seed=seed + 100 * number)
+        training.fit(model, dataset, epochs, lr, seed=seed, precision=precision)
         report(model, [("val", 0.8)], size, f"{model.name} seed {seed} round {number + 1}")
     return model
 
@@ -119,7 +120,7 @@ def main() -> None:
         for seed in args.seeds:
             torch.manual_seed(seed)
             model = models.build(args.check, len(Scenes.classes), "imagenet")
-            finetune(model, [(2000, 4, 3e-4), (6000, 2, 2e-4)], seed, 224, device)
+            finetune(model, [(5000, 3, 3e-4)], seed, 224, device, "bfloat16")
             report(model, SPLITS, 224, f"{args.check} seed {seed}")
         return
     pretrained = pretrain(args.scenes, args.epochs, args.seeds[0], device)

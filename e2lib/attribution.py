@@ -341,6 +341,13 @@ def _forward(model: nn.Module, images: Tensor, at: str, replace: Tensor | None =
     return logits, found[0]
 
 
+def grid_size(model: nn.Module, images: Tensor, at: str) -> tuple[int, int]:
+    """Height and width of the activations at depth `at` for `images` (B, 3, H, W): of the maps before resizing."""
+    with _explaining(model, bcos=False):
+        _, layer = _forward(model, images, at)
+        return tuple(_grid(layer, model, images).shape[2:])
+
+
 def _path_gradients(model, images, at, layer, weights, create_graph, steps) -> list[Tensor]:
     """Mean gradient on the straight path from zero to `layer`, one per target."""
     nodes, node_weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]

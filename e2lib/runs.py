@@ -53,11 +53,17 @@ def _known_data(name: str) -> str:
     return name
 
 
+def _known_size(size: int) -> int:
+    if size not in range(64, 225, 32):
+        raise ValueError("must be a multiple of 32 from 64 to 224 (pixels a side)")
+    return size
+
+
 # Every parameter that some notebook has: its type and limits. A new one takes one line here.
 TYPES = {
     "data": Annotated[str, AfterValidator(_known_data)],
     "data_root": Annotated[Path, AfterValidator(Path.expanduser)] | None,  # folder of the real data
-    "size": Annotated[int, Field(strict=True, ge=64, le=224, multiple_of=32)],  # pixels a side
+    "size": Annotated[int, Field(strict=True), AfterValidator(_known_size)],  # pixels a side
     "images": Annotated[int, Field(strict=True, ge=1)],  # how many are looked at, or trained with
     "measured": Annotated[int, Field(strict=True, ge=1)],  # how many test images are measured
     "seed": Annotated[int, Field(strict=True, ge=0)],

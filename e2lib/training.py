@@ -1,16 +1,24 @@
-"""Fit a classifier to a data set, and measure it."""
+"""Fit a classifier to a data set, with any step, and measure it: accuracy, and where its explanations lie."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
 from e2lib import models
-from e2lib.attribution import modes_restored
-from e2lib.datasets import collate
-from e2lib.metrics import F1, MeanAP
+from e2lib.attribution import explain, modes_restored
+from e2lib.datasets import Batch, collate
+from e2lib.metrics import EPG, F1, IoU, IoUCurve, MeanAP, OnObjectEPG
+
+Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
 
 def train_head_only(model: nn.Module) -> nn.Module:
@@ -21,11 +29,29 @@ def train_head_only(model: nn.Module) -> nn.Module:
     return model
 
 
-def fit(model: nn.Module, dataset: Dataset, epochs: int, lr: float, batch_size: int = 64, seed: int = 0) -> list[float]:
-    """Train the parameters of `model` that are not frozen with binary cross-entropy on the multi-hot labels.
+def classify(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The plain step: binary cross-entropy on the multi-hot labels, nats a class."""
+    return {"classification": F.binary_cross_entropy_with_logits(model(batch.images).float(), batch.labels.float())}
+
+
+def fit(
+    model: nn.Module,
+    dataset: Dataset,
+    epochs: int,
+    lr: float,
+    batch_size: int = 64,
+    seed: int = 0,
+    step: Step = classify,
+    precision: str = "auto",
+    workers: int = 0,
+    checkpoint: str | Path | None = None,
+    after_epoch: Callable[[int], Any] | None = None,
+) -> list[dict[str, float]]:
+    """Train the parameters of `model` that are not frozen on the sum of the terms that `step` returns.
 
     Adam, a cosine schedule to zero, gradients clipped at norm 1, batches shuffled by `seed`. Modules whose parameters
-    are all frozen run in eval mode: norm layers keep their statistics. Modes are restored at the end.
+    are all frozen run in eval mode: norm layers keep their statistics. Modes, and torch's random number generators, are
+    restored at the end.
 
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
@@ -33,55 +59,180 @@ def fit(model: nn.Module, dataset: Dataset, epochs: int, lr: float, batch_size: 
         epochs: passes over the data set.
         lr: the learning rate at the start.
         batch_size: images a step.
-        seed: of the order of the images.
+        seed: of the order of the images, and of all random numbers in steps and transforms.
+        step: (model, Batch) -> terms of the loss by name: `classify`, or a `guidance.Guide`.
+        precision: float32; bfloat16, for convolutions and products (the parameters stay float32); or auto, bfloat16 on
+            GPUs that have it. Explanations that one trains through overflow in float16: it is refused.
+        workers: processes that load images.
+        checkpoint: file that is replaced after every epoch. Where it exists, training goes on from it, and ends as if
+            it had never stopped: on a CPU bit for bit.
+        after_epoch: called after each epoch with its number, 1 for the first, for example to measure.
 
     Returns:
-        The mean loss of each epoch (nats a class).
+        The mean of each term, one dict an epoch.
 
     Raises:
-        ValueError: every parameter is frozen, or a loss that is not finite, naming the images of its batch.
+        ValueError: every parameter is frozen; a loss or gradient that is not finite, naming the images of its batch; a
+            wrong precision; a checkpoint of another training, naming the parameter that differs.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("every parameter of the model is frozen; there is nothing to train")
     device = trainable[0].device
+    low = _bfloat16(precision, device)
+    order = torch.Generator().manual_seed(seed)
     loader = DataLoader(
-        dataset, batch_size, shuffle=True, collate_fn=collate, generator=torch.Generator().manual_seed(seed)
+        dataset,
+        batch_size,
+        shuffle=True,
+        collate_fn=collate,
+        generator=order,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
     )
     optimizer = torch.optim.Adam(trainable, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
-    history = []
-    with modes_restored(model), tqdm(total=epochs * len(loader), desc="training", unit="step", leave=False) as bar:
-        for module in model.modules():  # parents first: a module without parameters follows its parent
-            if any(True for _ in module.parameters()):
-                module.train(any(p.requires_grad for p in module.parameters()))
-        for _ in range(epochs):
-            total = 0.0
-            for batch in map(lambda b: b.to(device), loader):
-                loss = F.binary_cross_entropy_with_logits(model(batch.images), batch.labels.float())
-                if not loss.isfinite():
-                    raise ValueError(f"the loss is {loss.item()} on images {', '.join(batch.names)}; lower lr={lr}")
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(trainable, 1.0)
-                optimizer.step()
-                schedule.step()
-                total += loss.item() * len(batch.names)
-                bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-            history.append(total / len(dataset))
+    settings = {"images": len(dataset), "epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
+    settings |= {"step": getattr(step, "__name__", repr(step)), "bfloat16": low}
+    history: list[dict[str, float]] = []
+    state = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    with modes_restored(model), torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        if checkpoint is not None and Path(checkpoint).exists():
+            history = _resume(Path(checkpoint), settings, state, order)
+        bar = tqdm(total=epochs * len(loader), initial=len(history) * len(loader), unit="step", leave=False)
+        with bar:
+            for epoch in range(len(history) + 1, epochs + 1):
+                bar.set_description(f"training, epoch {epoch}/{epochs}")
+                for module in model.modules():  # parents first: a module without parameters follows its parent
+                    if any(True for _ in module.parameters()):
+                        module.train(any(p.requires_grad for p in module.parameters()))
+                totals: dict[str, float] = {}
+                for batch in map(lambda b: b.to(device), loader):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=low):
+                        terms = step(model, batch)
+                    loss = sum(terms.values())
+                    values = {name: term.item() for name, term in terms.items()}
+                    _check(values, batch, lr)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    norm = nn.utils.clip_grad_norm_(trainable, 1.0)
+                    _check({"gradient's norm": norm.item()}, batch, lr)
+                    optimizer.step()
+                    schedule.step()
+                    for name, value in values.items():
+                        totals[name] = totals.get(name, 0.0) + value * len(batch.names)
+                    bar.update()
+                    bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+                history.append({name: total / len(dataset) for name, total in totals.items()})
+                if after_epoch is not None:
+                    after_epoch(epoch)
+                if checkpoint is not None:
+                    _save(Path(checkpoint), settings, state, order, history)
     return history
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, dataset: Dataset, batch_size: int = 64) -> dict[str, float]:
-    """F1 (logit threshold 0, all classes pooled) and mAP, in per cent, of `model` in eval mode on `dataset`."""
-    device = next(model.parameters()).device
-    metrics = MetricCollection({"F1": F1(len(dataset.classes)), "mAP": MeanAP(len(dataset.classes))}).to(device)
-    loader = DataLoader(dataset, batch_size, collate_fn=collate)
-    with modes_restored(model):
+def _bfloat16(precision: str, device: torch.device) -> bool:
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision not in ("float32", "bfloat16"):
+        why = ": gradients of explanations overflow in it" if precision == "float16" else ""
+        raise ValueError(f"precision is {precision!r}; it must be float32, bfloat16 or auto{why}")
+    return precision == "bfloat16"
+
+
+def _check(values: dict[str, float], batch: Batch, lr: float) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            what = "loss" if name == "classification" else name
+            raise ValueError(f"the {what} is {value} on images {', '.join(batch.names)}; lower lr={lr}")
+
+
+def _save(path: Path, settings: dict, state: dict[str, Any], order: torch.Generator, history: list) -> None:
+    """Write everything that the next epoch depends on, in one step."""
+    content = {name: part.state_dict() for name, part in state.items()}
+    content |= {"settings": settings, "history": history, "order": order.get_state(), "rng": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        content["cuda_rng"] = torch.cuda.get_rng_state_all()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+
+
+def _resume(path: Path, settings: dict, state: dict[str, Any], order: torch.Generator) -> list[dict[str, float]]:
+    """Load what `_save` wrote; returns the history."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for name, value in settings.items():
+        if content["settings"].get(name) != value:
+            raise ValueError(
+                f"checkpoint {path} was made with {name}={content['settings'].get(name)!r}, not {value!r}; "
+                "delete it, or name another file"
+            )
+    for name, part in state.items():
+        part.load_state_dict(content[name])
+    order.set_state(content["order"])
+    torch.set_rng_state(content["rng"])
+    if torch.cuda.is_available() and "cuda_rng" in content:  # not in a file from a machine without a GPU
+        torch.cuda.set_rng_state_all(content["cuda_rng"])
+    return content["history"]
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    batch_size: int = 64,
+    method: str | None = None,
+    at: str = "Input",
+    threshold: float | None = None,
+    workers: int = 0,
+) -> dict[str, float]:
+    """Measure `model` in eval mode on `dataset`; everything in per cent, from one forward pass an image.
+
+    Args:
+        model: images (B, 3, H, W) in [0, 1] to logits (B, C).
+        dataset: Samples of one size.
+        batch_size: images a forward pass.
+        method: how to explain each class that is present (`explain`); None for accuracy alone.
+        at: the depth that is explained.
+        threshold: of the IoU, a fraction of the map's maximum in [0, 1); None: the best one on these data, which is
+            for validation data. Take it from there for test data.
+        workers: processes that load images.
+
+    Returns:
+        F1 (logit threshold 0, all classes pooled) and mAP; with a method also EPG, IoU and its "IoU threshold" (a
+        fraction), averaged over pairs of an image and a present class with boxes, and "on-object EPG" where the data
+        has segmentation masks.
+    """
+    device, classes = next(model.parameters()).device, len(dataset.classes)
+    accuracy = MetricCollection({"F1": F1(classes), "mAP": MeanAP(classes)}).to(device)
+    where = {"EPG": EPG(), "IoU": IoUCurve() if threshold is None else IoU(threshold)} if method else {}
+    where, on_object = {name: metric.to(device) for name, metric in where.items()}, OnObjectEPG().to(device)
+    if method:
+        # A batch costs as many backward passes as its fullest image has classes: images with equally many go together.
+        dataset = Subset(dataset, dataset.targets.sum(1, dtype=torch.int64).argsort(stable=True).tolist())
+    loader = DataLoader(dataset, batch_size, collate_fn=collate, num_workers=workers)
+    with modes_restored(model), torch.no_grad():
         model.eval()
         for batch in tqdm(loader, desc="measuring", unit="batch", leave=False):
             batch = batch.to(device)
-            metrics.update(model(batch.images), batch.labels)
-    return {name: 100 * value.item() for name, value in metrics.compute().items()}
+            if method:
+                present = batch.present()
+                logits, maps = explain(model, batch.images, present, method, at)
+                masks = batch.class_masks(present)
+                for metric in where.values():
+                    metric.update(maps, masks)
+                if batch.masks is not None:
+                    on_object.update(maps, masks, batch.class_masks(present, segmentation=True))
+            else:
+                logits = model(batch.images)
+            accuracy.update(logits, batch.labels)
+    scores = {name: 100 * value.item() for name, value in accuracy.compute().items()}
+    if method:
+        best = where["IoU"].best_threshold() if threshold is None else threshold
+        scores["EPG"] = 100 * where["EPG"].compute().item()
+        scores["IoU"] = 100 * where["IoU"].compute().max().item()
+        scores["IoU threshold"] = best
+    if on_object.pairs:
+        scores["on-object EPG"] = 100 * on_object.compute().item()
+    return scores

@@ -46,9 +46,9 @@ def test_works_where_no_cell_is_recorded():  # nbval executes cells like that
     [
         ("sise = 96", "unknown parameter 'sise': did you mean 'size'"),
         ("colour = 1", "unknown parameter 'colour': Here are size, seed"),
-        ("size = 100", "parameter size=100: .*multiple of 32"),
-        ("size = 32", "parameter size=32: .*greater than or equal to 64"),
-        ("size = 256", "parameter size=256: .*less than or equal to 224"),
+        ("size = 100", "parameter size=100: must be a multiple of 32 from 64 to 224"),
+        ("size = 32", "parameter size=32: must be a multiple of 32 from 64"),
+        ("size = 256", "parameter size=256: must be .* to 224"),
         ("size = '64'", "parameter size='64': .*integer"),
         ("seed = -1", "parameter seed=-1: "),
         ("seed = True", "parameter seed=True: "),

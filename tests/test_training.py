@@ -1,15 +1,22 @@
-"""Fitting: it learns, it is repeatable, it leaves frozen parts and modes alone, it stops at NaN."""
+"""Fitting: it learns, is repeatable, goes on where it was killed, stops at NaN. Measuring: equal to single images."""
 
+import os
+import signal
+import subprocess
+import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from e2lib import models, training
+from e2lib import metrics, models, training
 from e2lib.attribution import explain
-from e2lib.datasets import Scenes
+from e2lib.datasets import Scenes, Selection, collate, train_transform
+from e2lib.guidance import Guide
 
 
 def tiny():
@@ -23,7 +30,7 @@ def test_fit_lowers_the_loss_and_is_repeatable():
     dataset = Scenes("train", 48, 64)
     first, second = tiny(), tiny()
     history = training.fit(first, dataset, epochs=3, lr=1e-2, batch_size=16)
-    assert len(history) == 3 and history[2] < history[0]
+    assert len(history) == 3 and history[2]["classification"] < history[0]["classification"]
     assert training.fit(second, dataset, epochs=3, lr=1e-2, batch_size=16) == history
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert training.fit(tiny(), dataset, epochs=3, lr=1e-2, batch_size=16, seed=1) != history
@@ -108,3 +115,330 @@ def test_contributions_in_the_committed_network_add_up_to_its_logits():
         logits, maps = explain(model, images, torch.arange(10).expand(2, -1), "bcos", at)
         scale = 1 if at == "Input" else (4 / 128) ** 2  # up-sampling keeps the mean, not the sum
         torch.testing.assert_close(maps.sum((2, 3)) * scale, logits - model.logit_bias, rtol=1e-6, atol=1e-6)
+
+
+# ---- fitting with any step
+
+
+GUIDED = Guide(weight=0.3)
+
+
+def differ(a, b):
+    """Names of the tensors that are not equal bit for bit."""
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def flipped(length=12):
+    """Scenes of several classes, flipped at random: both Guide and the data set draw random numbers."""
+    return Scenes("train", length, 64, transform=train_transform(64))
+
+
+def test_history_is_the_mean_of_each_term_over_images():
+    dataset = Scenes("train", 10, 64)
+    model, whole = tiny().eval(), collate([dataset[i] for i in range(10)])
+    logits = model(whole.images)
+    classification = nn.functional.binary_cross_entropy_with_logits(logits, whole.labels.float()).item()
+    model.train()
+
+    def step(model, batch):
+        loss = Guide(weight=0)(model, batch)["classification"]
+        return {"classification": loss, "images": torch.tensor(float(len(batch.names)))}
+
+    # Nothing is learnt; the last batch has two images.
+    history = training.fit(model, dataset, epochs=2, lr=0.0, batch_size=4, step=step)
+    assert [list(epoch) for epoch in history] == [["classification", "images"]] * 2
+    assert history[0]["classification"] == pytest.approx(classification)
+    assert history[0]["images"] == (4 * 4 + 4 * 4 + 2 * 2) / 10
+    (epoch,) = training.fit(model, dataset, epochs=1, lr=0.0, batch_size=4, step=GUIDED)
+    assert set(epoch) == {"classification", "guidance"} and 0 < epoch["guidance"] < 0.3
+    assert epoch["classification"] == pytest.approx(classification)
+
+
+def test_the_sum_of_the_terms_is_trained():
+    dataset = Scenes("train", 8, 64)
+
+    def halves(model, batch):
+        half = training.classify(model, batch)["classification"] / 2
+        return {"a": half, "b": half}
+
+    one, two = tiny(), tiny()
+    training.fit(one, dataset, epochs=2, lr=1e-2, batch_size=4)
+    training.fit(two, dataset, epochs=2, lr=1e-2, batch_size=4, step=halves)
+    assert not differ(one, two)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_global_generator_is_left_alone_and_does_not_matter(fails):
+    results = []
+    for seed in (1, 2):
+        model = tiny()
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+            training.fit(
+                model, flipped(), 1, 1e-2, 4, step=GUIDED, after_epoch=(lambda _: 1 / 0) if fails else torch.rand
+            )
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append(model)
+    assert not differ(*results)
+
+
+def test_workers_change_nothing():
+    dataset = Scenes("train", 8, 64)
+    here, there = tiny(), tiny()
+    history = training.fit(here, dataset, epochs=2, lr=1e-2, batch_size=3, step=GUIDED)
+    assert training.fit(there, dataset, epochs=2, lr=1e-2, batch_size=3, step=GUIDED, workers=2) == history
+    assert not differ(here, there)
+    scores = training.evaluate(here, dataset, 3, "ixg")
+    assert training.evaluate(here, dataset, 3, "ixg", workers=2) == scores
+
+
+# ---- checkpoints
+
+
+class Stopped(Exception):
+    pass
+
+
+def run(checkpoint=None, after_epoch=None, model=None, **change):
+    """Four epochs: the model and its history."""
+    model = tiny() if model is None else model
+    arguments = {"dataset": flipped(), "epochs": 4, "lr": 1e-2, "batch_size": 5, "step": GUIDED} | change
+    return model, training.fit(model, **arguments, checkpoint=checkpoint, after_epoch=after_epoch)
+
+
+def other():
+    """Like `tiny`, with other numbers in it."""
+    model = tiny()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.uniform_()
+    return model
+
+
+def stop_after(wanted):
+    def after_epoch(epoch):
+        if epoch == wanted:
+            raise Stopped
+
+    return after_epoch
+
+
+@pytest.mark.parametrize("step", [training.classify, GUIDED], ids=["classify", "guided"])
+def test_interrupted_training_goes_on_bit_for_bit(step, tmp_path):
+    path, seen = tmp_path / "folder" / "run.pt", []
+    expected, history = run(step=step, after_epoch=seen.append)
+    assert seen == [1, 2, 3, 4]
+    with pytest.raises(Stopped):
+        run(path, stop_after(2), step=step)
+    seen.clear()
+    resumed, again = run(path, seen.append, other(), step=step)
+    assert seen == [2, 3, 4]
+    assert not differ(resumed, expected)
+    assert again == history
+    learnt = differ(expected, tiny())
+    assert "5.weight" in learnt and ("1.running_mean" in learnt) == (step is training.classify)
+
+
+def die(path):
+    """Train until the process is killed after the third epoch."""
+    run(path, lambda epoch: os.kill(os.getpid(), signal.SIGKILL) if epoch == 3 else None)
+
+
+def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
+    path = tmp_path / "run.pt"
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])['die'](sys.argv[2])"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code, __file__, path], cwd=root, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+    seen = []
+    resumed, history = run(path, seen.append, other())
+    expected, whole = run()
+    assert seen == [3, 4]
+    assert not differ(resumed, expected) and history == whole
+
+
+def test_a_checkpoint_that_could_not_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path, save = tmp_path / "run.pt", torch.save
+
+    def full(content, file):
+        if len(content["history"]) == 3:
+            Path(file).write_bytes(b"half")
+            raise OSError("disk full")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="disk full"):
+        run(path)
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["run.pt"]
+    monkeypatch.undo()
+    seen = []
+    resumed, history = run(path, seen.append, other())
+    expected, whole = run()
+    assert seen == [3, 4]
+    assert not differ(resumed, expected) and history == whole
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["run.pt"]
+
+
+def test_a_finished_checkpoint_is_returned_at_once(tmp_path, monkeypatch):
+    expected, history = run(tmp_path / "run.pt", epochs=2)
+    content = (tmp_path / "run.pt").read_bytes()
+
+    def forbidden(*_):
+        raise AssertionError("nothing is left to do")
+
+    monkeypatch.setattr(Guide, "__call__", forbidden)
+    model, again = run(tmp_path / "run.pt", forbidden, other(), epochs=2)
+    assert not differ(model, expected) and again == history
+    assert (tmp_path / "run.pt").read_bytes() == content
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "run.pt"
+    run(path, epochs=1, dataset=flipped(4))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 2e-2}, "lr=0.01, not 0.02"),
+        ({"seed": 1}, "seed=0, not 1"),
+        ({"epochs": 3}, "epochs=1, not 3"),
+        ({"batch_size": 4}, "batch_size=5, not 4"),
+        ({"dataset": Scenes("train", 6, 64)}, "images=4, not 6"),
+        ({"precision": "bfloat16"}, "bfloat16=False, not True"),
+        ({"step": training.classify}, r"step=.Guide\(.*, not 'classify'"),
+        ({"step": Guide(weight=0.2)}, r"step=.Guide\(.*weight=0.3.*, not .Guide\(.*weight=0.2"),
+    ],
+)
+def test_the_checkpoint_of_another_training_is_refused_by_name(finished, change, message):
+    model, content = other(), finished.read_bytes()
+    with pytest.raises(ValueError, match=rf"checkpoint .*run.pt was made with {message}.*; delete it"):
+        run(finished, model=model, **{"epochs": 1, "dataset": flipped(4)} | change)
+    assert not differ(model, other()) and finished.read_bytes() == content
+
+
+# ---- precision, and numbers that are none
+
+
+@pytest.mark.parametrize("step", [training.classify, GUIDED], ids=["classify", "guided"])
+def test_bfloat16_is_close_to_float32_and_keeps_the_parameters_type(step):
+    histories = []
+    for precision in ("float32", "bfloat16", "auto"):  # auto is float32 on a CPU
+        torch.manual_seed(0)
+        model, inside = models.build("resnet10t", 10), []
+        model.net.conv1[0].register_forward_hook(lambda _, i, output, inside=inside: inside.append(output.dtype))
+        dataset = Scenes("train", 4, 64)
+        histories += training.fit(model, dataset, epochs=1, lr=1e-4, batch_size=4, precision=precision, step=step)
+        assert set(inside) == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
+        assert {p.dtype for p in model.state_dict().values() if p.is_floating_point()} == {torch.float32}
+    full, low, auto = histories
+    assert auto == full != low
+    assert low == pytest.approx(full, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        ("float16", "precision is 'float16'; .*: gradients of explanations overflow in it"),
+        ("half", "precision is 'half'; it must be float32, bfloat16 or auto$"),
+    ],
+)
+def test_other_precisions_are_refused(precision, message):
+    with pytest.raises(ValueError, match=message):
+        training.fit(tiny(), Scenes("train", 2, 64), epochs=1, lr=1e-2, precision=precision)
+
+
+def test_the_term_or_gradient_that_is_not_finite_is_named_with_its_images():
+    def nan(model, batch):
+        return training.classify(model, batch) | {"guidance": torch.tensor(float("nan"))}
+
+    def steep(model, batch):
+        w = model[5].weight.sum()
+        return training.classify(model, batch) | {"root": (w - w.detach()).sqrt()}  # 0, and its gradient infinite
+
+    for step, what in ((nan, "guidance is nan"), (steep, "gradient's norm is inf")):
+        model = tiny()
+        with pytest.raises(
+            ValueError, match=rf"the {what} on images scene-train-[01], scene-train-[01]; lower lr=0.01"
+        ):
+            training.fit(model, Scenes("train", 2, 64), epochs=1, lr=1e-2, step=step)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny().parameters(), strict=True))
+
+
+# ---- measuring
+
+
+@pytest.fixture(scope="module")
+def network():
+    return models.build("bcos_scenes", 10, weights="scenes")
+
+
+def some_masks(sample):
+    """Every other image loses its segmentation, and one its boxes."""
+    number = int(sample.name.split("-")[-1])
+    if number == 4:
+        sample = replace(sample, boxes=sample.boxes[:0], box_labels=sample.box_labels[:0], masks=None)
+    return replace(sample, masks=None) if number % 2 else sample
+
+
+def no_masks(sample):
+    return replace(sample, masks=None)
+
+
+@pytest.mark.parametrize("transform", [None, some_masks, no_masks])
+def test_evaluate_equals_the_metrics_of_single_images_in_any_order(network, transform):
+    dataset = Scenes("val", 9, 64, transform=transform)
+    thresholds = [t / 20 for t in range(20)]
+    epg, iou, on_object = [], [], []
+    for i in range(9):
+        batch = collate([dataset[i]])
+        classes = batch.labels[0].nonzero()[:, 0]
+        for c in classes:
+            maps, masks = explain(network, batch.images, c[None], "bcos", "Mid1").maps, batch.class_masks(c[None])
+            if not masks.any():
+                continue
+            epg.append(metrics.epg(maps, masks).item())
+            iou.append([metrics.iou(maps, masks, t).item() for t in thresholds])
+            if batch.masks is not None:
+                segments = batch.class_masks(c[None], segmentation=True)
+                on_object.append(metrics.on_object_epg(maps, masks, segments).item())
+    assert len(epg) < dataset.targets.sum() if transform is some_masks else len(epg) == dataset.targets.sum()
+    means = torch.tensor(iou).mean(0).tolist()
+    best = thresholds[means.index(max(means))]
+    assert best != thresholds[10]
+    expected = training.evaluate(network, dataset)
+    assert set(expected) == {"F1", "mAP"}
+    expected["EPG"] = 100 * sum(epg) / len(epg)
+    if transform is not no_masks:
+        expected["on-object EPG"] = 100 * sum(on_object) / len(on_object)
+
+    backwards = Selection(dataset, np.arange(8, -1, -1))
+    for data, size, threshold in ((dataset, 4, None), (backwards, 2, None), (backwards, 9, thresholds[10])):
+        chosen = best if threshold is None else threshold
+        rest = {"IoU": 100 * means[thresholds.index(chosen)], "IoU threshold": chosen}
+        scores = training.evaluate(network, data, size, "bcos", "Mid1", threshold)
+        assert scores == pytest.approx(expected | rest, rel=1e-4)
+    assert not any(p.grad is not None for p in network.parameters())
+
+
+def test_images_with_equally_many_classes_are_explained_together(network, monkeypatch):
+    dataset, widths = Scenes("val", 24, 64), []
+
+    def spy(model, images, targets, *args):
+        widths.append((targets >= 0).sum(1).tolist())
+        assert targets.shape == (len(images), max(widths[-1]))
+        return explain(model, images, targets, *args)
+
+    monkeypatch.setattr(training, "explain", spy)
+    training.evaluate(network, dataset, batch_size=4, method="bcos")
+    assert sum(widths, []) == sorted(dataset.targets.sum(1).tolist())
+    assert len(widths) == 6 and sum(len(set(width)) > 1 for width in widths) <= 2
+    widths.clear()
+    training.evaluate(network, dataset, batch_size=4)
+    assert not widths

@@ -1,0 +1,421 @@
+"""Guidance: losses by hand and by finite differences, a λ that means the same in every batch, maps of every kind."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision import tv_tensors
+
+from e2lib import guidance, metrics, models, training
+from e2lib.attribution import explain
+from e2lib.datasets import Batch, Sample, SceneBirds, Scenes, Selection, collate, with_boxes
+from e2lib.guidance import LOSSES, Guide, ceiling
+
+LEFT, NONE, ALL = [[True, False], [True, False]], [[False, False], [False, False]], [[True, True], [True, True]]
+
+# Of each map and mask: energy, l1, ppce, rrr.
+BY_HAND = [
+    ([[1.0, 3.0], [-5.0, 0.0]], LEFT, 3 / 4, (0.8 + 0.6 + 1) / 4, -math.log(0.2 * 1e-6) / 2, 0.6**2),
+    ([[4.0, 1.0], [2.0, 1.0]], LEFT, 2 / 8, 1 / 4, math.log(2) / 2, 2 / 16),
+    ([[-1.0, -2.0], [-3.0, -4.0]], LEFT, 1, 1 / 2, math.log(1e6), 1 / 4 + 1),
+    ([[0.0, 0.0], [0.0, 0.0]], LEFT, 1, 1 / 2, math.log(1e6), 0),
+    ([[4.0, 1.0], [2.0, 1.0]], NONE, 1, 1 / 2, 0, 1 + 1 / 4 + 2 / 16),
+    ([[4.0, 1.0], [2.0, 1.0]], ALL, 0, 1 / 2, math.log(32) / 4, 0),
+]
+MAPS = torch.tensor([row[0] for row in BY_HAND]).unsqueeze(1)
+MASKS = torch.tensor([row[1] for row in BY_HAND]).unsqueeze(1)
+VALUES = dict(zip(("energy", "l1", "ppce", "rrr"), torch.tensor([row[2:] for row in BY_HAND]).T, strict=True))
+
+
+def gradient(name, maps, masks=MASKS):
+    maps = maps.clone().requires_grad_()
+    (result,) = torch.autograd.grad(LOSSES[name](maps, masks).sum(), maps)
+    return result
+
+
+# ---- losses
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_values_by_hand(name):
+    assert set(LOSSES) == set(VALUES)
+    torch.testing.assert_close(LOSSES[name](MAPS, MASKS), VALUES[name])
+    for dtype, result in ((torch.double, torch.double), (torch.half, torch.float), (torch.bfloat16, torch.float)):
+        value = LOSSES[name](MAPS.to(dtype), MASKS)
+        assert value.dtype == result
+        torch.testing.assert_close(value.float(), VALUES[name])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 3.0, 1e12, 1e30])
+def test_the_scale_of_a_map_does_not_matter(name, scale):
+    torch.testing.assert_close(LOSSES[name](MAPS * scale, MASKS), VALUES[name])
+    torch.testing.assert_close(gradient(name, MAPS * scale).double() * scale, gradient(name, MAPS).double())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_equals_finite_differences(name):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(6, 1, 3, 3, generator=generator, dtype=torch.double).requires_grad_()
+    masks = torch.rand(6, 1, 3, 3, generator=generator) < 0.5
+    assert gradient(name, maps, masks).any()
+    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, masks), maps)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-40, 1e-38, 1e-31])
+def test_an_all_zero_map_has_the_documented_value_and_no_gradient(name, scale):
+    value = LOSSES[name](MAPS * scale, MASKS)
+    inside = MASKS.float().mean((1, 2, 3))
+    expected = {"energy": torch.ones(6), "l1": inside, "ppce": math.log(1e6) * (inside > 0), "rrr": torch.zeros(6)}
+    torch.testing.assert_close(value, expected[name])
+    assert torch.equal(gradient(name, MAPS * scale), torch.zeros_like(MAPS))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_values_and_gradients_are_finite_and_within_bounds(name):
+    generator = torch.Generator().manual_seed(1)
+    scale = 10.0 ** torch.randint(-44, 38, (40, 1, 1, 1), generator=generator)
+    maps = torch.randn(40, 1, 5, 4, generator=generator) * scale
+    maps[:8] = -maps[:8].abs()
+    filled = torch.tensor([0.0, 0.3, 0.7, 1.0]).repeat(10).view(-1, 1, 1, 1)
+    masks = torch.rand(40, 1, 5, 4, generator=generator) < filled
+    value = LOSSES[name](maps, masks)
+    assert value.shape == (40,)
+    assert gradient(name, maps, masks).isfinite().all()
+    highest = {"energy": 1, "l1": 1, "ppce": -math.log(1e-6), "rrr": 20}[name]
+    assert value.min() >= 0 and value.max() <= highest * (1 + 1e-6)
+    if name == "ppce":
+        assert not value[~masks.any((1, 2, 3)).flatten()].any()
+    if name == "energy":
+        assert (value[:8] == 1).all()
+
+
+def test_energy_is_one_minus_epg():
+    maps = torch.cat([MAPS, torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(2))])
+    masks = torch.cat([MASKS, MASKS])
+    torch.testing.assert_close(LOSSES["energy"](maps, masks), 1 - metrics.epg(maps, masks)[:, 0])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("maps", "masks", "message"),
+    [
+        (MAPS[0], MASKS[0], r"maps is torch.float32 \(1, 2, 2\)"),
+        (MAPS.expand(-1, 2, -1, -1), MASKS.expand(-1, 2, -1, -1), r"maps is torch.float32 \(6, 2, 2, 2\)"),
+        (MAPS.long(), MASKS, "maps is torch.int64"),
+        (MAPS, MASKS.float(), "masks is torch.float32"),
+        (MAPS, MASKS[:, :, :1], r"masks is torch.bool \(6, 1, 1, 2\)"),
+        (MAPS, MASKS[:1], r"it must be torch.bool \(6, 1, 2, 2\)"),
+    ],
+)
+def test_wrong_maps_and_masks_are_named(name, maps, masks, message):
+    with pytest.raises(ValueError, match=message):
+        LOSSES[name](maps, masks)
+
+
+# ---- the step
+
+
+def tiny(classes=2):
+    """A small network whose norm layer has statistics of its own."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 5, 4),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, classes),
+    )
+    net[1].running_mean.normal_(0, 0.1)
+    net[1].running_var.uniform_(0.5, 1.5)
+    return net.double()
+
+
+def batch(dataset, positions=None):
+    result = collate([dataset[i] for i in (range(len(dataset)) if positions is None else positions)])
+    return replace(result, images=result.images.double())
+
+
+def parameter_gradient(model, loss):
+    gradients = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+    return torch.cat([g.flatten() for g in gradients])
+
+
+# Each image shows one bird, so that the random choice of a class is no choice.
+BIRDS = SceneBirds("train", 8, 64)
+SOME = Selection(BIRDS, np.arange(8), np.array([1, 1, 0, 0, 1, 0, 0, 0], bool))  # batches of 2 hold 2, 0, 1, 0
+
+
+def localisation(model, dataset, loss):
+    """L_loc of each annotated image, every image alone."""
+    values = []
+    for i in range(len(dataset)):
+        one = batch(dataset, [i])
+        if one.annotated[0]:
+            classes = one.box_labels[0]
+            maps = explain(model, one.images, classes, create_graph=True).maps
+            values.append(LOSSES[loss](maps, one.class_masks(classes)))
+    return torch.cat(values)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("dataset", "fraction"), [(BIRDS, 1.0), (SOME, 3 / 8)], ids=["all", "some"])
+def test_lambda_depends_on_neither_batch_size_nor_annotated_fraction(loss, dataset, fraction):
+    model, guide = tiny(), Guide(loss, weight=0.3, fraction=fraction)
+    values = localisation(model, dataset, loss)
+    assert len(values) == 8 * fraction
+    expected = parameter_gradient(model, 0.3 * values.mean())
+    assert expected.abs().max() > 0
+    for size in (1, 2, 4, 8):
+        terms = [guide(model, batch(dataset, range(i, i + size)))["guidance"] for i in range(0, 8, size)]
+        mean = torch.stack(terms).mean()
+        torch.testing.assert_close(mean, 0.3 * values.mean())
+        torch.testing.assert_close(parameter_gradient(model, mean), expected)
+
+
+@pytest.mark.parametrize(("dataset", "fraction"), [(BIRDS, 1.0), (SOME, 3 / 8)], ids=["all", "some"])
+@pytest.mark.parametrize("size", [4, 8])
+def test_the_weight_of_a_sum_over_the_batch_is_converted_as_documented(dataset, fraction, size):
+    model, weight_of_sum = tiny(), 0.02
+    part = Selection(dataset, np.arange(size))
+    total = weight_of_sum * localisation(model, part, "energy").sum()
+    guide = Guide(weight=weight_of_sum * fraction * size, fraction=fraction)
+    ours = parameter_gradient(model, guide(model, batch(part))["guidance"])
+    torch.testing.assert_close(ours, parameter_gradient(model, total))
+
+
+@pytest.fixture
+def explained(monkeypatch):
+    """The images and targets of each call of `explain`."""
+    calls = []
+
+    def spy(model, images, targets, *args, **kwargs):
+        calls.append((images, targets))
+        return explain(model, images, targets, *args, **kwargs)
+
+    monkeypatch.setattr(guidance, "explain", spy)
+    return calls
+
+
+def test_only_annotated_images_are_explained(explained):
+    model, some = tiny(), batch(SOME)
+    Guide()(model, some)
+    ((images, targets),) = explained
+    assert torch.equal(images, some.images[some.annotated])
+    assert torch.equal(targets, torch.cat(some.box_labels)[some.annotated])
+
+
+def test_nothing_is_explained_with_weight_0_without_annotated_images_and_without_boxes(explained):
+    model, some = tiny(), batch(SOME)
+    boxless = replace(
+        some, boxes=[b[:0] for b in some.boxes], box_labels=[labels[:0] for labels in some.box_labels], masks=None
+    )
+    for guide, images in ((Guide(weight=0), some), (Guide(), batch(SOME, [2, 3])), (Guide(), boxless)):
+        terms = guide(model, images)
+        assert terms["guidance"] == 0
+        assert parameter_gradient(model, terms["classification"] + terms["guidance"]).abs().max() > 0
+    assert not explained
+
+
+@pytest.mark.parametrize("annotated", [[True] * 8, [False] * 8, [False, True] * 4, [True] * 7 + [False]])
+def test_classification_is_that_of_an_ordinary_forward_in_eval_mode(annotated):
+    model, images = tiny().train(), replace(batch(BIRDS), annotated=torch.tensor(annotated))
+    ours = Guide()(model, images)["classification"]
+    plain = F.binary_cross_entropy_with_logits(model.eval()(images.images).float(), images.labels.float())
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(parameter_gradient(model, ours), parameter_gradient(model, plain))
+
+
+@pytest.mark.parametrize("dataset", [BIRDS, SOME], ids=["all", "some"])
+def test_statistics_and_modes_stay(dataset):
+    model = tiny().train()
+    model[0].eval()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    terms = Guide()(model, batch(dataset))
+    sum(terms.values()).backward()
+    assert [m.training for m in model.modules()] == [True, False, True, True, True, True, True, True]
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    model[6].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Guide()(model, batch(dataset))
+    assert [m.training for m in model.modules()] == [True, False, True, True, True, True, True, True]
+
+
+def labelled(*box_labels, annotated=None, classes=9):
+    """A batch of grey 4 x 4 images with these labels of boxes."""
+    count = len(box_labels)
+    return Batch(
+        images=torch.full((count, 3, 4, 4), 0.5),
+        labels=torch.ones(count, classes, dtype=torch.uint8),
+        boxes=[torch.tensor([[0.0, 0, 2, 2]]).repeat(len(labels), 1) for labels in box_labels],
+        box_labels=[torch.tensor(labels, dtype=torch.int64) for labels in box_labels],
+        masks=None,
+        groups=torch.full((count,), -1),
+        annotated=torch.tensor([True] * count if annotated is None else annotated),
+        names=[str(i) for i in range(count)],
+    )
+
+
+def test_classes_are_chosen_among_those_with_boxes_of_annotated_images():
+    classes = Guide.choose(labelled([4], [], [4], [7, 7], annotated=[True, True, False, True]))
+    assert classes.dtype == torch.int64
+    assert classes.tolist() == [4, -1, -1, 7]
+
+
+def test_the_choice_is_uniform_over_classes_and_follows_the_global_generator():
+    images = labelled(*[[3, 5, 3, 3, 8]] * 1500)
+    torch.manual_seed(0)
+    first = Guide.choose(images)
+    counts = first.bincount(minlength=9)
+    assert counts[[3, 5, 8]].sum() == 1500
+    assert ((counts[[3, 5, 8]] - 500) ** 2 / 500).sum() < 13.8  # the 99.9 % quantile of chi-square with 2 degrees
+    second = Guide.choose(images)
+    torch.manual_seed(0)
+    assert torch.equal(Guide.choose(images), first) and not torch.equal(first, second)
+
+
+def silent():
+    """A network with positive activations (module 1), none of which speaks for class 0."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    net[4].weight.data = torch.tensor([[-1.0], [1.0]]) * torch.rand(2, 4)
+    return net.double()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_map_that_died_has_a_gradient_only_before_the_rectifier_of_gradcam(loss):
+    model, images = silent(), labelled([0], [0], classes=2)
+    images.images = torch.rand(2, 3, 4, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+
+    def size(**options):
+        guide = Guide(loss, at="1", weight=1.0, **options)
+        return parameter_gradient(model, guide(model, images)["guidance"]).abs().max().item()
+
+    assert not explain(model, images.images, torch.tensor([0, 0]), "gradcam", "1").maps.any()
+    assert size(method="gradcam") == 0
+    assert size(method="gradcam", absolute=True) == 0
+    assert (size(method="ixg") > 0) == (loss == "rrr")  # which takes negative attribution too
+    assert size(method="ixg", absolute=True) > 0
+    # The sign does not matter to |A|: with the other class, whose map is alive, it is the plain map.
+    images.box_labels = [torch.tensor([1]), torch.tensor([1])]
+    assert size(method="ixg") == pytest.approx(size(method="ixg", absolute=True))
+    assert size(method="gradcam") > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "l2"}, "loss is 'l2'; it must be one of energy, l1, ppce, rrr"),
+        ({"method": "occlusion"}, "method is 'occlusion'; one can train through ixg, "),
+        ({"method": "gradcam++"}, r"method is 'gradcam\+\+'"),
+        ({"weight": -0.1}, "weight is -0.1; it must be 0 or more"),
+        ({"weight": math.inf}, "weight is inf"),
+        ({"weight": math.nan}, "weight is nan"),
+        ({"fraction": 0.0}, r"fraction is 0.0; it must be in \(0, 1\]"),
+        ({"fraction": 1.1}, "fraction is 1.1"),
+        ({"fraction": math.nan}, "fraction is nan"),
+    ],
+)
+def test_wrong_fields_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        Guide(**change)
+
+
+# ---- networks of every kind
+
+KINDS = [
+    *(
+        ("resnet10t", method, at)
+        for method in ("ixg", "integrated_gradients", "gradcam")
+        for at in ("Input", "Mid1", "Mid2", "Mid3", "Final")
+    ),
+    ("xdnn_resnet18", "ixg", "Input"),
+    ("vit_tiny_patch16_224", "ixg", "Input"),
+    ("vit_tiny_patch16_224", "ixg", "Final"),
+    ("bcos_scenes", "bcos", "Input"),
+    ("bcos_simple_vit_ti_patch16_224", "bcos", "Input"),
+]
+
+
+@pytest.mark.parametrize(("name", "method", "at"), KINDS)
+def test_guidance_trains_every_kind_of_network(name, method, at, monkeypatch):
+    monkeypatch.setattr(guidance, "explain", partial(explain, steps=3))
+    torch.manual_seed(0)
+    model = models.build(name, 10).train()
+    with torch.no_grad():
+        for p in model.parameters():  # some begin at zero, where maps vanish
+            p.add_(0.02 * torch.randn_like(p))
+    images = collate([Scenes("train", 4, 64)[i] for i in range(4)])
+    optimizer, guide = torch.optim.Adam(model.parameters(), 1e-4), Guide("energy", method, at, weight=1.0)
+    terms = guide(model, images)
+    gradients = torch.autograd.grad(terms["guidance"], list(model.parameters()), retain_graph=True, allow_unused=True)
+    sizes = torch.stack([g.abs().max() for g in gradients if g is not None])
+    assert sizes.isfinite().all() and sizes.max() > 0
+    sum(terms.values()).backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert model.eval()(images.images).isfinite().all()
+
+
+def test_guided_training_moves_attribution_into_the_boxes():
+    dataset = Scenes("train", 32, 64)
+    scores = []
+    for weight in (0.0, 1.0):
+        model = models.build("bcos_scenes", 10, weights="scenes")
+        guide = Guide(method="bcos", weight=weight)
+        history = training.fit(model, dataset, epochs=3, lr=1e-3, batch_size=8, step=guide)
+        assert history[-1]["classification"] < history[0]["classification"]
+        scores.append(training.evaluate(model, dataset, method="bcos")["EPG"])
+    assert history[-1]["guidance"] < history[0]["guidance"]
+    assert scores[1] > scores[0] + 5
+
+
+def test_few_annotated_images_train_too():
+    dataset = with_boxes(Scenes("train", 16, 64), 1 / 16)
+    history = training.fit(tiny(10).float(), dataset, epochs=2, lr=1e-3, batch_size=4, step=Guide(fraction=1 / 16))
+    assert all(0 < epoch["guidance"] <= 0.1 for epoch in history)  # λ times a mean of energies, each at most 1
+
+
+# ---- the resolution's own limit
+
+
+def test_ceiling_by_hand():
+    box = torch.tensor([[0.0, 0, 3, 2]])  # three columns, two rows
+    sample = Sample(
+        image=tv_tensors.Image(torch.zeros(3, 4, 4, dtype=torch.uint8)),
+        labels=torch.tensor([0, 1], dtype=torch.uint8),
+        boxes=tv_tensors.BoundingBoxes(box, format="XYXY", canvas_size=(4, 4)),
+        box_labels=torch.tensor([1]),
+        masks=None,
+        group=-1,
+        name="square",
+    )
+    model = nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    # Cells (1, 1/2) above (0, 0). At 4 x 4 the columns are 1, 7/8, 5/8, 1/2, times 1, 3/4, 1/4, 0 down the rows.
+    expected = (1 + 7 / 8 + 5 / 8) * (1 + 3 / 4) / (3 * 2)
+    assert ceiling(model, [sample], "0") == pytest.approx(100 * expected)
+    # The other image's box is everything, and the one without label and box does not count.
+    full = replace(sample, boxes=tv_tensors.wrap(torch.tensor([[0.0, 0, 4, 4]]), like=sample.boxes))
+    without = replace(sample, labels=sample.labels * 0, boxes=sample.boxes[:0], box_labels=sample.box_labels[:0])
+    for size in (1, 2, 64):
+        assert ceiling(model, [sample, full, without], "0", size) == pytest.approx(100 * (expected + 1) / 2)
+    assert ceiling(nn.Sequential(nn.Identity(), model), [sample], "0") == 100
+
+
+def test_ceiling_falls_with_resolution():
+    model, dataset = models.build("resnet10t", 10).train(), Scenes("val", 8, 64)
+    values = [ceiling(model, dataset, at, batch_size=3) for at in ("Input", "Mid1", "Mid2", "Mid3", "Final")]
+    assert values[0] == pytest.approx(100)
+    assert values == sorted(values, reverse=True) and len(set(values)) == 5 and values[-1] > 0
+    assert all(m.training for m in model.modules())
+    # The patches of this transformer are as large as the cells of Mid3.
+    assert ceiling(models.build("vit_tiny_patch16_224", 10), dataset, "Final") == pytest.approx(values[3])
