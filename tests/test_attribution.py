@@ -270,7 +270,9 @@ def test_input_x_gradient_of_an_xdnn_is_integrated_gradients():
     torch.testing.assert_close(explain(model, images, targets, "integrated_gradients", steps=2).maps, maps)
 
 
-@pytest.mark.parametrize("name", ["vit_little_patch16_reg4_gap_256", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["vit_little_patch16_reg4_gap_256", "vit_tiny_patch16_224", "eva02_base_patch16_clip_224"]
+)
 def test_attention_rollout_reads_the_tokens_that_the_head_pools(name):
     model, (images, _) = models.build(name, 3), batch()
     prefix, attentions = model.prefix_tokens, []
