@@ -93,7 +93,7 @@ def report(model: models.Model, splits: list[tuple[str, float]], size: int, when
 
 
 def finetune(model: models.Model, rounds: list, seed: int, size: int, device, precision="auto") -> models.Model:
-    """Train all of `model` on (scenes, epochs, lr) of each round: a round stays when the val split is better for it."""
+    """Train all of `model` on (scenes, epochs, lr) of each round; prints what it brings on the val split."""
     model.to(device, memory_format=torch.channels_last)
     for number, (scenes, epochs, lr) in enumerate(rounds):
         dataset = Scenes("train", scenes, size, seed=seed + 100 * number)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -26,11 +27,11 @@ class ParetoArchive:
     """Points in a folder: each a setting with its validation scores, and the network where no other point beats it.
 
     A point beats another when it is at least as good in every one of `measures`, and better in one. What is in the
-    folder from before is part of the archive.
+    folder from before is part of the archive; one process at a time may write to it.
 
     Attributes:
-        points: dicts with "setting" (dict), "scores" (dict, per cent) and "file" (None once the point is beaten), in
-            the order they were added.
+        points: dicts with "setting" (dict), "scores" (dict) and "file" (None once the point is beaten), in the
+            order they were added.
     """
 
     def __init__(self, folder: str | Path, measures: Sequence[str] = MEASURES):
@@ -82,9 +83,15 @@ class ParetoArchive:
         return max(self.front, key=rank)
 
     def load(self, point: dict[str, Any], like: models.Model) -> models.Model:
-        """The network of a point of the front, with the architecture and on the device of `like`."""
-        device = next(like.parameters()).device
-        return models.build(like.name, like.num_classes, self.folder / point["file"]).to(device)
+        """The network of a point of the front, with the architecture and on the device of `like`.
+
+        Raises ValueError for a point that is beaten, RuntimeError naming the tensors where `like` is another network.
+        """
+        if point["file"] is None:
+            raise ValueError(f"the point {point['setting']} is not on the front: its network was not kept")
+        model = copy.deepcopy(like)
+        model.net.load_state_dict(load_file(self.folder / point["file"]))
+        return model
 
     def _beats(self, a: dict[str, Any], b: dict[str, Any]) -> bool:
         pairs = [(a["scores"][m], b["scores"][m]) for m in self.measures]
@@ -124,14 +131,14 @@ def search(
         guides: what to train with; they differ in λ, loss, depth, ...
         epochs: as for `training.fit`, as are lr, batch_size, seed and workers.
         lr: the learning rate at the start.
-        folder: where the networks and checkpoints lie.
+        folder: where the networks and checkpoints lie; its own for each `start`, `train` and `val`.
         batch_size: images a step.
         seed: of the order of images and the choice of classes.
         workers: processes that load images.
 
     Returns:
         An archive whose settings are the fields of the guides and "epoch"; "seconds" among the scores is the mean time
-        of a training epoch.
+        of the training epochs since the start, or the last resume.
     """
     archive = ParetoArchive(folder)
     for number, guide in enumerate(tqdm(guides, desc="settings", unit="setting", leave=False)):

@@ -1,5 +1,6 @@
 """Fit a classifier to a data set, with any step, and measure it: accuracy, and where its explanations lie."""
 
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -63,37 +64,41 @@ def fit(
         step: (model, Batch) -> terms of the loss by name: `classify`, or a `guidance.Guide`.
         precision: float32; bfloat16, for convolutions and products (the parameters stay float32); or auto, bfloat16 on
             GPUs that have it. Explanations that one trains through overflow in float16: it is refused.
-        workers: processes that load images.
+        workers: processes that load images. Random transforms give other images with another number of them.
         checkpoint: file that is replaced after every epoch. Where it exists, training goes on from it, and ends as if
-            it had never stopped: on a CPU bit for bit.
-        after_epoch: called after each epoch with its number, 1 for the first, for example to measure.
+            it had never stopped: on a CPU bit for bit. It knows its training by these arguments, the labels and the
+            names of the parameters, not by the network's weights at the start or the images' content; the step by its
+            name or repr, which has to be a telling one, as that of a dataclass.
+        after_epoch: called after each epoch with its number, 1 for the first, for example to measure. Random numbers
+            that it draws do not change the training.
 
     Returns:
         The mean of each term, one dict an epoch.
 
     Raises:
-        ValueError: every parameter is frozen; a loss or gradient that is not finite, naming the images of its batch; a
-            wrong precision; a checkpoint of another training, naming the parameter that differs.
+        ValueError: every parameter is frozen; an empty data set; a loss or gradient that is not finite, naming the
+            images of its batch; a wrong precision; a checkpoint of another training, naming what differs.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("every parameter of the model is frozen; there is nothing to train")
+    if len(dataset) == 0:
+        raise ValueError("dataset is empty; at least one image is needed")
+    lr = float(lr)  # a number of NumPy could be written to a checkpoint, but not safely read
     device = trainable[0].device
     low = _bfloat16(precision, device)
     order = torch.Generator().manual_seed(seed)
-    loader = DataLoader(
-        dataset,
-        batch_size,
-        shuffle=True,
-        collate_fn=collate,
-        generator=order,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-    )
+    loader = DataLoader(dataset, batch_size, shuffle=True, collate_fn=collate, generator=order, num_workers=workers)
     optimizer = torch.optim.Adam(trainable, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
     settings = {"images": len(dataset), "epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
-    settings |= {"step": getattr(step, "__name__", repr(step)), "bfloat16": low}
+    settings |= {"step": getattr(step, "__name__", repr(step)), "bfloat16": low, "workers": workers}
+    if checkpoint is not None:
+        annotated = getattr(dataset, "annotated", None)
+        settings["labels and annotated images"] = _digest(
+            [dataset.targets, torch.as_tensor(0 if annotated is None else annotated)]
+        )
+        settings["trained parameters"] = [name for name, p in model.named_parameters() if p.requires_grad]
     history: list[dict[str, float]] = []
     state = {"model": model, "optimizer": optimizer, "schedule": schedule}
     with modes_restored(model), torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -126,7 +131,8 @@ def fit(
                     bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
                 history.append({name: total / len(dataset) for name, total in totals.items()})
                 if after_epoch is not None:
-                    after_epoch(epoch)
+                    with torch.random.fork_rng(range(torch.cuda.device_count())):  # to measure changes no training
+                        after_epoch(epoch)
                 if checkpoint is not None:
                     _save(Path(checkpoint), settings, state, order, history)
     return history
@@ -148,12 +154,21 @@ def _check(values: dict[str, float], batch: Batch, lr: float) -> None:
             raise ValueError(f"the {what} is {value} on images {', '.join(batch.names)}; lower lr={lr}")
 
 
+def _digest(tensors: list[Tensor]) -> str:
+    """Twelve hex digits that tell whether tensors are the same."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 def _save(path: Path, settings: dict, state: dict[str, Any], order: torch.Generator, history: list) -> None:
     """Write everything that the next epoch depends on, in one step."""
     content = {name: part.state_dict() for name, part in state.items()}
     content |= {"settings": settings, "history": history, "order": order.get_state(), "rng": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        content["cuda_rng"] = torch.cuda.get_rng_state_all()
+    device = next(state["model"].parameters()).device
+    if device.type == "cuda":
+        content["cuda_rng"] = torch.cuda.get_rng_state(device)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, temporary)
@@ -173,8 +188,9 @@ def _resume(path: Path, settings: dict, state: dict[str, Any], order: torch.Gene
         part.load_state_dict(content[name])
     order.set_state(content["order"])
     torch.set_rng_state(content["rng"])
-    if torch.cuda.is_available() and "cuda_rng" in content:  # not in a file from a machine without a GPU
-        torch.cuda.set_rng_state_all(content["cuda_rng"])
+    device = next(state["model"].parameters()).device
+    if device.type == "cuda" and "cuda_rng" in content:  # not in a file from a machine without a GPU
+        torch.cuda.set_rng_state(content["cuda_rng"], device)
     return content["history"]
 
 
@@ -203,6 +219,9 @@ def evaluate(
         F1 (logit threshold 0, all classes pooled) and mAP; with a method also EPG, IoU and its "IoU threshold" (a
         fraction), averaged over pairs of an image and a present class with boxes, and "on-object EPG" where the data
         has segmentation masks.
+
+    Raises:
+        ValueError: a method and no threshold for data without boxes.
     """
     device, classes = next(model.parameters()).device, len(dataset.classes)
     accuracy = MetricCollection({"F1": F1(classes), "mAP": MeanAP(classes)}).to(device)

@@ -276,3 +276,13 @@ def test_an_interrupted_search_ends_like_one_that_was_not(uninterrupted, like, t
         assert same(resumed.load(a, like), uninterrupted.load(b, like))
     files = {"archive.json", "0.pt", "1.pt"} | {point["file"] for point in resumed.front}
     assert {p.name for p in tmp_path.iterdir()} == files
+
+
+def test_a_beaten_point_and_another_network_are_refused(tmp_path, like):
+    archive = ParetoArchive(tmp_path)
+    add(archive, like, 0, 50, 50, 50)
+    add(archive, like, 1, 60, 60, 60)
+    with pytest.raises(ValueError, match="'number': 0.* is not on the front"):
+        archive.load(archive.points[0], like)
+    with pytest.raises(RuntimeError, match="size mismatch for fc.weight"):
+        archive.load(archive.points[1], models.build("test_resnet", 3))

@@ -15,7 +15,7 @@ from torch import nn
 
 from e2lib import metrics, models, training
 from e2lib.attribution import explain
-from e2lib.datasets import Scenes, Selection, collate, train_transform
+from e2lib.datasets import Scenes, Selection, collate, train_transform, with_boxes
 from e2lib.guidance import Guide
 
 
@@ -442,3 +442,39 @@ def test_images_with_equally_many_classes_are_explained_together(network, monkey
     widths.clear()
     training.evaluate(network, dataset, batch_size=4)
     assert not widths
+
+
+def test_measuring_after_an_epoch_changes_no_training():
+    dataset, guide = Scenes("train", 16, 64), Guide(at="Input", weight=0.1)
+    quiet, measured = tiny(), tiny()
+    training.fit(quiet, dataset, epochs=2, lr=1e-2, batch_size=8, step=guide)
+
+    def look(epoch):
+        training.evaluate(measured, dataset)  # its loader draws from torch's generator
+
+    training.fit(measured, dataset, epochs=2, lr=1e-2, batch_size=8, step=guide, after_epoch=look)
+    assert all(torch.equal(a, b) for a, b in zip(quiet.parameters(), measured.parameters(), strict=True))
+
+
+def test_a_checkpoint_knows_its_labels_boxes_and_parameters(tmp_path):
+    dataset, file = Scenes("train", 16, 64), tmp_path / "run.pt"
+    training.fit(tiny(), with_boxes(dataset, 0.5), epochs=1, lr=1e-2, checkpoint=file)
+    for other in (with_boxes(Scenes("train", 16, 64, seed=1), 0.5), with_boxes(dataset, 0.25)):
+        with pytest.raises(ValueError, match="made with labels and annotated images="):
+            training.fit(tiny(), other, epochs=1, lr=1e-2, checkpoint=file)
+    model = tiny()
+    model[0].requires_grad_(False)
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match="made with trained parameters="):
+        training.fit(model, with_boxes(dataset, 0.5), epochs=1, lr=1e-2, checkpoint=file)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_a_learning_rate_of_numpy_can_be_resumed(tmp_path):
+    for _ in range(2):
+        training.fit(tiny(), Scenes("train", 4, 64), epochs=1, lr=np.float64(1e-2), checkpoint=tmp_path / "run.pt")
+
+
+def test_an_empty_data_set_is_refused():
+    with pytest.raises(ValueError, match="dataset is empty"):
+        training.fit(tiny(), Selection(Scenes("train", 4, 64), np.arange(0)), epochs=1, lr=1e-2)
