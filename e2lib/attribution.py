@@ -22,6 +22,7 @@ from bcos.modules.common import DetachableModule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 class Explanation(NamedTuple):
@@ -165,13 +166,13 @@ def explain(
             raise ValueError(f"method {method!r} explains the input; at is {at!r}, it must be 'Input'")
         return _evaluate(model, images, targets, method, steps)
 
-    with _explaining(model, method == "bcos") as gate:
-        logits, layer = _forward(model, images, at)
+    with _explaining(model, method == "bcos", create_graph) as mode:
+        logits, layer = _forward(model, images, at, mode)
         weights = _score_weights(targets, logits)
         if method == "integrated_gradients":
-            gradients = _path_gradients(model, images, at, layer, weights, create_graph, steps)
+            gradients = _path_gradients(model, images, at, mode, layer, weights, create_graph, steps)
         else:
-            gradients = gate.gradients(logits, layer, weights, create_graph)
+            gradients = mode.gradients(logits, layer, weights, create_graph)
         function = TRAINABLE.get(method) or LAYER_EVALUATION[method]
         a = _grid(layer, model, images)
         maps = torch.cat([function(a, _grid(g, model, images)) for g in gradients], 1)  # (B, K, h, w)
@@ -202,46 +203,58 @@ def dynamic_weights(
         ValueError: the network is not B-cos, or images or targets are of a wrong shape, type or range.
     """
     _check_images(model, images)
-    with _explaining(model, bcos=True) as gate:
-        logits, layer = _forward(model, images, "Input")
+    with _explaining(model, True, create_graph) as mode:
+        logits, layer = _forward(model, images, "Input", mode)
         weights = _score_weights(targets, logits)
         if weights.shape[1] != 1:
             raise ValueError(
                 f"targets have shape {tuple(targets.shape)}; one target an image is wanted: (B,) or (B, C)"
             )
-        (w,) = gate.gradients(logits, layer, weights, create_graph)
+        (w,) = mode.gradients(logits, layer, weights, create_graph)
     return (logits, w) if create_graph else (logits.detach(), w.detach())
 
 
-# ---- B-cos: dynamic weights that are constants for the explanation's backward pass only
+# ---- networks as explanations are differentiated through them: exactly, and fast
 
 
-class _Gate(torch.autograd.Function):
-    """Identity; its backward passes the gradient on unless an explanation's backward pass runs."""
+class _Differentiable(TorchFunctionMode):
+    """While active, explanations of what the network computes have exact parameter gradients, at little cost.
 
-    @staticmethod
-    def forward(ctx, x: Tensor, switch: "_DynamicWeights") -> Tensor:
-        ctx.switch = switch
-        return x.view_as(x)
+    Dynamic weights (`dynamic`): the modules of package `bcos` detach exactly the factors of their dynamic weights when
+    they are in explanation mode (convolution, linear, norm and attention layers alike). Here `.detach()` only marks
+    them, and what is computed from them alone; where they meet anything else stands a gate, closed within `gradients`.
 
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None]:
-        return (None if ctx.switch.closed else grad), None
-
-
-class _DynamicWeights(TorchFunctionMode):
-    """While active, every `.detach()` becomes a gate that is closed only within `gradients`.
-
-    The modules of package `bcos` detach exactly the factors of their dynamic weights when they are in explanation mode
-    (convolution, linear, norm and attention layers alike), so this one place makes all of them exact.
+    After the explained layer (`found`): convolution and batch norm in forms whose second derivative is fast. torch's
+    own convolves with kernels as large as the images, group by group, and takes batch norm for one that is training.
     """
 
-    closed = False
+    def __init__(self, dynamic: bool):
+        super().__init__()
+        self.dynamic, self.found, self.closed = dynamic, False, False
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.detach:
-            return _Gate.apply(args[0], self)
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self.dynamic:
+            if function is torch.Tensor.detach:
+                return self._mark(_Gate.apply(args[0], self))
+            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.requires_grad]
+            marked = [self._marked(x) for x in tensors]
+            if marked and all(marked):
+                return self._mark(function(*args, **kwargs))
+            if any(marked):
+                args, kwargs = tree_map(lambda x: _Gate.apply(x, self) if self._marked(x) else x, (args, kwargs))
+        if self.found:
+            function = {F.conv2d: _conv2d, F.batch_norm: _batch_norm, F.relu: _relu}.get(function, function)
+        return function(*args, **kwargs)
+
+    def _mark(self, result):
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                x.dynamic_weight = True
+        return result
+
+    def _marked(self, x) -> bool:
+        return isinstance(x, Tensor) and x.requires_grad and hasattr(x, "dynamic_weight")
 
     def gradients(self, logits: Tensor, layer: Tensor, weights: Tensor, create_graph: bool) -> list[Tensor]:
         """Gradients (like layer), one per target, of the scores Σ_c weights (B, K, C) · logits (B, C)."""
@@ -261,6 +274,94 @@ class _DynamicWeights(TorchFunctionMode):
             self.closed = False
 
 
+class _Gate(torch.autograd.Function):
+    """Identity; its backward passes the gradient on unless an explanation's backward pass runs."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, switch: _Differentiable) -> Tensor:
+        ctx.switch = switch
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None]:
+        return (None if ctx.switch.closed else grad), None
+
+
+def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+    if x.ndim != 4 or isinstance(padding, str):
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if torch.is_autocast_enabled(x.device.type):
+        low = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(low), weight.to(low), None if bias is None else bias.to(low)
+    where = *([v, v] if isinstance(v, int) else list(v) for v in (stride, padding, dilation)), False, [0, 0], groups
+    return _Convolution.apply(x, weight, bias, _Weights.apply(weight, bias, [x], where), where)
+
+
+class _Convolution(torch.autograd.Function):
+    """conv2d; the gradient for the weights goes by way of `weights`, so that it is only computed where it is wanted."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, weights: Tensor, where: tuple) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.where = where
+        return torch.convolution(x, weight, bias, *where)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        return _Transposed.apply(grad, weight, [x], ctx.where), None, None, grad, None
+
+
+class _Weights(torch.autograd.Function):
+    """Zeros, like the result of the convolution, whose gradient is that for its weights."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, bias: Tensor | None, x: list[Tensor], where: tuple) -> Tensor:
+        ctx.save_for_backward(x[0], weight)
+        ctx.where, ctx.sizes = where, None if bias is None else [len(bias)]
+        geometry = zip(x[0].shape[2:], weight.shape[2:], *where[:3], strict=True)
+        size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
+        return weight.new_zeros(()).expand(len(x[0]), len(weight), *size)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        mask = [False, True, ctx.sizes is not None]
+        _, weight, bias = torch.ops.aten.convolution_backward(grad, *ctx.saved_tensors, ctx.sizes, *ctx.where, mask)
+        return weight, bias, None, None
+
+
+class _Transposed(torch.autograd.Function):
+    """The gradient of conv2d for its input."""
+
+    @staticmethod
+    def forward(ctx, grad: Tensor, weight: Tensor, x: list[Tensor], where: tuple) -> Tensor:
+        ctx.save_for_backward(grad, weight)
+        ctx.where = where
+        return torch.ops.aten.convolution_backward(grad, x[0], weight, None, *where, [True, False, False])[0]
+
+    @staticmethod
+    def backward(ctx, x: Tensor):
+        grad, weight = ctx.saved_tensors
+        weights = None
+        if ctx.needs_input_grad[1]:
+            mask = [False, True, False]
+            weights = torch.ops.aten.convolution_backward(grad, x, weight, None, *ctx.where, mask)[1]
+        return torch.convolution(x, weight, None, *ctx.where), weights, None, None
+
+
+def _batch_norm(x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Tensor:
+    if training:
+        return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+    scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    shape = (-1, *[1] * (x.ndim - 2))
+    return (x * scale.view(shape)).add_(shift.view(shape)).to(x.dtype)
+
+
+def _relu(x, inplace=False) -> Tensor:
+    return torch.where(x <= 0, 0, x)
+
+
 @contextmanager
 def modes_restored(model: nn.Module) -> Iterator[None]:
     """Put each module of `model` back into its mode, train or eval, at the end, also after an exception."""
@@ -273,14 +374,14 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _explaining(model: nn.Module, bcos: bool) -> Iterator[_DynamicWeights]:
-    """Eval mode, gradients on, attention twice differentiable, and for B-cos the gates; all restored at the end."""
+def _explaining(model: nn.Module, bcos: bool = False, create_graph: bool = False) -> Iterator[_Differentiable]:
+    """Eval mode, gradients on, attention twice differentiable, B-cos nets explaining; all restored at the end."""
     detachable = {m: m.detach for m in model.modules() if isinstance(m, DetachableModule)}
     if bcos and not detachable:
         raise ValueError(
             f"method 'bcos' explains B-cos networks; {getattr(model, 'name', type(model).__name__)!r} is none"
         )
-    gate = _DynamicWeights()
+    mode = _Differentiable(bcos)
     try:
         for module in detachable:
             module.detach = bcos
@@ -290,9 +391,9 @@ def _explaining(model: nn.Module, bcos: bool) -> Iterator[_DynamicWeights]:
             stack.enter_context(torch.enable_grad())
             # Fused attention kernels have no second derivative.
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if bcos:
-                stack.enter_context(gate)
-            yield gate
+            if create_graph:
+                stack.enter_context(mode)
+            yield mode
     finally:
         for module, detach in detachable.items():
             module.detach = detach
@@ -301,10 +402,12 @@ def _explaining(model: nn.Module, bcos: bool) -> Iterator[_DynamicWeights]:
 # ---- one forward pass that also hands out a layer
 
 
-def _forward(model: nn.Module, images: Tensor, at: str, replace: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _forward(
+    model: nn.Module, images: Tensor, at: str, mode: _Differentiable, replace: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits (B, C) and the activations of the layer `at`, which are `replace` instead where it is given."""
     path = getattr(model, "depths", {"Input": ""}).get(at, at)
-    found = []
+    found, mode.found = [], False
 
     def fits(h: int, w: int) -> bool:
         """Whether (h, w) can be the grid of a layer: no larger than the images, their aspect up to rounding."""
@@ -322,6 +425,7 @@ def _forward(model: nn.Module, images: Tensor, at: str, replace: Tensor | None =
             )
         layer = layer if replace is None else replace
         found.append(layer if layer.requires_grad else layer.clone().requires_grad_())
+        mode.found = True
         return found[-1].clone()  # a clone: the network may go on in place without changing what was caught
 
     try:
@@ -343,18 +447,19 @@ def _forward(model: nn.Module, images: Tensor, at: str, replace: Tensor | None =
 
 def grid_size(model: nn.Module, images: Tensor, at: str) -> tuple[int, int]:
     """Height and width of the activations at depth `at` for `images` (B, 3, H, W): of the maps before resizing."""
-    with _explaining(model, bcos=False):
-        _, layer = _forward(model, images, at)
+    with _explaining(model) as mode:
+        _, layer = _forward(model, images, at, mode)
         return tuple(_grid(layer, model, images).shape[2:])
 
 
-def _path_gradients(model, images, at, layer, weights, create_graph, steps) -> list[Tensor]:
+def _path_gradients(model, images, at, mode, layer, weights, create_graph, steps) -> list[Tensor]:
     """Mean gradient on the straight path from zero to `layer`, one per target."""
     nodes, node_weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     total = None
     for node, weight in zip((nodes + 1) / 2, node_weights / 2, strict=True):
-        logits, point = _forward(model, images, at, replace=(layer if create_graph else layer.detach()) * float(node))
-        gradients = _DynamicWeights().gradients(logits, point, weights, create_graph)
+        point = (layer if create_graph else layer.detach()) * float(node)
+        logits, point = _forward(model, images, at, mode, replace=point)
+        gradients = mode.gradients(logits, point, weights, create_graph)
         scaled = [float(weight) * g for g in gradients]
         total = scaled if total is None else [t + s for t, s in zip(total, scaled, strict=True)]
     return total
@@ -439,7 +544,7 @@ def _with_plain_relus(net: nn.Module) -> nn.Module:
 def _evaluate(model: nn.Module, images: Tensor, targets: Tensor, method: str, steps: int) -> Explanation:
     encode, net = getattr(model, "preprocess", nn.Identity()), getattr(model, "net", model)
     numpy_state = np.random.get_state()
-    with _explaining(model, bcos=False), torch.random.fork_rng(range(torch.cuda.device_count())):
+    with _explaining(model), torch.random.fork_rng(range(torch.cuda.device_count())):
         try:
             torch.manual_seed(0)
             np.random.seed(0)  # Gradient SHAP draws from NumPy too

@@ -1,9 +1,11 @@
 """The project's figures: photographs with boxes, explanation maps, colour explanations of B-cos networks, curves."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import torch
 import torch.nn.functional as F
@@ -126,6 +128,60 @@ def colour_explanation(images: Tensor, weights: Tensor, smooth: int = 5) -> Tens
     opacity = F.avg_pool2d(weights.norm(dim=1, keepdim=True) * contributes, smooth, 1, smooth // 2)
     scale = torch.quantile(opacity.flatten(1), 0.995, dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
     return torch.cat([rgb, (opacity / scale).clamp_max(1)], 1).permute(0, 2, 3, 1)
+
+
+def show_front(
+    points: Sequence[dict[str, Any]], baseline: dict[str, float], floor: float, by: str = "weight", y: str = "EPG"
+) -> Figure:
+    """Accuracy against localisation of the points of a `ParetoArchive`, those on its front ringed.
+
+    Args:
+        points: as in `ParetoArchive.points`; the epochs of one training are joined.
+        baseline: its scores, F1 and `y`, in per cent: a cross.
+        floor: the F1 below which no point may be chosen: a dotted line.
+        by: what colour tells, a field of the settings: weight (λ), loss, at, ...
+        y: the score on the vertical axis.
+    """
+    figure, axis = plt.subplots(figsize=(6.5, 4.2))
+    lines: dict[tuple, list[dict[str, Any]]] = {}
+    for point in points:
+        setting = {name: value for name, value in point["setting"].items() if name != "epoch"}
+        lines.setdefault(tuple(setting.items()), []).append(point)
+    values = list(dict.fromkeys(point["setting"][by] for point in points))
+    name = "λ" if by == "weight" else by
+    for line in lines.values():
+        value = line[0]["setting"][by]
+        colour = COLOURS[values.index(value) % len(COLOURS)]
+        xy = np.array([[point["scores"]["F1"], point["scores"][y]] for point in line])
+        known = axis.get_legend_handles_labels()[1]
+        label = f"{name} = {value}"
+        axis.plot(*xy.T, "-o", color=colour, markersize=5, label=None if label in known else label)
+        front = xy[[point["file"] is not None for point in line]]
+        axis.plot(*front.T, "o", markersize=12, markerfacecolor="none", markeredgecolor=colour)
+    axis.plot(baseline["F1"], baseline[y], "kX", markersize=10, label="baseline (λ = 0)")
+    axis.axvline(floor, color="black", linestyle=":")
+    axis.set(xlabel="F1, per cent", ylabel=f"{y}, per cent", title="Validation images; rings: the Pareto front")
+    axis.legend(fontsize=9)
+    sns.despine(figure)
+    return figure
+
+
+def show_ways(table: pd.DataFrame) -> Figure:
+    """How far guidance comes at each depth: bars from 0 to the ceiling, to the guided EPG, and to the baseline's.
+
+    table: a row a depth, with columns "baseline EPG", "EPG", "ceiling" (per cent) and "seconds an epoch".
+    """
+    figure, (axis, time) = plt.subplots(1, 2, figsize=(8.5, 3.4), width_ratios=[2, 1])
+    names, y = table.index.tolist(), np.arange(len(table))[::-1]
+    axis.barh(y, table.ceiling, color="0.9", label="ceiling")
+    axis.barh(y, table.EPG, color=COLOURS[2], label="guided")
+    axis.barh(y, table["baseline EPG"], color=COLOURS[0], label="baseline")
+    axis.set(yticks=y, yticklabels=names, xlabel="EPG on test images, per cent", title="How far guidance comes")
+    axis.legend(fontsize=9, loc="lower right")
+    time.barh(y, table["seconds an epoch"], color="0.6")
+    time.set(yticks=y, yticklabels=names, xlabel="seconds", title="Time of a guided epoch")
+    sns.despine(figure)
+    return figure
 
 
 def add_box(axis: Axes, box: Sequence[float], colour) -> None:

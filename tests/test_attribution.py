@@ -10,11 +10,12 @@ import captum.attr
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from bcos.common import explanation_mode
 from torch import nn
 from torchvision.ops import Permute
 
-from e2lib import models
+from e2lib import attribution, models
 from e2lib.attribution import CAPTUM, METHODS, TRAINABLE, Explanation, dynamic_weights, explain, modes_restored
 from e2lib.datasets import Scenes
 
@@ -443,3 +444,36 @@ def test_wrong_input_is_refused(changes, message):
     images, targets = batch()
     with pytest.raises(ValueError, match=message):
         explain(build("resnet"), **({"images": images, "targets": targets} | changes))
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "options"),
+    [
+        ((2, 4, 9, 7), (6, 4, 3, 3), dict(padding=1)),
+        ((2, 4, 9, 8), (6, 4, 3, 2), dict(stride=(2, 3), padding=(1, 0), dilation=(1, 2))),
+        ((2, 4, 8, 8), (4, 1, 3, 3), dict(stride=2, padding=1, groups=4)),
+        ((2, 4, 5, 5), (6, 2, 1, 1), dict(groups=2)),
+        ((2, 4, 9, 7), (6, 4, 3, 3), dict(padding="same")),
+    ],
+)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_the_fast_convolution_has_torchs_first_and_second_derivatives(shape, weight, options, with_bias):
+    inputs = [torch.randn(s, dtype=torch.double, requires_grad=True) for s in (shape, weight, weight[:1])]
+    bias = inputs[2] if with_bias else None
+    wanted = inputs[: 2 + with_bias]
+
+    def derivatives(convolution):
+        result = convolution(*inputs[:2], bias, **options)
+        (first,) = torch.autograd.grad(result.square().sum(), inputs[0], create_graph=True)
+        return result, first, *torch.autograd.grad(first.square().sum() + result.sin().sum(), wanted)
+
+    for ours, theirs in zip(derivatives(attribution._conv2d), derivatives(F.conv2d), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_fast_batch_norm_and_relu_are_torchs():
+    x, mean = torch.randn(2, 3, 4, 4), torch.randn(3)
+    var, weight, bias = torch.rand(3) + 0.1, torch.randn(3), torch.randn(3)
+    for affine in ((None, None), (weight, None), (weight, bias)):
+        torch.testing.assert_close(attribution._batch_norm(x, mean, var, *affine), F.batch_norm(x, mean, var, *affine))
+    torch.testing.assert_close(attribution._relu(x), F.relu(x))

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from e2lib.datasets.coco import COCO
 from e2lib.datasets.image_folder import ImageFolder
 from e2lib.datasets.sample import Batch, Sample, collate
 from e2lib.datasets.scenes import SceneBirds, Scenes
-from e2lib.datasets.subsets import Selection, at_most, dilated, few_shot, with_boxes
+from e2lib.datasets.subsets import Selection, at_most, dilated, few_shot, random_order, with_boxes
 from e2lib.datasets.transforms import Joint, crop_transform, eval_transform, train_transform
 from e2lib.datasets.voc import VOC, VOC_CLASSES, export_voc
 from e2lib.datasets.waterbirds import Waterbirds
@@ -46,6 +47,34 @@ def load(
     return dataset if length is None else at_most(dataset, length, seed)
 
 
+def load_splits(
+    data: str, root: str | Path | None, size: int, length: int, held_out: int, seed: int = 0, **kwargs
+) -> tuple[Dataset, Dataset, Dataset]:
+    """Training, validation and test images of a data set by name; no image is in two of them.
+
+    Args:
+        data: as for `load`, as are root, size and kwargs.
+        root: folder of the data on disk; None for embedded data.
+        size: pixels a side.
+        length: how many training images, at most.
+        held_out: how many validation images, and how many test images, at most; always the same ones.
+        seed: of the training images' composition, or choice.
+        kwargs: further arguments of the data set.
+
+    Notes:
+        The labels of COCO's test images are not public: its val images are the test images here, and a tenth of its
+        train images, chosen by seed 0, are for validation.
+    """
+    if data != "coco":
+        train = load(data, root, "train", size, length, seed, **kwargs)
+        return train, *(load(data, root, split, size, held_out, **kwargs) for split in ("val", "test"))
+    whole = load(data, root, "train", size, **kwargs)
+    order = random_order(len(whole), 0)
+    tenth = len(whole) // 10
+    val, train = (Selection(whole, np.sort(part)) for part in (order[:tenth], order[tenth:]))
+    return at_most(train, length, seed), at_most(val, held_out), load(data, root, "val", size, held_out, **kwargs)
+
+
 __all__ = [
     "COCO",
     "VOC",
@@ -66,6 +95,7 @@ __all__ = [
     "export_voc",
     "few_shot",
     "load",
+    "load_splits",
     "train_transform",
     "with_boxes",
 ]

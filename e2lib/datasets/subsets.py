@@ -54,7 +54,7 @@ class Selection(Dataset):
         return replace(sample, annotated=sample.annotated and bool(self.annotated[i]))
 
 
-def _order(length: int, seed: int) -> np.ndarray:
+def random_order(length: int, seed: int) -> np.ndarray:
     """Random order of 0 ... length - 1."""
     return np.argsort(np.random.PCG64(seed).random_raw(length), kind="stable")
 
@@ -63,7 +63,7 @@ def at_most(dataset: Dataset, length: int, seed: int = 0) -> Dataset:
     """The data set, or `length` of its images at random where it has more. Raises ValueError for a length below 1."""
     if length < 1:
         raise ValueError(f"length is {length}; it must be at least 1")
-    return Selection(dataset, np.sort(_order(len(dataset), seed)[:length])) if length < len(dataset) else dataset
+    return Selection(dataset, np.sort(random_order(len(dataset), seed)[:length])) if length < len(dataset) else dataset
 
 
 def few_shot(dataset: Dataset, per_class: int, seed: int = 0) -> Selection:
@@ -74,7 +74,7 @@ def few_shot(dataset: Dataset, per_class: int, seed: int = 0) -> Selection:
     """
     if per_class < 1:
         raise ValueError(f"per_class is {per_class}; it must be at least 1")
-    rank = np.argsort(_order(len(dataset), seed))  # each image's place in the random order
+    rank = np.argsort(random_order(len(dataset), seed))  # each image's place in the random order
     chosen = []
     for c, name in enumerate(dataset.classes):
         having = dataset.images_with(c)
@@ -94,7 +94,7 @@ def with_boxes(dataset: Dataset, fraction: float, seed: int = 0) -> Selection:
             f"box fraction is {fraction}; it must be in (0, 1] (0.01 keeps the boxes of 1 % of the images)"
         )
     annotated = np.zeros(len(dataset), dtype=bool)
-    annotated[_order(len(dataset), seed)[: max(1, round(fraction * len(dataset)))]] = True
+    annotated[random_order(len(dataset), seed)[: max(1, round(fraction * len(dataset)))]] = True
     return Selection(dataset, np.arange(len(dataset)), annotated)
 
 
