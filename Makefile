@@ -6,7 +6,7 @@ DEVICE ?= auto
 python := .venv/bin/python
 run := $(python) -m e2lib.runs
 
-.PHONY: help setup run test lab notebooks
+.PHONY: help setup run test lab notebooks results bench
 
 help:
 	@echo "make run    execute the notebooks into runs/PRESET/; second time: only what is not finished"
@@ -15,6 +15,8 @@ help:
 	@echo "make lab    open the notebooks in JupyterLab"
 	@echo "make test   check everything: style, unit tests, notebooks in the smoke preset"
 	@echo "make setup  only install, into .venv (PYTHON=python3.12 chooses the Python, 3.11 or newer)"
+	@echo "make results    run the notebooks on guidance with three seeds, write notebooks/results.md (hours)"
+	@echo "make bench      measure what guidance costs, and write the table in README.md (20 minutes, nothing beside it)"
 	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/, and the README picture"
 
 setup: .venv/ready
@@ -44,3 +46,9 @@ notebooks: setup
 	$(run) publish
 	$(python) docs/picture.py
 	$(python) -m pytest tests/notebooks
+
+results: setup
+	$(run) results
+
+bench: setup
+	$(python) tests/bench/guidance.py

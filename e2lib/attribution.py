@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from bcos.modules.common import DetachableModule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -287,14 +288,14 @@ class _Gate(torch.autograd.Function):
         return (None if ctx.switch.closed else grad), None
 
 
-def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
-    if x.ndim != 4 or isinstance(padding, str):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    if torch.is_autocast_enabled(x.device.type):
-        low = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(low), weight.to(low), None if bias is None else bias.to(low)
-    where = *([v, v] if isinstance(v, int) else list(v) for v in (stride, padding, dilation)), False, [0, 0], groups
-    return _Convolution.apply(x, weight, bias, _Weights.apply(weight, bias, [x], where), where)
+def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+    if input.ndim != 4 or isinstance(padding, str):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if torch.is_autocast_enabled(input.device.type):
+        low = torch.get_autocast_dtype(input.device.type)
+        input, weight, bias = input.to(low), weight.to(low), None if bias is None else bias.to(low)
+    where = *(list(_pair(v)) for v in (stride, padding, dilation)), False, [0, 0], groups
+    return _Convolution.apply(input, weight, bias, _Weights.apply(weight, bias, [input], where), where)
 
 
 class _Convolution(torch.autograd.Function):
@@ -349,17 +350,17 @@ class _Transposed(torch.autograd.Function):
         return torch.convolution(x, weight, None, *ctx.where), weights, None, None
 
 
-def _batch_norm(x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Tensor:
+def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
     if training:
-        return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
-    scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    shape = (-1, *[1] * (x.ndim - 2))
-    return (x * scale.view(shape)).add_(shift.view(shape)).to(x.dtype)
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    scale = (running_var + eps).rsqrt() if weight is None else (running_var + eps).rsqrt() * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    shape = (-1, *[1] * (input.ndim - 2))
+    return (input * scale.view(shape)).add_(shift.view(shape)).to(input.dtype)
 
 
-def _relu(x, inplace=False) -> Tensor:
-    return torch.where(x <= 0, 0, x)
+def _relu(input, inplace=False) -> Tensor:
+    return torch.where(input <= 0, 0, input)
 
 
 @contextmanager

@@ -133,7 +133,7 @@ def colour_explanation(images: Tensor, weights: Tensor, smooth: int = 5) -> Tens
 def show_front(
     points: Sequence[dict[str, Any]], baseline: dict[str, float], floor: float, by: str = "weight", y: str = "EPG"
 ) -> Figure:
-    """Accuracy against localisation of the points of a `ParetoArchive`, those on its front ringed.
+    """Accuracy against localisation of the points of one or more `ParetoArchive`s, those on their own fronts ringed.
 
     Args:
         points: as in `ParetoArchive.points`; the epochs of one training are joined.
@@ -160,8 +160,8 @@ def show_front(
         axis.plot(*front.T, "o", markersize=12, markerfacecolor="none", markeredgecolor=colour)
     axis.plot(baseline["F1"], baseline[y], "kX", markersize=10, label="baseline (λ = 0)")
     axis.axvline(floor, color="black", linestyle=":")
-    axis.set(xlabel="F1, per cent", ylabel=f"{y}, per cent", title="Validation images; rings: the Pareto front")
-    axis.legend(fontsize=9)
+    axis.set(xlabel="F1, per cent", ylabel=f"{y}, per cent", title="Validation images; rings: Pareto fronts")
+    axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     sns.despine(figure)
     return figure
 
@@ -169,7 +169,7 @@ def show_front(
 def show_ways(table: pd.DataFrame) -> Figure:
     """How far guidance comes at each depth: bars from 0 to the ceiling, to the guided EPG, and to the baseline's.
 
-    table: a row a depth, with columns "baseline EPG", "EPG", "ceiling" (per cent) and "seconds an epoch".
+    table: a row a depth, with columns "baseline EPG", "EPG", "ceiling" (per cent) and "seconds" (of a guided epoch).
     """
     figure, (axis, time) = plt.subplots(1, 2, figsize=(8.5, 3.4), width_ratios=[2, 1])
     names, y = table.index.tolist(), np.arange(len(table))[::-1]
@@ -178,7 +178,7 @@ def show_ways(table: pd.DataFrame) -> Figure:
     axis.barh(y, table["baseline EPG"], color=COLOURS[0], label="baseline")
     axis.set(yticks=y, yticklabels=names, xlabel="EPG on test images, per cent", title="How far guidance comes")
     axis.legend(fontsize=9, loc="lower right")
-    time.barh(y, table["seconds an epoch"], color="0.6")
+    time.barh(y, table.seconds, color="0.6")
     time.set(yticks=y, yticklabels=names, xlabel="seconds", title="Time of a guided epoch")
     sns.despine(figure)
     return figure

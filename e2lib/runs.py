@@ -14,11 +14,12 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import nbformat
 import yaml
@@ -27,6 +28,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 PRESETS = ("smoke", "laptop", "paper")
 DEVICES = r"auto|cpu|cuda(:\d+)?"
 # A notebook's own parameters cell goes on after the colon; the cell that papermill injects begins with the bare word.
+NUMBERS = "application/vnd.e2lib.numbers+json"  # rows of numbers in a notebook's output
 OWN_CELL, INJECTED_CELL = "# Parameters:", "# Parameters\n"
 
 
@@ -59,6 +61,26 @@ def _known_size(size: int) -> int:
     return size
 
 
+def _with_energy(lambdas: dict[str, list[float]]) -> dict[str, list[float]]:
+    if "energy" not in lambdas:
+        raise ValueError("must have values for energy")
+    return lambdas
+
+
+LOSSES = ("energy", "l1", "ppce", "rrr")  # guidance.LOSSES; not imported, as torch above
+
+
+class Schedule(BaseModel):
+    """How a network is trained: as for `training.fit`; `start_epochs` of plain training come before all else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    start_epochs: Annotated[int, Field(strict=True, ge=0)] = 0
+    epochs: Annotated[int, Field(strict=True, ge=1)]
+    lr: Annotated[float, Field(gt=0)]
+    batch_size: Annotated[int, Field(strict=True, ge=1)]
+    workers: Annotated[int, Field(strict=True, ge=0)] = 0
+
+
 # Every parameter that some notebook has: its type and limits. A new one takes one line here.
 TYPES = {
     "data": Annotated[str, AfterValidator(_known_data)],
@@ -69,6 +91,17 @@ TYPES = {
     "seed": Annotated[int, Field(strict=True, ge=0)],
     "device": Annotated[Any, AfterValidator(device)],
     "model": Annotated[str, Field(min_length=1)],  # a name that models.build knows
+    "weights": str | None,  # where the network starts: imagenet, scenes, a file, or None
+    "depths": Annotated[list[Literal["Input", "Mid1", "Mid2", "Mid3", "Final"]], Field(min_length=1)],
+    "lambdas": Annotated[
+        dict[Literal[LOSSES], Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]],
+        AfterValidator(_with_energy),
+    ],
+    "fractions": Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)],  # of images with boxes
+    # 0.1: boxes widened by a tenth
+    "dilations": Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)],
+    "schedule": Schedule,
+    "work": Annotated[Path, AfterValidator(Path.expanduser)] | None,  # folder that keeps trainings
 }
 
 
@@ -110,7 +143,7 @@ def assigned(source: str) -> dict[str, ast.expr]:
 
 
 def _complaint(item: Mapping[str, Any], known: list[str]) -> str:
-    name = item["loc"][0]
+    name = ".".join(map(str, item["loc"]))
     if item["type"] != "extra_forbidden":
         return f"parameter {name}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
     close = difflib.get_close_matches(name, known, n=1)
@@ -168,6 +201,17 @@ class Run:
     def error(self) -> Path:
         """One line: why the last try failed."""
         return self.output.with_name(".state") / f"{self.name}.error"
+
+
+def work_folder(parameters: BaseModel) -> Path:
+    """The folder below `parameters.work` that belongs to these parameters alone; a temporary one where that is None.
+
+    The device makes no difference.
+    """
+    if parameters.work is None:
+        return Path(tempfile.mkdtemp())
+    values = parameters.model_dump(mode="json", exclude={"device", "work"})
+    return parameters.work / _hash(values)
 
 
 def plan(preset: str, notebooks: str = "", device: str = "auto") -> list[Run]:
@@ -297,6 +341,87 @@ def run_all(preset: str, notebooks: str, device: str) -> int:
     return status
 
 
+def record(table) -> None:
+    """Leave the numbers of a DataFrame in the notebook, unseen, for `collect`: a row a setting, metrics in per cent.
+
+    Its columns are notebook, data, model, seed, ..., λ, and the metrics.
+    """
+    from IPython.display import display
+
+    text = f"({len(table)} rows of numbers, which `make results` collects)"
+    display({"text/plain": text, NUMBERS: json.loads(table.to_json(orient="split", index=False))}, raw=True)
+
+
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """The rows that `record` left in an executed notebook; ValueError if there are none."""
+    outputs = [output.get("data", {}) for cell in read(path).cells for output in cell.get("outputs", [])]
+    tables = [data[NUMBERS] for data in outputs if NUMBERS in data]
+    if not (rows := [dict(zip(t["columns"], row, strict=True)) for t in tables for row in t["data"]]):
+        raise ValueError(f"{path} holds no numbers: one of its cells has to call runs.record")
+    return rows
+
+
+def repeated() -> list[Run]:
+    """The runs that notebooks/presets/results.yaml names, each with every seed.
+
+    One that differs in nothing from the laptop preset is that preset's run.
+    """
+    content = yaml.safe_load(Path("notebooks/presets/results.yaml").read_text())
+    found = []
+    for name, entry in content["runs"].items():
+        (laptop,) = plan("laptop", entry["notebook"])
+        own = defaults(laptop.notebook)
+        for seed in content["seeds"]:
+            values = entry.get("parameters", {}) | {"seed": seed}
+            if unknown := values.keys() - own.keys():
+                raise ValueError(f"results.yaml: {name} names {sorted(unknown)}, which {laptop.notebook} has not")
+            changed = {key: value for key, value in values.items() if value != own[key]}
+            found.append(Run(laptop.notebook, f"results/{name}-{seed}", changed) if changed else laptop)
+    return found
+
+
+def collect() -> None:
+    """Executes what is not finished of `repeated`; joins their numbers in notebooks/results.csv and results.md."""
+    import pandas as pd
+
+    found = repeated()
+    for number, run in enumerate(found, 1):
+        if not run.marker.exists():
+            execute(run, run.marker, f"{number}/{len(found)} ({run.preset})")
+    table = pd.DataFrame([row for run in found for row in recorded(run.output)])
+    _write(Path("notebooks", "results.csv"), table.to_csv(index=False, float_format="%.6g"))
+    _write(Path("notebooks", "results.md"), report(table))
+
+
+def report(table) -> str:
+    """A DataFrame with a row for each seed and setting as Markdown: means ± standard deviations, a table a notebook."""
+    settings = ["data", "model", "images", "at", "loss", "chosen for", "boxes"]
+    metrics = ["F1", "Δ F1", "EPG", "Δ EPG", "way", "of all boxes' gain", "IoU", "Δ IoU", "on-object EPG"]
+    metrics += ["F1 without context", "Δ F1 without context"]
+    text = (
+        "# Results\n\nWritten by `make results`, as is results.csv (more columns). In per cent, on test images; "
+        "λ and epoch are chosen on validation images. ± is the standard deviation over seeds. Δ is the difference to "
+        "the baseline of the same seed, which is fine-tuned equally long at λ = 0, *way* the part of the way from the "
+        "baseline's EPG to the ceiling.\n"
+    )
+    for notebook, part in table.groupby("notebook"):
+        part = part.dropna(axis=1, how="all")
+        names = [name for name in settings if name in part]
+        numbers = part[[name for name in metrics if name in part]]
+        keys = [part[name].fillna("") for name in names]
+        groups, weights = numbers.groupby(keys, sort=False), part["λ"].groupby(keys)
+        means, deviations = groups.mean(), groups.std()
+        seeds = sorted(part.seed.unique())
+        text += f"\n## Notebook {notebook}\n\n{len(seeds)} seeds: {', '.join(map(str, seeds))}.\n\n"
+        text += f"| {' | '.join([*names, 'λ', *numbers])} |\n|{'---|' * (len(names) + 1 + len(numbers.columns))}\n"
+        for setting, mean in means.iterrows():
+            deviation = deviations.loc[setting]
+            values = ["" if m != m else f"{m:.1f} ± {d:.1f}" for m, d in zip(mean, deviation, strict=True)]
+            chosen = ", ".join(f"{value:g}" for value in sorted(set(weights.get_group(setting))))
+            text += f"| {' | '.join([*map(str, setting), chosen, *values])} |\n"
+    return text
+
+
 def publish(runs: list[Run]) -> None:
     """Writes executed notebooks over their sources, without what only papermill or this machine needs.
 
@@ -305,8 +430,9 @@ def publish(runs: list[Run]) -> None:
     for run in runs:
         if not run.marker.exists():
             raise FileNotFoundError(f"{run.name} has no finished run with PRESET {run.preset}")
-        if changed := run.parameters.items() - defaults(run.notebook).items():
-            raise ValueError(f"PRESET {run.preset} differs from the parameters cell of {run.notebook}: {dict(changed)}")
+        own = defaults(run.notebook)
+        if changed := {name: value for name, value in run.parameters.items() if own.get(name) != value}:
+            raise ValueError(f"PRESET {run.preset} differs from the parameters cell of {run.notebook}: {changed}")
         notebook = read(run.output)
         notebook.cells = own_cells(notebook)
         for number, cell in enumerate(code_cells(notebook), 1):
@@ -379,7 +505,7 @@ def _write(path: Path, text: str) -> None:
 def main() -> None:
     """The command line of this module; the Makefile and the Snakefile call it."""
     parser = argparse.ArgumentParser(prog="python -m e2lib.runs", description=__doc__)
-    parser.add_argument("command", choices=["run", "execute", "publish"])
+    parser.add_argument("command", choices=["run", "execute", "publish", "results"])
     parser.add_argument("--preset", default="laptop")
     parser.add_argument("--notebooks", default="")
     parser.add_argument("--device", default="auto")
@@ -390,6 +516,9 @@ def main() -> None:
     try:
         if given.command == "run":
             sys.exit(run_all(*arguments))
+        if given.command == "results":
+            collect()
+            return
         runs = plan(*arguments)
         if given.command == "publish":
             publish(runs)

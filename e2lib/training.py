@@ -105,7 +105,9 @@ def fit(
         torch.manual_seed(seed)
         if checkpoint is not None and Path(checkpoint).exists():
             history = _resume(Path(checkpoint), settings, state, order)
-        bar = tqdm(total=epochs * len(loader), initial=len(history) * len(loader), unit="step", leave=False)
+        bar = tqdm(
+            total=epochs * len(loader), initial=len(history) * len(loader), unit="step", leave=False, disable=not epochs
+        )
         with bar:
             for epoch in range(len(history) + 1, epochs + 1):
                 bar.set_description(f"training, epoch {epoch}/{epochs}")

@@ -477,3 +477,32 @@ def test_the_fast_batch_norm_and_relu_are_torchs():
     for affine in ((None, None), (weight, None), (weight, bias)):
         torch.testing.assert_close(attribution._batch_norm(x, mean, var, *affine), F.batch_norm(x, mean, var, *affine))
     torch.testing.assert_close(attribution._relu(x), F.relu(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "fewer"), [("resnet18", "Input", 0), ("resnet18", "Mid2", 10), ("bcos_resnet18", "Input", 0)]
+)
+def test_what_follows_the_explained_layer_is_computed_the_fast_way(monkeypatch, name, at, fewer):
+    fast, calls = attribution._conv2d, []
+    monkeypatch.setattr(attribution, "_conv2d", lambda *args, **kwargs: calls.append(1) or fast(*args, **kwargs))
+    model, (images, targets) = build(name), batch()
+    images = images.float()
+    model.float()
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    explain(model, images, targets[:, 0], "bcos" if model.is_bcos else "ixg", at, create_graph=True)
+    assert len(calls) == convolutions - fewer
+    calls.clear()
+    explain(model, images, targets[:, 0], "bcos" if model.is_bcos else "ixg", at)
+    assert not calls
+
+
+def test_bfloat16_gradients_of_maps_are_those_of_float32_within_its_precision():
+    model, (images, targets) = build("resnet").float(), batch()
+    weights = [p for p in model.parameters() if p.ndim == 4]
+    found = []
+    for low in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            maps = explain(model, images.float(), targets[:, 0], "ixg", create_graph=True).maps
+        gradients = torch.autograd.grad(maps.float().square().sum().sqrt(), weights)
+        found.append(torch.cat([g.flatten() for g in gradients]))
+    assert F.cosine_similarity(*found, dim=0) > 0.98

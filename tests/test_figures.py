@@ -1,6 +1,7 @@
 """Figures: what they draw, read back from the axes."""
 
 import matplotlib
+import pandas as pd
 import pytest
 import torch
 
@@ -47,3 +48,22 @@ def test_colour_explanation_by_hand():
 def close():
     yield
     matplotlib.pyplot.close("all")
+
+
+def test_front_rings_what_is_not_beaten_and_names_each_training_once():
+    def point(weight, epoch, f1, epg, file):
+        return {"setting": {"weight": weight, "epoch": epoch}, "scores": {"F1": f1, "EPG": epg}, "file": file}
+
+    points = [point(0.1, 1, 80, 60, None), point(0.1, 2, 82, 65, "0"), point(1.0, 1, 70, 75, "1")]
+    figure = figures.show_front(points, {"F1": 83, "EPG": 55}, 82.5)
+    lines = [line.get_xydata().tolist() for line in figure.axes[0].lines]
+    assert [[80, 60], [82, 65]] in lines and [[82, 65]] in lines and [[70, 75]] in lines and [[83, 55]] in lines
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend == ["λ = 0.1", "λ = 1.0", "baseline (λ = 0)"]
+
+
+def test_ways_are_bars_of_the_ceiling_the_guided_and_the_baseline():
+    table = pd.DataFrame({"baseline EPG": [60.0], "EPG": [75.0], "ceiling": [100.0], "seconds": [7.0]}, index=["Input"])
+    axis, time = figures.show_ways(table).axes
+    assert [bar.get_width() for bar in axis.patches] == [100, 75, 60]
+    assert [bar.get_width() for bar in time.patches] == [7]

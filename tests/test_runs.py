@@ -312,3 +312,87 @@ def test_publish_keeps_outputs_and_leaves_the_rest(project, monkeypatch):
     other.marker.write_text("{}")
     with pytest.raises(ValueError, match="PRESET laptop differs from the parameters cell .*'size': 96"):
         runs.publish([other])
+
+
+def test_results_are_collected_from_every_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    presets = tmp_path / "notebooks" / "presets"
+    (presets / "laptop").mkdir(parents=True)
+    (presets / "laptop" / "07.yaml").write_text("# the defaults")
+    entries = "one: {notebook: '07'}\n  large: {notebook: '07', parameters: {size: 96, model: large}}"
+    (presets / "results.yaml").write_text(f"seeds: [0, 2]\nruns:\n  {entries}\n")
+    parameters = "# Parameters: a\nsize = 64\nseed = 0\nmodel = 'net'"
+    code = (
+        "import pandas as pd\nfrom e2lib import runs\n"
+        "row = {'notebook': '07', 'data': 'scenes', 'model': model, 'seed': seed, 'at': 'Input'}\n"
+        "row |= {'λ': 0.003 if seed else 0.5, 'F1': size + seed, 'EPG': float('nan')}\n"
+        "runs.record(pd.DataFrame([row]))"
+    )
+    cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), new_code_cell(code)]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "07_a.ipynb")
+    runs.collect()
+    assert (tmp_path / "notebooks" / "results.csv").read_text().splitlines() == [
+        "notebook,data,model,seed,at,λ,F1,EPG",
+        *(
+            f"07,scenes,{net},{seed},Input,{0.003 if seed else 0.5},{size + seed},"
+            for net, size in (("net", 64), ("large", 96))
+            for seed in (0, 2)
+        ),
+    ]
+    text = (tmp_path / "notebooks" / "results.md").read_text()
+    assert "2 seeds: 0, 2." in text
+    assert text.splitlines()[-4:] == [
+        "| data | model | at | λ | F1 |",
+        "|---|---|---|---|---|",
+        "| scenes | net | Input | 0.003, 0.5 | 65.0 ± 1.4 |",
+        "| scenes | large | Input | 0.003, 0.5 | 97.0 ± 1.4 |",
+    ]
+    markers = sorted((tmp_path / "runs").rglob("*.json"))
+    before = [marker.stat().st_mtime_ns for marker in markers]
+    assert runs.plan("laptop")[0].marker.exists()  # the first seed of the defaults is the laptop preset's run
+    runs.collect()
+    assert len(markers) == 4 and [marker.stat().st_mtime_ns for marker in markers] == before  # nothing ran again
+
+
+def test_a_notebook_without_numbers_is_named(tmp_path):
+    nbformat.write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "a.ipynb")
+    with pytest.raises(ValueError, match="a.ipynb holds no numbers: one of its cells has to call runs.record"):
+        runs.recorded(tmp_path / "a.ipynb")
+
+
+def test_a_schedule_is_checked_by_field():
+    cell = CELL + "\nschedule = {'epochs': 0, 'lr': 0.1, 'batch_size': 8, 'eposs': 1}"
+    held = {"In": ["", cell]}
+    exec(cell, held)
+    with pytest.raises(ValueError) as caught:
+        runs.parameters(held)
+    assert "parameter schedule.epochs=0" in str(caught.value) and "unknown parameter 'schedule.eposs'" in str(
+        caught.value
+    )
+
+
+def test_results_that_name_an_unknown_parameter_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks" / "presets" / "laptop").mkdir(parents=True)
+    (tmp_path / "notebooks" / "presets" / "laptop" / "07.yaml").write_text("# the defaults")
+    (tmp_path / "notebooks" / "presets" / "results.yaml").write_text(
+        "seeds: [0]\nruns: {one: {notebook: '07', parameters: {sise: 96}}}"
+    )
+    cell = new_code_cell("# Parameters: a\nsize = 64\nseed = 0", metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "notebooks" / "07_a.ipynb")
+    with pytest.raises(ValueError, match="results.yaml: one names .'sise'., which notebooks/07_a.ipynb has not"):
+        runs.repeated()
+
+
+def test_the_work_folder_belongs_to_the_parameters(tmp_path):
+    cell = CELL + f"\nwork = {str(tmp_path)!r}"
+
+    def folder(injected="seed = 0"):
+        held = {"In": ["", cell, "# Parameters\n" + injected]}
+        for source in held["In"]:
+            exec(source, held)
+        return runs.work_folder(runs.parameters(held))
+
+    assert folder().parent == tmp_path
+    assert folder() == folder("device = 'auto'") != folder("size = 96")
+    assert folder("work = None") != folder("work = None")

@@ -1,8 +1,10 @@
+import json
+
 import pytest
 from PIL import Image
 
 from e2lib import datasets
-from e2lib.datasets import export_voc, load
+from e2lib.datasets import export_voc, load, load_splits
 
 
 def test_load_by_name(tmp_path, toy):
@@ -35,3 +37,36 @@ def test_unknown_and_missing_are_named(tmp_path):
 
 def test_everything_public_is_there():
     assert all(hasattr(datasets, name) for name in datasets.__all__)
+
+
+def names(dataset):
+    return [dataset[i].name for i in range(len(dataset))]
+
+
+def test_splits_of_embedded_data_differ_in_the_training_images_alone_by_seed():
+    first, second = (load_splits("scenes", None, 64, 5, 3, seed) for seed in (0, 1))
+    assert [len(part) for part in first] == [5, 3, 3]
+    assert [part.split for part in first] == ["train", "val", "test"]
+    same = [bool((a[0].image == b[0].image).all()) for a, b in zip(first, second, strict=True)]
+    assert same == [False, True, True]
+
+
+def test_splits_of_coco_share_no_image(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for split, count in (("train", 40), ("val", 6)):
+        (tmp_path / f"{split}2014").mkdir()
+        images = [{"id": i, "file_name": f"{split}_{i}.jpg", "height": 8, "width": 8} for i in range(count)]
+        box = {"category_id": 1, "bbox": [1, 1, 4, 4], "iscrowd": 0, "segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]]}
+        content = {"images": images, "categories": [{"id": 1, "name": "cat"}]}
+        content["annotations"] = [{"id": i, "image_id": i} | box for i in range(count)]
+        (tmp_path / "annotations" / f"instances_{split}2014.json").write_text(json.dumps(content))
+        for image in images:
+            Image.new("RGB", (8, 8)).save(tmp_path / f"{split}2014" / image["file_name"])
+    train, val, test = load_splits("coco", tmp_path, 16, 100, 100)
+    assert len(train) == 36 and len(val) == 4 and not {*names(train)} & {*names(val)}
+    assert all(name.startswith("train_") for name in names(train) + names(val))
+    assert sorted(names(test)) == sorted(f"val_{i}" for i in range(6))
+    fewer, again, fewer_test = load_splits("coco", tmp_path, 16, 10, 3, seed=5)
+    assert len(fewer) == 10 and {*names(fewer)} < {*names(train)}
+    assert len(again) == len(fewer_test) == 3 and {*names(again)} < {*names(val)}
+    assert names(load_splits("coco", tmp_path, 16, 10, 3, seed=6)[1]) == names(again)

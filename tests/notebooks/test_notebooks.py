@@ -31,7 +31,8 @@ def test_notebook_keeps_the_rules(path):
 
 def test_each_preset_belongs_to_a_notebook():
     numbers = {path.name[:2] for path in NOTEBOOKS}
-    assert {path.stem for path in (ROOT / "notebooks" / "presets").rglob("*.yaml")} <= numbers
+    presets = list((ROOT / "notebooks" / "presets").glob("*/*.yaml"))
+    assert presets and {path.stem.partition("-")[0] for path in presets} <= numbers
 
 
 def problems(path: Path) -> list[str]:
@@ -102,15 +103,17 @@ def preset_problems(path):
     except ValueError as error:
         yield str(error)
         return
+    files = {}
     for preset in runs.PRESETS:
         file = path.parent / "presets" / preset / f"{path.name[:2]}.yaml"
         if not file.is_file():
             yield f"presets/{preset}/{file.name} is missing"
-            continue
+        files |= {found: preset for found in file.parent.glob(f"{path.name[:2]}*.yaml")}
+    for file, preset in files.items():
         values = yaml.safe_load(file.read_text()) or {}
         if unknown := values.keys() - defaults.keys():
             yield f"presets/{preset}/{file.name} names {', '.join(sorted(unknown))}, which its parameters cell lacks"
-        if preset == "laptop" and values.items() - defaults.items():
+        if preset == "laptop" and any(defaults.get(name) != value for name, value in values.items()):
             yield f"presets/laptop/{file.name} differs from the parameters cell"
         # the folder and the GPU of the paper preset are not everywhere
         checked = {name: value for name, value in (defaults | values).items() if name not in ("data_root", "device")}
