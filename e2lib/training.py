@@ -19,6 +19,8 @@ from e2lib.attribution import explain, modes_restored
 from e2lib.datasets import Batch, collate
 from e2lib.metrics import EPG, F1, IoU, IoUCurve, MeanAP, OnObjectEPG
 
+CPU_PIXELS = 8 * 224 * 224  # in a batch that is explained on a CPU
+
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
 
@@ -210,7 +212,7 @@ def evaluate(
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
         dataset: Samples of one size.
-        batch_size: images a forward pass.
+        batch_size: images a forward pass, at most: fewer of large images are explained at once on a CPU.
         method: how to explain each class that is present (`explain`); None for accuracy alone.
         at: the depth that is explained.
         threshold: of the IoU, a fraction of the map's maximum in [0, 1); None: the best one on these data, which is
@@ -232,6 +234,8 @@ def evaluate(
     if method:
         # A batch costs as many backward passes as its fullest image has classes: images with equally many go together.
         dataset = Subset(dataset, dataset.targets.sum(1, dtype=torch.int64).argsort(stable=True).tolist())
+        if device.type == "cpu":  # where a large batch's activations cost more time to allocate than the batch saves
+            batch_size = max(1, min(batch_size, CPU_PIXELS // dataset[0].image[0].numel()))
     loader = DataLoader(dataset, batch_size, collate_fn=collate, num_workers=workers)
     with modes_restored(model), torch.no_grad():
         model.eval()

@@ -478,3 +478,17 @@ def test_a_learning_rate_of_numpy_can_be_resumed(tmp_path):
 def test_an_empty_data_set_is_refused():
     with pytest.raises(ValueError, match="dataset is empty"):
         training.fit(tiny(), Selection(Scenes("train", 4, 64), np.arange(0)), epochs=1, lr=1e-2)
+
+
+def test_on_a_cpu_few_large_images_are_explained_at_once(monkeypatch):
+    sizes, real = [], training.explain
+    monkeypatch.setattr(training, "CPU_PIXELS", 3 * 64 * 64)
+    monkeypatch.setattr(
+        training, "explain", lambda model, images, *args: sizes.append(len(images)) or real(model, images, *args)
+    )
+    dataset, model = Scenes("val", 7, 64), models.build("resnet18", len(Scenes("val", 1, 64).classes))
+    few = training.evaluate(model, dataset, 7, "ixg", "Final", threshold=0.2)
+    assert sizes == [3, 3, 1]
+    monkeypatch.setattr(training, "CPU_PIXELS", 10**9)
+    assert training.evaluate(model, dataset, 7, "ixg", "Final", threshold=0.2) == pytest.approx(few, abs=1e-3)
+    assert sizes[3:] == [7]
