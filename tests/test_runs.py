@@ -360,6 +360,17 @@ def test_a_notebook_without_numbers_is_named(tmp_path):
         runs.recorded(tmp_path / "a.ipynb")
 
 
+@pytest.mark.parametrize("lambdas", [{"l1": [1.0]}, {"energy": [1.0], "l2": [1.0]}])
+def test_losses_are_those_of_guidance_and_energy_among_them(lambdas):
+    cell = CELL + f"\nlambdas = {lambdas}"
+    held = {"In": ["", cell]}
+    exec(cell, held)
+    with pytest.raises(
+        ValueError, match="parameter lambdas=.*must have values for energy, and may have .* l1, ppce, rrr"
+    ):
+        runs.parameters(held)
+
+
 def test_a_schedule_is_checked_by_field():
     cell = CELL + "\nschedule = {'epochs': 0, 'lr': 0.1, 'batch_size': 8, 'eposs': 1}"
     held = {"In": ["", cell]}
