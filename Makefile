@@ -5,6 +5,9 @@ NOTEBOOKS ?=
 DEVICE ?= auto
 python := .venv/bin/python
 run := $(python) -m e2lib.runs
+# glibc is to keep the memory of large tensors: to give it back and ask for it again costs up to a quarter of a step.
+export MALLOC_MMAP_MAX_ = 0
+export MALLOC_TRIM_THRESHOLD_ = 17179869184
 
 .PHONY: help setup run test lab notebooks results bench
 

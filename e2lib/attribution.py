@@ -225,8 +225,9 @@ class _Differentiable(TorchFunctionMode):
     they are in explanation mode (convolution, linear, norm and attention layers alike). Here `.detach()` only marks
     them, and what is computed from them alone; where they meet anything else stands a gate, closed within `gradients`.
 
-    After the explained layer (`found`): convolution and batch norm in forms whose second derivative is fast. torch's
-    own convolves with kernels as large as the images, group by group, and takes batch norm for one that is training.
+    After the explained layer (`found`): convolution, batch norm and relu in forms whose second derivative is fast.
+    torch's own convolves with kernels as large as the images, group by group, and takes batch norm for one that is
+    training.
     """
 
     def __init__(self, dynamic: bool):
@@ -245,7 +246,8 @@ class _Differentiable(TorchFunctionMode):
             if any(marked):
                 args, kwargs = tree_map(lambda x: _Gate.apply(x, self) if self._marked(x) else x, (args, kwargs))
         if self.found:
-            function = {F.conv2d: _conv2d, F.batch_norm: _batch_norm, F.relu: _relu}.get(function, function)
+            fast = {F.conv2d: _conv2d, F.batch_norm: self._batch_norm, F.relu: _ReLU.apply}
+            function = fast.get(function, function)
         return function(*args, **kwargs)
 
     def _mark(self, result):
@@ -256,6 +258,15 @@ class _Differentiable(TorchFunctionMode):
 
     def _marked(self, x) -> bool:
         return isinstance(x, Tensor) and x.requires_grad and hasattr(x, "dynamic_weight")
+
+    def _batch_norm(
+        self, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+    ) -> Tensor:
+        if training or any(x is not None and not x.is_leaf for x in (weight, bias)):
+            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        scale = (running_var + eps).rsqrt() if weight is None else (running_var + eps).rsqrt() * weight
+        shift = -running_mean * scale if bias is None else bias - running_mean * scale
+        return _BatchNorm.apply(input, scale, shift, self)
 
     def gradients(self, logits: Tensor, layer: Tensor, weights: Tensor, create_graph: bool) -> list[Tensor]:
         """Gradients (like layer), one per target, of the scores Σ_c weights (B, K, C) · logits (B, C)."""
@@ -350,17 +361,72 @@ class _Transposed(torch.autograd.Function):
         return torch.convolution(x, weight, None, *ctx.where), weights, None, None
 
 
-def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
-    if training:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    scale = (running_var + eps).rsqrt() if weight is None else (running_var + eps).rsqrt() * weight
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    shape = (-1, *[1] * (input.ndim - 2))
-    return (input * scale.view(shape)).add_(shift.view(shape)).to(input.dtype)
+class _BatchNorm(torch.autograd.Function):
+    """x · scale + shift in each channel; no explanation depends on these by way of anything but x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, shift: Tensor, switch: _Differentiable) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.switch = switch
+        return _normalise(x, scale, shift)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, scale = ctx.saved_tensors
+        if ctx.switch.closed:
+            return _Scaled.apply(grad, scale), None, None, None
+        return *_normalise_backward(grad, x, scale, ctx.needs_input_grad[:3]), None
 
 
-def _relu(input, inplace=False) -> Tensor:
-    return torch.where(input <= 0, 0, input)
+class _Scaled(torch.autograd.Function):
+    """x · scale in each channel."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        return _normalise(x, scale, torch.zeros_like(scale))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, scale = ctx.saved_tensors
+        return _normalise_backward(grad, x, scale, [*ctx.needs_input_grad, False])[:2]
+
+
+def _normalise(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+    return torch.batch_norm(x, scale, shift, zero, one, False, 0.0, 0.0, True)
+
+
+def _normalise_backward(grad: Tensor, x: Tensor, scale: Tensor, mask) -> tuple:
+    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+    return torch.ops.aten.native_batch_norm_backward(grad, x, scale, zero, one, None, None, False, 0.0, list(mask))
+
+
+class _ReLU(torch.autograd.Function):
+    """relu; its derivative has none."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, inplace: bool = False) -> Tensor:
+        result = x.clamp_min(0)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _Where.apply(grad, *ctx.saved_tensors), None
+
+
+class _Where(torch.autograd.Function):
+    """x where `positive` is, zero elsewhere."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, positive: Tensor) -> Tensor:
+        ctx.save_for_backward(positive)
+        return torch.ops.aten.threshold_backward(x, positive, 0)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _Where.apply(grad, *ctx.saved_tensors), None
 
 
 @contextmanager

@@ -136,7 +136,8 @@ def show_front(
     """Accuracy against localisation of the points of one or more `ParetoArchive`s, those on their own fronts ringed.
 
     Args:
-        points: as in `ParetoArchive.points`; the epochs of one training are joined.
+        points: as in `ParetoArchive.points`; the epochs of one training are joined, its λ stands at the last one
+            unless colour tells it.
         baseline: its scores, F1 and `y`, in per cent: a cross.
         floor: the F1 below which no point may be chosen: a dotted line.
         by: what colour tells, a field of the settings: weight (λ), loss, at, ...
@@ -156,6 +157,8 @@ def show_front(
         known = axis.get_legend_handles_labels()[1]
         label = f"{name} = {value}"
         axis.plot(*xy.T, "-o", color=colour, markersize=5, label=None if label in known else label)
+        if by != "weight":
+            axis.annotate(f"{line[0]['setting']['weight']:g}", xy[-1], (7, 4), textcoords="offset points", fontsize=9)
         front = xy[[point["file"] is not None for point in line]]
         axis.plot(*front.T, "o", markersize=12, markerfacecolor="none", markeredgecolor=colour)
     axis.plot(baseline["F1"], baseline[y], "kX", markersize=10, label="baseline (λ = 0)")

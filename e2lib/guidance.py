@@ -88,10 +88,10 @@ class Guide:
         at: where it explains, a depth of the model or a module path.
         weight: λ. L_loc is averaged over annotated images, so λ does not depend on the size of the batch. 0 trains
             in the same way without explaining: the baseline.
-        fraction: the part of the data set's images that are annotated: give it what `with_boxes` was given. L_loc of
-            a batch is its sum over annotated images divided by their expected number, fraction · B: its mean over
-            batches of one size is the mean over annotated images, whatever the fraction is, also when a batch holds
-            one or none. In a last batch that is smaller, an image counts more, as it does for the classification.
+        fraction: the part of an epoch's images that are annotated, `dataset.annotated.mean()`. L_loc of a batch is
+            its sum over annotated images divided by their expected number, fraction · B: its mean over batches of one
+            size is the mean over annotated images, whatever the fraction is, also when a batch holds one or none. In a
+            last batch that is smaller, an image counts more, as it does for the classification.
         absolute: explain with |A| instead of A in the loss. Grad-CAM's maps can escape a strong energy loss by becoming
             zero everywhere, where there is no gradient; the absolute value of IxG at Final, which is Grad-CAM before
             its ReLU where average pooling and a linear layer follow, cannot. `evaluate` measures A all the same.

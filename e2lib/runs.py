@@ -96,7 +96,8 @@ TYPES = {
     "lambdas": Annotated[
         dict[str, Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]], AfterValidator(_known_losses)
     ],
-    "fractions": Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)],  # of images with boxes
+    # share of images with boxes -> how often these come in an epoch
+    "fractions": Annotated[dict[Annotated[float, Field(gt=0, le=1)], Annotated[int, Field(ge=1)]], Field(min_length=1)],
     # 0.1: boxes widened by a tenth
     "dilations": Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)],
     "schedule": Schedule,
@@ -400,8 +401,8 @@ def report(table) -> str:
     text = (
         "# Results\n\nWritten by `make results`, as is results.csv (more columns). In per cent, on test images; "
         "λ and epoch are chosen on validation images. ± is the standard deviation over seeds. Δ is the difference to "
-        "the baseline of the same seed, which is fine-tuned equally long at λ = 0, *way* the part of the way from the "
-        "baseline's EPG to the ceiling.\n"
+        "the baseline of the same seed, which is fine-tuned for as many epochs at λ = 0, *way* the part of the way "
+        "from the baseline's EPG to the ceiling.\n"
     )
     for notebook, part in table.groupby("notebook"):
         part = part.dropna(axis=1, how="all")

@@ -459,24 +459,54 @@ def test_wrong_input_is_refused(changes, message):
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_the_fast_convolution_has_torchs_first_and_second_derivatives(shape, weight, options, with_bias):
     inputs = [torch.randn(s, dtype=torch.double, requires_grad=True) for s in (shape, weight, weight[:1])]
-    bias = inputs[2] if with_bias else None
-    wanted = inputs[: 2 + with_bias]
+    same_derivatives(lambda x, w, b=None: F.conv2d(x, w, b, **options), inputs[: 2 + with_bias])
 
-    def derivatives(convolution):
-        result = convolution(*inputs[:2], bias, **options)
-        (first,) = torch.autograd.grad(result.square().sum(), inputs[0], create_graph=True)
-        return result, first, *torch.autograd.grad(first.square().sum() + result.sin().sum(), wanted)
 
-    for ours, theirs in zip(derivatives(attribution._conv2d), derivatives(F.conv2d), strict=True):
+@pytest.mark.parametrize("affine", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (4, 3)])
+def test_the_fast_batch_norm_and_relu_have_torchs_first_and_second_derivatives(shape, affine):
+    mean, var = torch.randn(3, dtype=torch.double), torch.rand(3, dtype=torch.double) + 0.1
+    inputs = [torch.randn(s, dtype=torch.double, requires_grad=True) for s in (shape, 3, 3)]
+    same_derivatives(lambda x, *a: F.relu(F.batch_norm(x, mean, var, *a)), inputs[: 1 + affine])
+    with attribution._Differentiable(False) as mode:
+        mode.found = True
+        assert type(F.batch_norm(inputs[0], mean, var).grad_fn).__name__ == "_BatchNormBackward"
+        assert type(F.relu(inputs[0], inplace=True).grad_fn).__name__ == "_ReLUBackward"
+
+
+@pytest.mark.parametrize("kind", ["convolution", "batch norm"])
+def test_weights_that_depend_on_the_explained_activations_are_explained_too(kind):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3, dtype=torch.double))
+
+        def forward(self, x):
+            weight = self.scale + x.mean((0, 2, 3))
+            if kind == "convolution":
+                return F.conv2d(x, weight.repeat(3, 1)[:, :, None, None]).mean((2, 3))
+            return F.batch_norm(x, torch.zeros_like(weight), torch.ones_like(weight), weight).mean((2, 3))
+
+    net, images = Own(), torch.rand(2, 3, 8, 8, dtype=torch.double)
+    plain, trainable = (explain(net, images, torch.tensor([0, 2]), "ixg", create_graph=g).maps for g in (False, True))
+    torch.testing.assert_close(trainable.detach(), plain)
+
+
+def same_derivatives(function, inputs):
+    """Those of `function` with and without the mode, for its first input, and of functions of these for all inputs."""
+
+    def derivatives(mode):
+        with mode:
+            result = function(*inputs)
+            mode.closed = True
+            (first,) = torch.autograd.grad(result.pow(3).sum(), inputs[0], create_graph=True)
+            mode.closed = False
+        return result, first, *torch.autograd.grad(first.square().sum() + result.sin().sum(), inputs)
+
+    fast, plain = attribution._Differentiable(False), attribution._Differentiable(False)
+    fast.found = True
+    for ours, theirs in zip(derivatives(fast), derivatives(plain), strict=True):
         torch.testing.assert_close(ours, theirs)
-
-
-def test_the_fast_batch_norm_and_relu_are_torchs():
-    x, mean = torch.randn(2, 3, 4, 4), torch.randn(3)
-    var, weight, bias = torch.rand(3) + 0.1, torch.randn(3), torch.randn(3)
-    for affine in ((None, None), (weight, None), (weight, bias)):
-        torch.testing.assert_close(attribution._batch_norm(x, mean, var, *affine), F.batch_norm(x, mean, var, *affine))
-    torch.testing.assert_close(attribution._relu(x), F.relu(x))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from e2lib.datasets.coco import COCO
 from e2lib.datasets.image_folder import ImageFolder
 from e2lib.datasets.sample import Batch, Sample, collate
 from e2lib.datasets.scenes import SceneBirds, Scenes
-from e2lib.datasets.subsets import Selection, at_most, dilated, few_shot, random_order, with_boxes
+from e2lib.datasets.subsets import Selection, at_most, dilated, few_shot, random_order, with_boxes, with_transform
 from e2lib.datasets.transforms import Joint, crop_transform, eval_transform, train_transform
 from e2lib.datasets.voc import VOC, VOC_CLASSES, export_voc
 from e2lib.datasets.waterbirds import Waterbirds
@@ -52,6 +52,8 @@ def load_splits(
 ) -> tuple[Dataset, Dataset, Dataset]:
     """Training, validation and test images of a data set by name; no image is in two of them.
 
+    Training images are flipped at random.
+
     Args:
         data: as for `load`, as are root, size and kwargs.
         root: folder of the data on disk; None for embedded data.
@@ -61,18 +63,26 @@ def load_splits(
         seed: of the training images' composition, or choice.
         kwargs: further arguments of the data set.
 
+    Raises:
+        ValueError: as `load`; a transform among kwargs.
+
     Notes:
         The labels of COCO's test images are not public: its val images are the test images here, and a tenth of its
         train images, chosen by seed 0, are for validation.
     """
+    if "transform" in kwargs:
+        raise ValueError("load_splits sets the transforms itself; with_transform gives a data set another one")
     if data != "coco":
         train = load(data, root, "train", size, length, seed, **kwargs)
-        return train, *(load(data, root, split, size, held_out, **kwargs) for split in ("val", "test"))
-    whole = load(data, root, "train", size, **kwargs)
-    order = random_order(len(whole), 0)
-    tenth = len(whole) // 10
-    val, train = (Selection(whole, np.sort(part)) for part in (order[:tenth], order[tenth:]))
-    return at_most(train, length, seed), at_most(val, held_out), load(data, root, "val", size, held_out, **kwargs)
+        val, test = (load(data, root, split, size, held_out, **kwargs) for split in ("val", "test"))
+    else:
+        whole = load(data, root, "train", size, **kwargs)
+        order = random_order(len(whole), 0)
+        tenth = len(whole) // 10
+        val, train = (Selection(whole, np.sort(part)) for part in (order[:tenth], order[tenth:]))
+        train, val = at_most(train, length, seed), at_most(val, held_out)
+        test = load(data, root, "val", size, held_out, **kwargs)
+    return with_transform(train, train_transform(size)), val, test
 
 
 __all__ = [
@@ -98,4 +108,5 @@ __all__ = [
     "load_splits",
     "train_transform",
     "with_boxes",
+    "with_transform",
 ]

@@ -29,6 +29,9 @@ class Selection(Dataset):
     """
 
     def __init__(self, dataset: Dataset, indices: np.ndarray, annotated: np.ndarray | None = None):
+        inner = getattr(dataset, "annotated", None)
+        if inner is not None:
+            annotated = inner[indices] if annotated is None else inner[indices] & annotated
         self.dataset, self.indices, self.annotated = dataset, indices, annotated
         self.classes, self.groups, self.multilabel = dataset.classes, dataset.groups, dataset.multilabel
 
@@ -84,18 +87,36 @@ def few_shot(dataset: Dataset, per_class: int, seed: int = 0) -> Selection:
     return Selection(dataset, np.unique(np.concatenate(chosen)))
 
 
-def with_boxes(dataset: Dataset, fraction: float, seed: int = 0) -> Selection:
+def with_boxes(dataset: Dataset, fraction: float, seed: int = 0, repeats: int = 1) -> Selection:
     """All images, of which round(fraction * len), at least one, stay `annotated`; 10 % contain the 1 %.
 
-    Raises ValueError for a fraction outside (0, 1].
+    Each of these comes `repeats` times in an epoch: else the few steps that see a box are lost among the others.
+    Raises ValueError for a fraction outside (0, 1] or repeats below 1.
     """
     if not 0 < fraction <= 1:
         raise ValueError(
             f"box fraction is {fraction}; it must be in (0, 1] (0.01 keeps the boxes of 1 % of the images)"
         )
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}; it must be at least 1")
     annotated = np.zeros(len(dataset), dtype=bool)
     annotated[random_order(len(dataset), seed)[: max(1, round(fraction * len(dataset)))]] = True
-    return Selection(dataset, np.arange(len(dataset)), annotated)
+    indices = np.concatenate([np.arange(len(dataset)), np.repeat(annotated.nonzero()[0], repeats - 1)])
+    return Selection(dataset, indices, annotated[indices])
+
+
+def with_transform(dataset: Dataset, transform: Callable[[Sample], Sample]) -> Dataset:
+    """The data set with another transform.
+
+    Raises ValueError for one that has none: a Selection, and every data set of this package, has.
+    """
+    if isinstance(dataset, Selection):
+        return Selection(with_transform(dataset.dataset, transform), dataset.indices, dataset.annotated)
+    if not hasattr(dataset, "transform"):
+        raise ValueError(f"dataset is a {type(dataset).__name__}, which has no transform; take e2lib's Selection")
+    result = copy.copy(dataset)
+    result.transform = transform
+    return result
 
 
 @dataclass
@@ -118,6 +139,4 @@ def dilated(dataset: Dataset, fraction: float) -> Dataset:
         raise ValueError(f"dilation is {fraction}; it must be in (0, 1] (0.1 widens boxes by 10 %)")
     if isinstance(dataset, Selection):
         return Selection(dilated(dataset.dataset, fraction), dataset.indices, dataset.annotated)
-    result = copy.copy(dataset)
-    result.transform = _Dilate(fraction, dataset.transform)
-    return result
+    return with_transform(dataset, _Dilate(fraction, dataset.transform))

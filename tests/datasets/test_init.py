@@ -51,6 +51,18 @@ def test_splits_of_embedded_data_differ_in_the_training_images_alone_by_seed():
     assert same == [False, True, True]
 
 
+def test_training_images_of_splits_are_flipped_at_random_with_their_boxes_and_the_others_are_not():
+    for part, seen in zip(load_splits("scenes", None, 64, 2, 2), (2, 1, 1), strict=True):
+        samples = [part[0] for _ in range(20)]
+        assert len({sample.image.numpy().tobytes() for sample in samples}) == seen
+        assert len({sample.boxes.numpy().tobytes() for sample in samples}) == seen
+
+
+def test_splits_take_no_transform():
+    with pytest.raises(ValueError, match="with_transform"):
+        load_splits("scenes", None, 64, 2, 2, transform=None)
+
+
 def test_splits_of_coco_share_no_image(tmp_path):
     (tmp_path / "annotations").mkdir()
     for split, count in (("train", 40), ("val", 6)):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from e2lib.boxes import dilate
-from e2lib.datasets import SceneBirds, at_most, collate, dilated, eval_transform, few_shot, with_boxes
+from e2lib.datasets import SceneBirds, at_most, collate, dilated, eval_transform, few_shot, with_boxes, with_transform
 from e2lib.datasets.files import FileDataset
 
 
@@ -43,6 +43,18 @@ def test_with_boxes_marks_a_nested_fraction(toy):
     assert len(marked(with_boxes(toy(20), 0.001))) == 1
     assert marked(with_boxes(toy(20), 1)) == set(range(20))
     assert len(with_boxes(data, 0.1)) == 100
+
+
+def test_images_with_boxes_are_repeated(toy):
+    data = with_boxes(toy(20), 0.1, seed=3, repeats=4)
+    assert len(data) == 26 and data.annotated.sum() == 8
+    found = [data[i] for i in range(26)]
+    boxed = marked(with_boxes(toy(20), 0.1, seed=3))
+    assert sorted(data.indices[data.annotated]) == sorted([*boxed] * 4)
+    assert [sample.annotated for sample in found] == data.annotated.tolist()
+    assert torch.equal(data.targets, torch.stack([sample.labels for sample in found]))
+    with pytest.raises(ValueError, match="repeats is 0"):
+        with_boxes(toy(20), 0.1, repeats=0)
 
 
 def test_selections_are_the_same_on_every_machine(toy):
@@ -98,6 +110,24 @@ def test_dilated_widens_boxes_before_the_transform(toy, select):
     small = dilated(select(toy(transform=eval_transform(16))), 0.5)[0]
     expected = eval_transform(16)(dilated(select(toy()), 0.5)[0])
     assert torch.equal(small.boxes, expected.boxes) and small.image.shape == (3, 16, 16)
+
+
+def test_a_selection_of_a_selection_knows_which_images_are_annotated(toy):
+    inner = with_boxes(toy(20), 0.5, seed=0)
+    for outer in (with_boxes(inner, 0.5, seed=1, repeats=3), at_most(inner, 7), few_shot(inner, 2)):
+        assert outer.annotated.tolist() == [outer[i].annotated for i in range(len(outer))]
+
+
+def test_a_data_set_without_a_transform_is_refused(toy):
+    with pytest.raises(ValueError, match="Subset"):
+        with_transform(torch.utils.data.Subset(toy(8), [0]), eval_transform(16))
+
+
+def test_another_transform_leaves_the_data_set_as_it_was(toy):
+    plain = with_boxes(toy(8), 0.5)
+    small = with_transform(plain, eval_transform(16))
+    assert small[0].image.shape == (3, 16, 16) != plain[0].image.shape
+    assert marked(small) == marked(plain)
 
 
 def test_a_loader_reads_selections_in_workers(toy):

@@ -57,7 +57,7 @@ def test_two_steps_of_a_preset(path, trees):
     train, val, _ = datasets.load_splits(p.data, p.data_root, p.size, 4, 2, p.seed)
     torch.manual_seed(0)
     model = models.build(p.model, len(train.classes))
-    depths = values.get("depths", ["Input"])  # notebook 05 guides at Input alone
+    depths = values.get("depths", ["Input", "Final"])  # those of notebook 05
     assert set(depths) <= model.depths.keys()
     method = "bcos" if model.is_bcos else "ixg"
     if p.model.startswith("xdnn"):  # its last layer begins at zero, and so would all maps
