@@ -361,8 +361,8 @@ def recorded(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def repeated() -> list[Run]:
-    """The runs that notebooks/presets/results.yaml names, each with every seed.
+def repeated() -> list[tuple[str, Run]]:
+    """The runs that notebooks/presets/results.yaml names, with their names there, each with every seed.
 
     One that differs in nothing from the laptop preset is that preset's run.
     """
@@ -376,7 +376,7 @@ def repeated() -> list[Run]:
             if unknown := values.keys() - own.keys():
                 raise ValueError(f"results.yaml: {name} names {sorted(unknown)}, which {laptop.notebook} has not")
             changed = {key: value for key, value in values.items() if value != own[key]}
-            found.append(Run(laptop.notebook, f"results/{name}-{seed}", changed) if changed else laptop)
+            found.append((name, Run(laptop.notebook, f"results/{name}-{seed}", changed) if changed else laptop))
     return found
 
 
@@ -385,16 +385,16 @@ def collect() -> None:
     import pandas as pd
 
     found = repeated()
-    for number, run in enumerate(found, 1):
+    for number, (_, run) in enumerate(found, 1):
         if not run.marker.exists():
             execute(run, run.marker, f"{number}/{len(found)} ({run.preset})")
-    table = pd.DataFrame([row for run in found for row in recorded(run.output)])
+    table = pd.DataFrame([{"run": name} | row for name, run in found for row in recorded(run.output)])
     _write(Path("notebooks", "results.csv"), table.to_csv(index=False, float_format="%.6g"))
     _write(Path("notebooks", "results.md"), report(table))
 
 
 def report(table) -> str:
-    """A DataFrame with a row for each seed and setting as Markdown: means ± standard deviations, a table a notebook."""
+    """A DataFrame with a row for each seed and setting as Markdown: means ± standard deviations, a table a run."""
     settings = ["data", "model", "images", "at", "loss", "chosen for", "boxes"]
     metrics = ["F1", "Δ F1", "EPG", "Δ EPG", "way", "of all boxes' gain", "IoU", "Δ IoU", "on-object EPG"]
     metrics += ["F1 without context", "Δ F1 without context"]
@@ -402,23 +402,27 @@ def report(table) -> str:
         "# Results\n\nWritten by `make results`, as is results.csv (more columns). In per cent, on test images; "
         "λ and epoch are chosen on validation images. ± is the standard deviation over seeds. Δ is the difference to "
         "the baseline of the same seed, which is fine-tuned for as many epochs at λ = 0, *way* the part of the way "
-        "from the baseline's EPG to the ceiling.\n"
+        "from the baseline's EPG to the ceiling, *F1 kept* the seeds whose choice kept the baseline's F1 on validation "
+        "images up to one point. The runs are described in presets/results.yaml.\n"
     )
-    for notebook, part in table.groupby("notebook"):
+    for run, part in table.groupby("run", sort=False):
         part = part.dropna(axis=1, how="all")
         names = [name for name in settings if name in part]
         numbers = part[[name for name in metrics if name in part]]
         keys = [part[name].fillna("") for name in names]
         groups, weights = numbers.groupby(keys, sort=False), part["λ"].groupby(keys)
         means, deviations = groups.mean(), groups.std()
+        kept = part["F1 kept"].eq("yes").groupby(keys)
         seeds = sorted(part.seed.unique())
-        text += f"\n## Notebook {notebook}\n\n{len(seeds)} seeds: {', '.join(map(str, seeds))}.\n\n"
-        text += f"| {' | '.join([*names, 'λ', *numbers])} |\n|{'---|' * (len(names) + 1 + len(numbers.columns))}\n"
+        text += f"\n## {run}\n\n{len(seeds)} seeds: {', '.join(map(str, seeds))}.\n\n"
+        text += f"| {' | '.join([*names, 'λ', 'F1 kept', *numbers])} |\n"
+        text += f"|{'---|' * (len(names) + 2 + len(numbers.columns))}\n"
         for setting, mean in means.iterrows():
             deviation = deviations.loc[setting]
             values = ["" if m != m else f"{m:.1f} ± {d:.1f}" for m, d in zip(mean, deviation, strict=True)]
             chosen = ", ".join(f"{value:g}" for value in sorted(set(weights.get_group(setting))))
-            text += f"| {' | '.join([*map(str, setting), chosen, *values])} |\n"
+            yes = kept.get_group(setting)
+            text += f"| {' | '.join([*map(str, setting), chosen, f'{yes.sum()} of {len(yes)}', *values])} |\n"
     return text
 
 

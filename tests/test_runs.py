@@ -325,27 +325,27 @@ def test_results_are_collected_from_every_seed(tmp_path, monkeypatch):
     code = (
         "import pandas as pd\nfrom e2lib import runs\n"
         "row = {'notebook': '07', 'data': 'scenes', 'model': model, 'seed': seed, 'at': 'Input'}\n"
-        "row |= {'λ': 0.003 if seed else 0.5, 'F1': size + seed, 'EPG': float('nan')}\n"
+        "row |= {'λ': 0.003 if seed else 0.5, 'F1 kept': 'no' if seed else 'yes'}\n"
+        "row |= {'F1': size + seed, 'EPG': float('nan')}\n"
         "runs.record(pd.DataFrame([row]))"
     )
     cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), new_code_cell(code)]
     nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "07_a.ipynb")
     runs.collect()
     assert (tmp_path / "notebooks" / "results.csv").read_text().splitlines() == [
-        "notebook,data,model,seed,at,λ,F1,EPG",
+        "run,notebook,data,model,seed,at,λ,F1 kept,F1,EPG",
         *(
-            f"07,scenes,{net},{seed},Input,{0.003 if seed else 0.5},{size + seed},"
-            for net, size in (("net", 64), ("large", 96))
+            f"{name},07,scenes,{net},{seed},Input,{0.003 if seed else 0.5},{'no' if seed else 'yes'},{size + seed},"
+            for name, net, size in (("one", "net", 64), ("large", "large", 96))
             for seed in (0, 2)
         ),
     ]
     text = (tmp_path / "notebooks" / "results.md").read_text()
-    assert "2 seeds: 0, 2." in text
-    assert text.splitlines()[-4:] == [
-        "| data | model | at | λ | F1 |",
-        "|---|---|---|---|---|",
-        "| scenes | net | Input | 0.003, 0.5 | 65.0 ± 1.4 |",
-        "| scenes | large | Input | 0.003, 0.5 | 97.0 ± 1.4 |",
+    assert text.count("2 seeds: 0, 2.") == 2 and text.index("## one") < text.index("## large")
+    assert text.splitlines()[-3:] == [
+        "| data | model | at | λ | F1 kept | F1 |",
+        "|---|---|---|---|---|---|",
+        "| scenes | large | Input | 0.003, 0.5 | 1 of 2 | 97.0 ± 1.4 |",
     ]
     markers = sorted((tmp_path / "runs").rglob("*.json"))
     before = [marker.stat().st_mtime_ns for marker in markers]
