@@ -5,7 +5,7 @@ NOTEBOOKS ?=
 DEVICE ?= auto
 python := .venv/bin/python
 run := $(python) -m e2lib.runs
-# glibc is to keep the memory of large tensors: to give it back and ask for it again costs up to a quarter of a step.
+# glibc is to keep the memory of large tensors: giving it back and asking for it again slows guided steps more than plain ones.
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 
@@ -18,7 +18,7 @@ help:
 	@echo "make lab    open the notebooks in JupyterLab"
 	@echo "make test   check everything: style, unit tests, notebooks in the smoke preset"
 	@echo "make setup  only install, into .venv (PYTHON=python3.12 chooses the Python, 3.11 or newer)"
-	@echo "make results    run the notebooks on guidance with three seeds, write notebooks/results.md (two hours)"
+	@echo "make results    run the notebooks on guidance with three seeds, write notebooks/results.md (hours)"
 	@echo "make bench      measure what guidance costs, and write the table in README.md (20 minutes, nothing beside it)"
 	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/, and the README picture"
 
