@@ -177,9 +177,21 @@ def explain(
         function = TRAINABLE.get(method) or LAYER_EVALUATION[method]
         a = _grid(layer, model, images)
         maps = torch.cat([function(a, _grid(g, model, images)) for g in gradients], 1)  # (B, K, h, w)
-        if maps.shape[2:] != images.shape[2:]:
-            maps = F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)
+        size = getattr(model, "size", images.shape[2:])  # a `models.Head` is given features in place of images
+        if maps.shape[2:] != size:
+            maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
     return Explanation(logits, maps) if create_graph else Explanation(logits.detach(), maps.detach())
+
+
+def against_others(classes: Tensor, count: int) -> Tensor:
+    """Targets for `explain`: each class's logit less the mean of the other logits.
+
+    classes int64 (B,) or (B, K), -1 for none; count, of classes, at least 2 (else ValueError) -> float32 (B, K, C).
+    """
+    if count < 2:
+        raise ValueError(f"count is {count}; one class has no others to be set against")
+    chosen = F.one_hot(classes.reshape(len(classes), -1) + 1, count + 1)[..., 1:].float()  # (B, K, C)
+    return (chosen * count - chosen.sum(-1, keepdim=True)) / (count - 1)
 
 
 def dynamic_weights(

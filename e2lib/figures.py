@@ -187,6 +187,30 @@ def show_ways(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def show_groups(table: pd.DataFrame, groups: Sequence[str]) -> Figure:
+    """Accuracy by group, a cluster of bars for each network.
+
+    Args:
+        table: a row a network, its name the index; columns are the groups, and "accuracy" over all images, in per cent.
+        groups: the columns that become bars; the lowest of each network is written above its bar.
+    """
+    figure, axis = plt.subplots(figsize=(max(6.5, 1.5 * len(table)), 4))
+    x, width = np.arange(len(table)), 0.8 / len(groups)
+    for k, group in enumerate(groups):
+        axis.bar(x + (k - (len(groups) - 1) / 2) * width, table[group], width, color=COLOURS[k], label=group)
+    worst = table[list(groups)].to_numpy()
+    for i, k in enumerate(worst.argmin(1)):
+        axis.text(
+            i + (k - (len(groups) - 1) / 2) * width, worst[i, k] + 1, f"{worst[i, k]:.0f}", ha="center", fontsize=10
+        )
+    axis.plot(x, table.accuracy, "k_", markersize=28, label="all images")
+    names = [name.replace(", ", ",\n") for name in table.index]
+    axis.set(xticks=x, xticklabels=names, ylim=(0, 104), ylabel="accuracy, per cent")
+    figure.legend(fontsize=9, loc="outside upper center", ncol=3, frameon=False)
+    sns.despine(figure)
+    return figure
+
+
 def add_box(axis: Axes, box: Sequence[float], colour) -> None:
     """Draw a half-open box (x1, y1, x2, y2), in pixels, on an axis that shows an image."""
     x1, y1, x2, y2 = box

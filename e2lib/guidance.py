@@ -7,7 +7,8 @@ the boxes of the explained class; they give one value an image, (B,) float32 or 
 gradient. A wrong shape or type is a ValueError.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from e2lib.attribution import TRAINABLE, explain, grid_size, modes_restored
+from e2lib.attribution import TRAINABLE, against_others, explain, grid_size, modes_restored
 from e2lib.datasets import Batch, collate
 from e2lib.metrics import EPG
 
@@ -95,9 +96,14 @@ class Guide:
         absolute: explain with |A| instead of A in the loss. Grad-CAM's maps can escape a strong energy loss by becoming
             zero everywhere, where there is no gradient; the absolute value of IxG at Final, which is Grad-CAM before
             its ReLU where average pooling and a linear layer follow, cannot. `evaluate` measures A all the same.
+        contrast: explain the difference of the class's logit and the mean of the others instead of the logit: what
+            speaks for this class rather than another.
+        outside: M is the complement of the boxes: for classes that are told by what surrounds the object in the box.
+        dropout: the share of the explained layer's channels (of all images) that a step sets to zero at random, the
+            others being scaled up: the map then has to hold with any of them. Not for tokens (B, N, C).
 
     Raises:
-        ValueError: an unknown loss or method, a weight below 0, a fraction outside (0, 1].
+        ValueError: an unknown loss or method, a weight below 0, a fraction outside (0, 1], dropout outside [0, 1).
 
     Notes:
         The authors' code sums L_loc over the batch with a weight λ_sum. The same gradient is had with
@@ -110,6 +116,9 @@ class Guide:
     weight: float = 0.1
     fraction: float = 1.0
     absolute: bool = False
+    contrast: bool = False
+    outside: bool = False
+    dropout: float = 0.0
 
     def __post_init__(self):
         if self.loss not in LOSSES:
@@ -120,17 +129,21 @@ class Guide:
             raise ValueError(f"weight is {self.weight}; it must be 0 or more")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction is {self.fraction}; it must be in (0, 1]")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, scalars: classification (nats a class) and guidance (weighted by λ)."""
         classes = self.choose(batch)
         guided = (classes >= 0) & (self.weight > 0)
         logits, localisation = [], batch.images.new_zeros(())
-        with modes_restored(model):
+        with modes_restored(model), self._dropping(model):
             model.eval()
             if guided.any():
                 chosen, masks = classes[guided], batch.class_masks(classes)[guided]
-                explanation = explain(model, batch.images[guided], chosen, self.method, self.at, create_graph=True)
+                targets = against_others(chosen, batch.labels.shape[1]) if self.contrast else chosen
+                explanation = explain(model, batch.images[guided], targets, self.method, self.at, create_graph=True)
+                masks = ~masks if self.outside else masks
                 maps = explanation.maps.abs() if self.absolute else explanation.maps
                 localisation = LOSSES[self.loss](maps, masks).sum() / (self.fraction * len(classes))
                 logits.append(explanation.logits)
@@ -139,6 +152,19 @@ class Guide:
         labels = torch.cat([batch.labels[guided], batch.labels[~guided]]).float()
         classification = F.binary_cross_entropy_with_logits(torch.cat(logits).float(), labels)
         return {"classification": classification, "guidance": self.weight * localisation}
+
+    @contextmanager
+    def _dropping(self, model: nn.Module) -> Iterator[None]:
+        """Dropout of channels at the explained layer, before `explain` catches it: by a hook, because of eval mode."""
+        if not self.dropout:
+            yield
+            return
+        layer = model.get_submodule(getattr(model, "depths", {}).get(self.at, self.at))
+        handle = layer.register_forward_hook(lambda module, inputs, output: F.dropout2d(output, self.dropout))
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @staticmethod
     def choose(batch: Batch) -> Tensor:

@@ -239,6 +239,71 @@ class MeanAP(MultilabelAveragePrecision):
         )
 
 
+# ---- groups
+
+
+class GroupAccuracy(Metric):
+    """Accuracy by group of single-label data whose groups (bird x place, ...) differ in frequency between splits.
+
+    Args:
+        groups: their names; an image's group is an index into them.
+        seen: how many training images each group has; None where it is not known.
+
+    `compute` returns, each in [0, 1]:
+        accuracy: over all images.
+        worst group, mean of groups: over the groups that have images here.
+        adjusted mean: of the groups that have images here, weighted by `seen` (Sagawa et al., ICLR 2020, section 5),
+            the accuracy on images distributed as the training images. Left out without `seen`, or when it is 0 for all.
+        in distribution, out of distribution: over all images of the groups that have training images, and that have
+            none, pooled (Parchami-Araghi et al., ECCV 2024, section 4.2). Left out without `seen`, or without images.
+        and each group that has images here, by name.
+
+    Raises:
+        ValueError: no groups, or `seen` of another length; in `update` labels, groups or logits that do not fit.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    hits: Tensor
+    images: Tensor
+
+    def __init__(self, groups: Sequence[str], seen: Sequence[int] | None = None):
+        super().__init__()
+        if not groups or (seen is not None and len(seen) != len(groups)):
+            raise ValueError(f"groups are {groups}, seen is {seen}; there must be a group at least, and a number each")
+        self.groups, self.seen = list(groups), None if seen is None else torch.as_tensor(seen).double()
+        self.add_state("hits", torch.zeros(len(groups), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(len(groups), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor, groups: Tensor) -> None:
+        """Add a batch: logits (B, C) float, labels (B, C) integer, one-hot, groups (B,) int64, indices of the names."""
+        if logits.ndim != 2 or labels.shape != logits.shape or not (labels.sum(1) == 1).all():
+            raise ValueError(f"logits is {_kind(logits)}, labels {_kind(labels)}; both must be (B, C), labels one-hot")
+        if groups.shape != logits.shape[:1] or not ((groups >= 0) & (groups < len(self.groups))).all():
+            raise ValueError(f"groups is {groups.tolist()}; one of 0 to {len(self.groups) - 1} an image is wanted")
+        right = logits.argmax(1) == labels.argmax(1)
+        self.hits += torch.bincount(groups[right], minlength=len(self.groups))
+        self.images += torch.bincount(groups, minlength=len(self.groups))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The accuracies so far; empty before the first image."""
+        here = self.images > 0
+        if not here.any():
+            return {}
+        rate = self.hits.double() / self.images.clamp(min=1)
+        result = {"accuracy": self.hits.sum() / self.images.sum()}
+        result |= {"worst group": rate[here].min(), "mean of groups": rate[here].mean()}
+        if self.seen is not None:
+            seen = self.seen.to(rate.device)
+            if (weights := seen * here).any():
+                result["adjusted mean"] = (weights * rate).sum() / weights.sum()
+            for name, pool in (("in distribution", here & (seen > 0)), ("out of distribution", here & (seen == 0))):
+                if pool.any():
+                    result[name] = self.hits[pool].sum() / self.images[pool].sum()
+        return result | {name: rate[g] for g, name in enumerate(self.groups) if here[g]}
+
+
 # ---- faithfulness
 
 

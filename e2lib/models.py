@@ -1,5 +1,6 @@
 """Backbones by name: timm, EfficientNet-Lite with ImageNet weights, B-cos nets, X-DNNs; their guidance depths."""
 
+import copy
 import difflib
 import hashlib
 import importlib.util
@@ -48,6 +49,12 @@ _STAGES = {
     "BcosResNet": ("layer1", "layer2", "layer3", "layer4"),
     "BcosDenseNet": ("features.denseblock1", "features.denseblock2", "features.denseblock3", "features.norm5"),
     "BcosConvNeXt": ("features.2", "features.4", "features.6", "features.8"),
+}
+# What comes before the last stage, in the order it runs, by class of the net: a trunk that can be run once for all.
+_TRUNKS = {
+    "EfficientNet": ("conv_stem", "bn1", "blocks"),  # all but the last 1x1 convolution
+    "ResNet": ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3"),
+    "BcosResNet": ("conv1", "bn1", "pool", "layer1", "layer2", "layer3"),
 }
 # For these, timm's feature_info tells them, except the last map before pooling where a 1x1 convolution makes it.
 _TIMM_CNNS = ("ResNet", "DenseNet", "EfficientNet", "MobileNetV3", "ConvNeXt", "RegNet", "ByobNet", "VGG")
@@ -150,6 +157,52 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
     if weights is not None:
         _load(net, name, weights)
     return Model(name, num_classes, net, preprocess)
+
+
+class Head(nn.Module):
+    """The end of a network, from features (B, C, h, w) to logits (B, num_classes); see `split`.
+
+    Attributes:
+        depths: "Final" -> path of the module whose output is that layer, as in `Model`.
+        size: height and width of the images, in pixels, to which `explain` brings the maps.
+        name, num_classes, is_bcos, logit_bias: as in `Model`.
+    """
+
+    def __init__(self, model: Model, size: int):
+        super().__init__()
+        self.name, self.num_classes, self.is_bcos = model.name, model.num_classes, model.is_bcos
+        self.logit_bias, self.size = model.logit_bias, (size, size)
+        self.net = copy.copy(model.net)
+        self.net._modules = model.net._modules | {name: nn.Identity() for name in _TRUNKS[type(model.net).__name__]}
+        self.depths = {"Final": model.depths["Final"]}
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.net(features)
+
+
+def split(model: Model, size: int) -> tuple[nn.Sequential, Head]:
+    """Cut a network before its last stage (EfficientNets: before their last 1x1 convolution).
+
+    Both parts share the network's modules: what trains the head trains the network.
+
+    Args:
+        model: an EfficientNet, ResNet, X-DNN or B-cos ResNet of `build`.
+        size: pixels a side of its images.
+
+    Returns:
+        trunk, from images to features, whose parameters are frozen from here on; and head. `head(trunk(images))` is
+        `model(images)`, in eval mode.
+
+    Raises:
+        ValueError: another architecture.
+    """
+    kind = type(model.net).__name__
+    if kind not in _TRUNKS:
+        raise ValueError(f"model {model.name!r} is a {kind}; known how to split are {', '.join(_TRUNKS)}")
+    head = Head(model, size)
+    parts = [getattr(model.net, name) for name in _TRUNKS[kind]]
+    trunk = nn.Sequential(model.preprocess, *(part for part in parts if part is not None))
+    return trunk.requires_grad_(False).eval(), head
 
 
 def save(model: Model, path: str | Path) -> None:

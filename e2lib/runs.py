@@ -70,6 +70,14 @@ def _known_losses(lambdas: dict[str, list[float]]) -> dict[str, list[float]]:
     return lambdas
 
 
+def _known_rule(name: str) -> str:
+    from e2lib.groups import RULES  # here, as torch above
+
+    if name not in RULES:
+        raise ValueError(f"must be one of {', '.join(RULES)}")
+    return name
+
+
 class Schedule(BaseModel):
     """How a network is trained: as for `training.fit`; `start_epochs` of plain training come before all else."""
 
@@ -79,6 +87,14 @@ class Schedule(BaseModel):
     lr: Annotated[float, Field(gt=0)]
     batch_size: Annotated[int, Field(strict=True, ge=1)]
     workers: Annotated[int, Field(strict=True, ge=0)] = 0
+
+
+class WholeSchedule(Schedule):
+    """With images of its own."""
+
+    size: Annotated[int, Field(strict=True), AfterValidator(_known_size)]
+    images: Annotated[int, Field(strict=True, ge=1)]
+    weight: Annotated[float, Field(gt=0)]  # λ
 
 
 # Every parameter that some notebook has: its type and limits. A new one takes one line here.
@@ -101,6 +117,10 @@ TYPES = {
     # 0.1: boxes widened by a tenth
     "dilations": Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)],
     "schedule": Schedule,
+    "whole": WholeSchedule,  # of a whole network, where `schedule` is that of its head
+    "dropout": Annotated[float, Field(ge=0, lt=1)],  # share of channels
+    "rule": Annotated[str, AfterValidator(_known_rule)],  # how an epoch is chosen
+    "cache": Annotated[Path, AfterValidator(Path.expanduser)],  # folder that keeps features
     "work": Annotated[Path, AfterValidator(Path.expanduser)] | None,  # folder that keeps trainings
 }
 
@@ -364,14 +384,14 @@ def recorded(path: Path) -> list[dict[str, Any]]:
 def repeated() -> list[tuple[str, Run]]:
     """The runs that notebooks/presets/results.yaml names, with their names there, each with every seed.
 
-    One that differs in nothing from the laptop preset is that preset's run.
+    One that differs in nothing from the laptop preset is that preset's run. A run may have `seeds` of its own.
     """
     content = yaml.safe_load(Path("notebooks/presets/results.yaml").read_text())
     found = []
     for name, entry in content["runs"].items():
         (laptop,) = plan("laptop", entry["notebook"])
         own = defaults(laptop.notebook)
-        for seed in content["seeds"]:
+        for seed in entry.get("seeds", content["seeds"]):
             values = entry.get("parameters", {}) | {"seed": seed}
             if unknown := values.keys() - own.keys():
                 raise ValueError(f"results.yaml: {name} names {sorted(unknown)}, which {laptop.notebook} has not")
@@ -384,7 +404,13 @@ def collect() -> None:
     """Executes what is not finished of `repeated`; joins their numbers in notebooks/results.csv and results.md."""
     import pandas as pd
 
-    found = repeated()
+    found = []
+    for name, run in repeated():
+        root = run.parameters.get("data_root")
+        if root is not None and not (Path("notebooks") / root).is_dir():
+            print(f"{name}: left out, there is no {Path('notebooks', root)}")
+        else:
+            found.append((name, run))
     for number, (_, run) in enumerate(found, 1):
         if not run.marker.exists():
             execute(run, run.marker, f"{number}/{len(found)} ({run.preset})")
@@ -395,34 +421,40 @@ def collect() -> None:
 
 def report(table) -> str:
     """A DataFrame with a row for each seed and setting as Markdown: means ± standard deviations, a table a run."""
-    settings = ["data", "model", "images", "at", "loss", "chosen for", "boxes"]
-    metrics = ["F1", "Δ F1", "EPG", "Δ EPG", "way", "of all boxes' gain", "IoU", "Δ IoU", "on-object EPG"]
+    settings = ["data", "model", "images", "task", "head", "chosen by", "group labels"]
+    settings += ["at", "loss", "chosen for", "boxes"]
+    metrics = ["worst group", "accuracy", "out of distribution"]
+    metrics = [part for name in metrics for part in (name, f"gain, {name}")]
+    metrics += ["F1", "Δ F1", "EPG", "Δ EPG", "way", "of all boxes' gain", "IoU", "Δ IoU", "on-object EPG"]
     metrics += ["F1 without context", "Δ F1 without context"]
     text = (
         "# Results\n\nWritten by `make results`, as is results.csv (more columns). In per cent, on test images; "
         "λ and epoch are chosen on validation images. ± is the standard deviation over seeds. Δ is the difference to "
-        "the baseline of the same seed, which is fine-tuned for as many epochs at λ = 0, *way* the part of the way "
-        "from the baseline's EPG to the ceiling, *F1 kept* the seeds whose choice kept the baseline's F1 on validation "
-        "images up to one point. The runs are described in presets/results.yaml.\n"
+        "the baseline of the same seed, which is trained for as many epochs at λ = 0 (so is *gain*), *way* the part "
+        "of the way from the baseline's EPG to the ceiling, *F1 kept* the seeds whose choice kept the baseline's F1 on "
+        "validation images up to one point. The runs are described in presets/results.yaml.\n"
     )
     for run, part in table.groupby("run", sort=False):
         part = part.dropna(axis=1, how="all")
         names = [name for name in settings if name in part]
         numbers = part[[name for name in metrics if name in part]]
         keys = [part[name].fillna("") for name in names]
-        groups, weights = numbers.groupby(keys, sort=False), part["λ"].groupby(keys)
+        choices = [name for name in ("λ", "F1 kept") if name in part]
+        groups, parts = numbers.groupby(keys, sort=False), part.groupby(keys)
         means, deviations = groups.mean(), groups.std()
-        kept = part["F1 kept"].eq("yes").groupby(keys)
         seeds = sorted(part.seed.unique())
         text += f"\n## {run}\n\n{len(seeds)} seeds: {', '.join(map(str, seeds))}.\n\n"
-        text += f"| {' | '.join([*names, 'λ', 'F1 kept', *numbers])} |\n"
-        text += f"|{'---|' * (len(names) + 2 + len(numbers.columns))}\n"
+        text += f"| {' | '.join([*names, *choices, *numbers])} |\n"
+        text += f"|{'---|' * (len(names) + len(choices) + len(numbers.columns))}\n"
         for setting, mean in means.iterrows():
             deviation = deviations.loc[setting]
-            values = ["" if m != m else f"{m:.1f} ± {d:.1f}" for m, d in zip(mean, deviation, strict=True)]
-            chosen = ", ".join(f"{value:g}" for value in sorted(set(weights.get_group(setting))))
-            yes = kept.get_group(setting)
-            text += f"| {' | '.join([*map(str, setting), chosen, f'{yes.sum()} of {len(yes)}', *values])} |\n"
+            cells = [*map(str, setting)]
+            if choices:
+                of = parts.get_group(setting)
+                cells.append(", ".join(f"{value:g}" for value in sorted(set(of["λ"]))))
+                cells.append(f"{of['F1 kept'].eq('yes').sum()} of {len(of)}")
+            cells += ["" if m != m else f"{m:.1f} ± {d:.1f}" for m, d in zip(mean, deviation, strict=True)]
+            text += f"| {' | '.join(cells)} |\n"
     return text
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
 from e2lib import models
-from e2lib.attribution import explain, modes_restored
+from e2lib.attribution import against_others, explain, modes_restored
 from e2lib.datasets import Batch, collate
-from e2lib.metrics import EPG, F1, IoU, IoUCurve, MeanAP, OnObjectEPG
+from e2lib.metrics import EPG, F1, GroupAccuracy, IoU, IoUCurve, MeanAP, OnObjectEPG
 
 CPU_PIXELS = 8 * 224 * 224  # in a batch that is explained on a CPU
 
@@ -206,6 +206,9 @@ def evaluate(
     at: str = "Input",
     threshold: float | None = None,
     workers: int = 0,
+    contrast: bool = False,
+    outside: bool = False,
+    seen: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Measure `model` in eval mode on `dataset`; everything in per cent, from one forward pass an image.
 
@@ -218,17 +221,21 @@ def evaluate(
         threshold: of the IoU, a fraction of the map's maximum in [0, 1); None: the best one on these data, which is
             for validation data. Take it from there for test data.
         workers: processes that load images.
+        contrast: explain the class against the others, as `guidance.Guide`.
+        outside: the attribution is to lie outside the boxes, as `guidance.Guide`.
+        seen: how many training images each group has, for `metrics.GroupAccuracy`.
 
     Returns:
-        F1 (logit threshold 0, all classes pooled) and mAP; with a method also EPG, IoU and its "IoU threshold" (a
-        fraction), averaged over pairs of an image and a present class with boxes, and "on-object EPG" where the data
-        has segmentation masks.
+        F1 (logit threshold 0, all classes pooled) and mAP; for data with groups also what `metrics.GroupAccuracy`
+        returns; with a method also EPG, IoU and its "IoU threshold" (a fraction), averaged over pairs of an image and a
+        present class with boxes, and "on-object EPG" where the data has segmentation masks.
 
     Raises:
         ValueError: a method and no threshold for data without boxes.
     """
     device, classes = next(model.parameters()).device, len(dataset.classes)
     accuracy = MetricCollection({"F1": F1(classes), "mAP": MeanAP(classes)}).to(device)
+    by_group = GroupAccuracy(dataset.groups, seen).to(device) if dataset.groups else None
     where = {"EPG": EPG(), "IoU": IoUCurve() if threshold is None else IoU(threshold)} if method else {}
     where, on_object = {name: metric.to(device) for name, metric in where.items()}, OnObjectEPG().to(device)
     if method:
@@ -243,16 +250,21 @@ def evaluate(
             batch = batch.to(device)
             if method:
                 present = batch.present()
-                logits, maps = explain(model, batch.images, present, method, at)
+                targets = against_others(present, classes) if contrast else present
+                logits, maps = explain(model, batch.images, targets, method, at)
                 masks = batch.class_masks(present)
+                boxed = masks.flatten(2).any(2)
                 for metric in where.values():
-                    metric.update(maps, masks)
+                    metric.update(maps, ~masks if outside else masks, boxed)
                 if batch.masks is not None:
                     on_object.update(maps, masks, batch.class_masks(present, segmentation=True))
             else:
                 logits = model(batch.images)
             accuracy.update(logits, batch.labels)
-    scores = {name: 100 * value.item() for name, value in accuracy.compute().items()}
+            if by_group:
+                by_group.update(logits, batch.labels, batch.groups)
+    rates = accuracy.compute() | (by_group.compute() if by_group else {})
+    scores = {name: 100 * value.item() for name, value in rates.items()}
     if method:
         best = where["IoU"].best_threshold() if threshold is None else threshold
         scores["EPG"] = 100 * where["EPG"].compute().item()

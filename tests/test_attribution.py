@@ -215,6 +215,14 @@ def test_weights_of_logits_explain_a_difference():
     torch.testing.assert_close(explain(model, images, weights).maps, maps[:, :1] - maps[:, 1:])
 
 
+def test_a_class_against_the_others():
+    targets = attribution.against_others(torch.tensor([[0, -1], [2, 1]]), 3)
+    assert targets.tolist() == [[[1, -0.5, -0.5], [0, 0, 0]], [[-0.5, -0.5, 1], [-0.5, 1, -0.5]]]
+    assert attribution.against_others(torch.tensor([1]), 2).tolist() == [[[-1, 1]]]
+    with pytest.raises(ValueError, match="count is 1; one class has no others"):
+        attribution.against_others(torch.tensor([0]), 1)
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "attention_rollout"])
 def test_every_method_gives_a_finite_map_on_a_cnn(method):
     name = "bcos_cnn" if method == "bcos" else "efficientnet_lite"

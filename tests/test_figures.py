@@ -67,3 +67,16 @@ def test_ways_are_bars_of_the_ceiling_the_guided_and_the_baseline():
     axis, time = figures.show_ways(table).axes
     assert [bar.get_width() for bar in axis.patches] == [100, 75, 60]
     assert [bar.get_width() for bar in time.patches] == [7]
+
+
+def test_bars_by_group_with_the_worst_named():
+    groups = ["a", "b", "c"]
+    table = pd.DataFrame([[90, 30, 60.0, 55], [80, 70, 65.0, 72]], ["one", "two, more"], [*groups, "accuracy"])
+    figure = figures.show_groups(table, groups)
+    (axis,) = figure.axes
+    assert [bar.get_height() for bar in axis.patches] == [90, 80, 30, 70, 60, 65]
+    assert [text.get_text() for text in axis.texts] == ["30", "65"]
+    assert [round(text.get_position()[0], 3) for text in axis.texts] == [0, round(1 + 0.8 / 3, 3)]
+    assert axis.lines[0].get_ydata().tolist() == [55, 72]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["one", "two,\nmore"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["all images", *groups]

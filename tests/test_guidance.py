@@ -261,7 +261,29 @@ def labelled(*box_labels, annotated=None, classes=9):
         groups=torch.full((count,), -1),
         annotated=torch.tensor([True] * count if annotated is None else annotated),
         names=[str(i) for i in range(count)],
+        size=(4, 4),
     )
+
+
+def test_dropout_of_channels_serves_logits_and_map_and_is_gone_afterwards():
+    """Of a linear head on pooled channels: without a channel, or with twice the others, by hand."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).double()
+    some = batch(BIRDS, [0, 1])
+    torch.manual_seed(5)
+    classes = Guide.choose(some)
+    kept = F.dropout2d(model[0](some.images), 0.5)
+    assert 0 < (kept == 0).all(3).all(2).sum() < 8
+    torch.manual_seed(5)
+    terms = Guide("rrr", "ixg", "0", 1.0, dropout=0.5)(model, some)
+    logits = model[3](kept.mean((2, 3)))
+    plain = F.binary_cross_entropy_with_logits(logits.float(), some.labels.float())
+    maps = F.interpolate(
+        (kept * model[3].weight[classes][:, :, None, None]).sum(1, keepdim=True), (64, 64), mode="bilinear"
+    )
+    assert terms["classification"].item() == pytest.approx(plain.item())
+    assert terms["guidance"].item() == pytest.approx(guidance.rrr(maps, some.class_masks(classes)).mean().item())
+    assert not model[0]._forward_hooks
 
 
 def test_classes_are_chosen_among_those_with_boxes_of_annotated_images():
@@ -280,6 +302,19 @@ def test_the_choice_is_uniform_over_classes_and_follows_the_global_generator():
     second = Guide.choose(images)
     torch.manual_seed(0)
     assert torch.equal(Guide.choose(images), first) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_the_contrast_is_explained_and_the_outside_of_boxes_guided(outside, explained):
+    model, some = tiny(), batch(BIRDS)
+    found = Guide(loss="rrr", weight=1, contrast=True, outside=outside)(model, some)["guidance"]
+    classes = torch.cat(some.box_labels)
+    difference = F.one_hot(classes, 2) - F.one_hot(1 - classes, 2)
+    assert torch.equal(explained[0][1][:, 0], difference.float())
+    masks = some.class_masks(classes)
+    maps = explain(model, some.images, difference.double()).maps
+    expected = guidance.rrr(maps, ~masks if outside else masks).mean()
+    assert found.item() == pytest.approx(expected.item())
 
 
 def silent():
@@ -319,6 +354,8 @@ def test_a_map_that_died_has_a_gradient_only_before_the_rectifier_of_gradcam(los
         ({"weight": -0.1}, "weight is -0.1; it must be 0 or more"),
         ({"weight": math.inf}, "weight is inf"),
         ({"weight": math.nan}, "weight is nan"),
+        ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
+        ({"dropout": -0.1}, "dropout is -0.1"),
         ({"fraction": 0.0}, r"fraction is 0.0; it must be in \(0, 1\]"),
         ({"fraction": 1.1}, "fraction is 1.1"),
         ({"fraction": math.nan}, "fraction is nan"),

@@ -209,6 +209,65 @@ class Halves(nn.Module):
         return torch.stack([score, torch.zeros_like(score)], 1)
 
 
+# ---- groups
+
+ONE_HOT = torch.eye(2, dtype=torch.uint8)
+
+
+def group_accuracy(seen=None):
+    """Groups 0, 1, 3 of four with 4, 1, 3 images, of which 3, 0, 2 are right."""
+    metric = metrics.GroupAccuracy(["a", "b", "c", "d"], seen)
+    labels = torch.tensor([0, 0, 1, 1, 0, 1, 1, 0])
+    said = torch.tensor([0, 0, 1, 0, 1, 1, 1, 1])
+    groups = torch.tensor([0, 0, 0, 0, 1, 3, 3, 3])
+    for part in (slice(0, 3), slice(3, 8)):
+        metric.update(ONE_HOT[said[part]] * 3.0, ONE_HOT[labels[part]], groups[part])
+    return {name: pytest.approx(value.item()) for name, value in metric.compute().items()}
+
+
+def test_group_accuracy_by_hand():
+    plain = {
+        "accuracy": 5 / 8,
+        "worst group": 0,
+        "mean of groups": (3 / 4 + 0 + 2 / 3) / 3,
+        "a": 3 / 4,
+        "b": 0,
+        "d": 2 / 3,
+    }
+    assert group_accuracy() == plain
+    # Group c has training images and none here, so it has no part in the adjusted mean.
+    shares = {"adjusted mean": (60 * 3 / 4 + 20 * 2 / 3) / 80, "in distribution": 5 / 7, "out of distribution": 0}
+    assert group_accuracy([60, 0, 20, 20]) == plain | shares
+    assert group_accuracy([60, 5, 0, 20]).keys() == plain.keys() | {"adjusted mean", "in distribution"}
+    assert group_accuracy([0, 0, 7, 0]).keys() == plain.keys() | {"out of distribution"}
+
+
+def test_group_accuracy_before_the_first_image_and_merged():
+    one, other = (metrics.GroupAccuracy(["a", "b"]) for _ in range(2))
+    assert one.compute() == {}
+    one.update(torch.tensor([[1.0, 0]]), ONE_HOT[[0]], torch.tensor([0]))
+    other.update(torch.tensor([[1.0, 0], [1, 0]]), ONE_HOT[[1, 0]], torch.tensor([1, 1]))
+    one.merge_state(other)
+    assert one.compute() == {"accuracy": 2 / 3, "worst group": 0.5, "mean of groups": 0.75, "a": 1, "b": 0.5}
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m: metrics.GroupAccuracy([]), "there must be a group at least"),
+        (lambda m: metrics.GroupAccuracy(["a", "b"], [3]), r"seen is \[3\]; .*a number each"),
+        (lambda m: m.update(torch.zeros(2), ONE_HOT, torch.zeros(2).long()), r"logits is torch.float32 \(2,\)"),
+        (lambda m: m.update(torch.zeros(1, 2), ONE_HOT[:1] * 0, torch.zeros(1).long()), "labels one-hot"),
+        (lambda m: m.update(torch.zeros(2, 2), ONE_HOT, torch.tensor([0, 2])), r"groups is \[0, 2\]; one of 0 to 1"),
+        (lambda m: m.update(torch.zeros(2, 2), ONE_HOT, torch.tensor([0, -1])), r"groups is \[0, -1\]; one of 0 to 1"),
+        (lambda m: m.update(torch.zeros(2, 2), ONE_HOT, torch.tensor([0])), r"groups is \[0\]; .* an image is wanted"),
+    ],
+)
+def test_wrong_groups_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(metrics.GroupAccuracy(["a", "b"]))
+
+
 def sigmoid(*values):
     return torch.tensor([1 / (1 + math.exp(-v)) for v in values])
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from e2lib import metrics, models, training
 from e2lib.attribution import explain
-from e2lib.datasets import Scenes, Selection, collate, train_transform, with_boxes
+from e2lib.datasets import SceneBirds, Scenes, Selection, collate, train_transform, with_boxes
 from e2lib.guidance import Guide
 
 
@@ -100,6 +100,25 @@ def test_evaluate_in_per_cent():
     assert training.evaluate(Oracle(dataset, 2.0), dataset, batch_size=4) == {"F1": 100.0, "mAP": 100.0}
     wrong = training.evaluate(Oracle(dataset, -2.0), dataset, batch_size=4)
     assert wrong["F1"] == 0 and wrong["mAP"] < 50
+
+
+def test_evaluate_by_group_and_outside_the_boxes():
+    birds = SceneBirds("test", 24, 64, correlation=0.5)
+    scores = training.evaluate(Oracle(birds, 2.0), birds, batch_size=4, seen=[1, 0, 0, 1])
+    assert scores["accuracy"] == scores["worst group"] == scores["out of distribution"] == 100
+    assert set(birds.groups) <= scores.keys()
+    network = models.build("test_resnet", 2)
+    images, masks, targets = [], [], []
+    for sample in birds:
+        batch = collate([sample])
+        images, masks = [*images, batch.images], [*masks, batch.class_masks(batch.present())]
+        targets.append((2 * batch.labels - 1.0)[:, None])  # +1 for the class, -1 for the other
+    maps = explain(network, torch.cat(images), torch.cat(targets), "ixg", "Final").maps
+    for outside, where in ((False, torch.cat(masks)), (True, ~torch.cat(masks))):
+        scores = training.evaluate(network, birds, method="ixg", at="Final", contrast=True, outside=outside)
+        assert (
+            scores["EPG"] == pytest.approx(100 * metrics.epg(maps, where).mean().item(), rel=1e-4) and scores["EPG"] > 0
+        )
 
 
 def test_the_committed_network_of_the_scenes_is_small_and_knows_them():

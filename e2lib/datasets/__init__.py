@@ -52,7 +52,8 @@ def load_splits(
 ) -> tuple[Dataset, Dataset, Dataset]:
     """Training, validation and test images of a data set by name; no image is in two of them.
 
-    Training images are flipped at random.
+    Training images are flipped at random. Half of the embedded birds for validation and test are at the other place, as
+    in Waterbirds: `correlation` is that of the training images.
 
     Args:
         data: as for `load`, as are root, size and kwargs.
@@ -74,7 +75,8 @@ def load_splits(
         raise ValueError("load_splits sets the transforms itself; with_transform gives a data set another one")
     if data != "coco":
         train = load(data, root, "train", size, length, seed, **kwargs)
-        val, test = (load(data, root, split, size, held_out, **kwargs) for split in ("val", "test"))
+        others = kwargs | {"correlation": 0.5} if data == "birds" else kwargs
+        val, test = (load(data, root, split, size, held_out, **others) for split in ("val", "test"))
     else:
         whole = load(data, root, "train", size, **kwargs)
         order = random_order(len(whole), 0)

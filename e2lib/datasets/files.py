@@ -96,6 +96,13 @@ class FileDataset(Dataset):
         entries = (self.labels == c).nonzero()[:, 0].numpy()
         return np.unique(np.searchsorted(self.label_starts, entries, side="right") - 1)
 
+    def fingerprint(self) -> str:
+        """Tells these images from others by their files' names, sizes and times, labels, boxes and transform."""
+        stats = [os.stat(self.folder / file.decode()) for file in self.files]
+        files = [(file.decode(), s.st_size, s.st_mtime_ns) for file, s in zip(self.files, stats, strict=True)]
+        known = [part.tolist() for part in (self.labels, self.boxes, self.starts, self.group_of)]
+        return f"{self.classes} {files} {known} {self.transform}"
+
     def masks(self, i: int, size: tuple[int, int]) -> Tensor | None:
         """Segmentation of image `i` of size (H, W), one mask a box: bool (N, H, W), or None."""
         return None

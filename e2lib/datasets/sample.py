@@ -3,10 +3,12 @@
 A data set here is a torch Dataset of Samples with
     classes     list[str]
     groups      list[str], empty when the data has none
+    group_of    int64 (len,) numpy, the group of each image, where the data has groups
     multilabel  bool: several classes may be present in one image
     targets     uint8 (len, C), multi-hot labels of all images, known without decoding one
     images_with(c)  int64 (n,), increasing positions of the images that show class c; small also where targets is not
     transform   a callable Sample -> Sample, or None
+    fingerprint()  str that tells these images, as they are transformed, from others without decoding one
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from e2lib.boxes import box_mask
 class Sample:
     """One image and what is known about it."""
 
-    image: tv_tensors.Image  # uint8 (3, H, W) RGB
+    image: tv_tensors.Image  # uint8 (3, H, W) RGB; or what stands for it: float16 (C, h, w) features of it
     labels: Tensor  # uint8 (C,) multi-hot; one-hot for single-label data
     boxes: tv_tensors.BoundingBoxes  # float32 (N, 4) xyxy half-open, in pixels; N may be 0
     box_labels: Tensor  # int64 (N,) class of each box
@@ -37,7 +39,7 @@ class Sample:
 class Batch:
     """Samples of one size, stacked."""
 
-    images: Tensor  # float32 (B, 3, H, W) in [0, 1]
+    images: Tensor  # float32 (B, 3, H, W) in [0, 1]; or features (B, C, h, w) of any range
     labels: Tensor  # uint8 (B, C)
     boxes: list[Tensor]  # B x float32 (N, 4)
     box_labels: list[Tensor]  # B x int64 (N,)
@@ -45,6 +47,7 @@ class Batch:
     groups: Tensor  # int64 (B,)
     annotated: Tensor  # bool (B,)
     names: list[str]
+    size: tuple[int, int]  # H, W of the images in pixels, in which boxes are given
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copy with every tensor on `device`."""
@@ -74,15 +77,14 @@ class Batch:
         """
         if segmentation and self.masks is None:
             raise ValueError("segmentation masks were asked for, but no image of this batch has any")
-        size = self.images.shape[-2:]
         result = []
         for i, wanted in enumerate(classes.reshape(len(self.names), -1).tolist()):
             for c in wanted:
                 chosen = self.box_labels[i] == c
                 if not segmentation:
-                    result.append(box_mask(self.boxes[i][chosen], size))
+                    result.append(box_mask(self.boxes[i][chosen], self.size))
                 elif self.masks[i] is None:
-                    result.append(torch.zeros(size, dtype=torch.bool, device=self.images.device))
+                    result.append(torch.zeros(self.size, dtype=torch.bool, device=self.images.device))
                 else:
                     result.append(self.masks[i][chosen].any(0))
         return torch.stack(result).unflatten(0, (len(self.names), -1))  # (B*K, H, W) -> (B, K, H, W)
@@ -97,8 +99,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
                 f"{s.name} is {tuple(s.image.shape)}; give the data set a transform that resizes"
             )
     masks = [None if s.masks is None else s.masks.as_subclass(Tensor) for s in samples]
+    images = torch.stack([s.image.as_subclass(Tensor) for s in samples])
+    pixels = images.dtype == torch.uint8
     return Batch(
-        images=torch.stack([s.image.as_subclass(Tensor) for s in samples]).float() / 255,
+        images=images.float() / 255 if pixels else images.float(),
         labels=torch.stack([s.labels for s in samples]),
         boxes=[s.boxes.as_subclass(Tensor) for s in samples],
         box_labels=[s.box_labels for s in samples],
@@ -106,4 +110,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         groups=torch.tensor([s.group for s in samples]),
         annotated=torch.tensor([s.annotated for s in samples]),
         names=[s.name for s in samples],
+        size=tuple(images.shape[-2:]) if pixels else samples[0].boxes.canvas_size,
     )

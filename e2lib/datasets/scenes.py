@@ -239,6 +239,11 @@ class _Composed(Dataset):
                 targets[i, label] = 1
         return targets
 
+    @cached_property
+    def group_of(self) -> np.ndarray:
+        """int64 (len,) group of each item, -1 without groups, without composing one."""
+        return np.array([self._choose(self._random(i))[3] for i in range(self.length)])
+
     def images_with(self, c: int) -> np.ndarray:
         """Positions of the images that show class `c`: int64 (n,), increasing."""
         return self.targets[:, c].nonzero()[:, 0].numpy()
@@ -305,6 +310,11 @@ class _Composed(Dataset):
             labels = torch.tensor([placed.label for placed in objects])
             self._cache[i] = pixels, boxes, labels, group
         return self._cache[i]
+
+    def fingerprint(self) -> str:
+        """Tells these images from others: what they are composed from."""
+        settings = {k: v for k, v in vars(self).items() if k[0] != "_" and k not in ("targets", "group_of")}
+        return f"{self.kind} {settings}"
 
     def record(self, i: int) -> SceneRecord:
         """What scene i is made of. Raises IndexError outside the data set."""

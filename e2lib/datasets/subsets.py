@@ -35,6 +35,11 @@ class Selection(Dataset):
         self.dataset, self.indices, self.annotated = dataset, indices, annotated
         self.classes, self.groups, self.multilabel = dataset.classes, dataset.groups, dataset.multilabel
 
+    @property
+    def group_of(self) -> np.ndarray:
+        """int64 (n,): the group of each image."""
+        return self.dataset.group_of[self.indices]
+
     @cached_property
     def targets(self) -> Tensor:
         """uint8 (len, C) multi-hot labels, without building those of the whole data set."""
@@ -46,6 +51,10 @@ class Selection(Dataset):
     def images_with(self, c: int) -> np.ndarray:
         """Positions of the images that show class `c`: int64 (n,), increasing."""
         return np.isin(self.indices, self.dataset.images_with(c)).nonzero()[0]
+
+    def fingerprint(self) -> str:
+        """Tells these images from others."""
+        return f"{self.dataset.fingerprint()} {self.indices.tolist()}"
 
     def __len__(self) -> int:
         return len(self.indices)

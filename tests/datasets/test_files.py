@@ -104,3 +104,25 @@ def test_memory_does_not_grow_with_the_images_read(tmp_path):
         for i in range(len(data)):
             data[i]
     assert resident() - before < 10  # MB; the 400 images read take 30
+
+
+def test_the_fingerprint_tells_files_boxes_labels_and_transforms(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+
+    def of(files=("a.png", "b.png"), labels=((0,), (1,)), boxes=(((1, 1, 5, 5),), ()), transform=None):
+        numbers = [[0] * len(b) for b in boxes]
+        return FileDataset(tmp_path, files, ["x", "y"], labels, boxes, numbers, transform=transform).fingerprint()
+
+    first = of()
+    assert first == of()
+    others = [
+        of(files=("b.png", "a.png")),
+        of(labels=((0,), (0,))),
+        of(boxes=((), ((1, 1, 5, 5),))),
+        of(boxes=(((1, 1, 5, 6),), ())),
+        of(transform=eval_transform(32)),
+        of(transform=eval_transform(64)),
+    ]
+    Image.new("RGB", (41, 30)).save(tmp_path / "a.png")
+    assert len({first, *others, of()}) == 8

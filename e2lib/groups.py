@@ -1,0 +1,136 @@
+"""Data whose groups (bird x place, ...) differ between training and test: the choice of an epoch, reference methods."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from e2lib import training
+from e2lib.attribution import modes_restored
+from e2lib.datasets import Batch, Selection
+from e2lib.datasets.subsets import random_order
+
+# How an epoch is chosen -> the measure of `metrics.GroupAccuracy` on validation images that is to be high.
+RULES = {
+    "last epoch": None,
+    "in-distribution validation": "in distribution",
+    "worst validation group": "worst group",  # uses the groups of validation images that training does not show
+}
+
+
+def uses(rule: str) -> str:
+    """Whose group labels a rule needs, in a word: "none" or "validation"."""
+    return "validation" if RULES[rule] == "worst group" else "none"
+
+
+@dataclass
+class BestEpoch:
+    """Keeps the weights of the best epoch by a rule: `after_epoch` of `training.fit`.
+
+    Args:
+        model: the network that is trained; only weights that are not frozen are kept.
+        val: validation Samples with groups.
+        seen: how many training images each group has.
+        rule: a name of `RULES`. Only "worst validation group" uses group labels; "in-distribution validation" looks at
+            images of groups that training shows, all that data collected as the training data would hold. Of epochs
+            that are equally good the last is taken.
+
+    Raises:
+        ValueError: an unknown rule.
+    """
+
+    model: nn.Module
+    val: Dataset
+    seen: Sequence[int]
+    rule: str = "last epoch"
+    epoch: int = field(default=0, init=False)  # the one that is kept
+    history: list[dict[str, float]] = field(default_factory=list, init=False, repr=False)  # `evaluate` of each epoch
+    weights: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self):
+        if self.rule not in RULES:
+            raise ValueError(f"rule is {self.rule!r}; it must be one of {', '.join(RULES)}")
+
+    def __call__(self, epoch: int) -> None:
+        """Measure the network after this epoch, and keep its weights if it is the best."""
+        self.history.append(training.evaluate(self.model, self.val, seen=self.seen))
+        measure = RULES[self.rule]
+        if measure is None or self.history[-1][measure] >= max(scores[measure] for scores in self.history):
+            state, self.epoch = self.model.state_dict(), epoch
+            self.weights = {n: copy.deepcopy(state[n]) for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def restore(self) -> None:
+        """Give the network the weights of the best epoch."""
+        self.model.load_state_dict(self.weights, strict=False)
+
+
+def counts(dataset: Dataset) -> list[int]:
+    """How many images each of the data set's groups has."""
+    return np.bincount(dataset.group_of, minlength=len(dataset.groups)).tolist()
+
+
+def group_balanced(dataset: Dataset, seed: int = 0) -> Selection:
+    """Equally many images of every group that has any, as many as the smallest has, at random."""
+    order = random_order(len(dataset), seed)
+    groups = [order[dataset.group_of[order] == g] for g in np.unique(dataset.group_of)]
+    fewest = min(map(len, groups))
+    return Selection(dataset, np.sort(np.concatenate([group[:fewest] for group in groups])))
+
+
+def _losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Binary cross-entropy of each image (B,), in eval mode as in `guidance.Guide`: nats a class."""
+    with modes_restored(model):
+        model.eval()
+        logits = model(batch.images)
+    return F.binary_cross_entropy_with_logits(logits.float(), batch.labels.float(), reduction="none").mean(1)
+
+
+@dataclass(frozen=True)
+class Reweighted:
+    """A training step in which every group counts as much as any other, however many images it has.
+
+    seen: how many training images each group has. The loss of an image of group g is multiplied by N / (G · n_g), with
+    G groups that have images: its mean over an epoch is the mean of the groups' mean losses.
+    """
+
+    seen: tuple[int, ...]
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The term classification."""
+        seen = torch.tensor(self.seen, device=batch.groups.device)
+        weights = seen.sum() / ((seen > 0).sum() * seen[batch.groups])
+        return {"classification": (weights * _losses(model, batch)).mean()}
+
+
+@dataclass
+class GroupDRO:
+    """A training step on the worst group: group distributionally robust optimisation (Sagawa et al., ICLR 2020).
+
+    Algorithm 1: q_g ← q_g exp(η L_g), normalised; the loss is Σ_g q_g L_g, L_g the mean loss of the batch's images of
+    group g. It can only help groups that training shows.
+
+    Args:
+        count: how many groups there are.
+        rate: η.
+    """
+
+    count: int
+    rate: float = 0.01
+    weights: Tensor = field(init=False, repr=False)  # q, float32 (count,)
+
+    def __post_init__(self):
+        self.weights = torch.full((self.count,), 1 / self.count)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The term classification."""
+        losses = _losses(model, batch)
+        sizes = torch.bincount(batch.groups, minlength=self.count)
+        means = losses.new_zeros(self.count).index_add(0, batch.groups, losses) / sizes.clamp(min=1)
+        q = self.weights.to(losses.device) * (self.rate * means.detach()).exp()
+        self.weights = q / q.sum()
+        return {"classification": (self.weights * means).sum()}

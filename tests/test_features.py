@@ -1,0 +1,248 @@
+"""Features of a frozen trunk: what a head makes of them is what the whole network makes of the images."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from e2lib import features, models, training
+from e2lib.attribution import explain
+from e2lib.datasets import Joint, SceneBirds, Selection, collate, with_boxes
+from e2lib.guidance import Guide
+
+
+@pytest.fixture(scope="module")
+def birds():
+    return SceneBirds("train", 6, size=64, correlation=0.7)
+
+
+def network(name="efficientnet_lite0"):
+    torch.manual_seed(0)
+    model = models.build(name, 2, weights="imagenet" if name == "efficientnet_lite0" else None)
+    for norm in (m for m in model.modules() if isinstance(getattr(m, "running_var", None), torch.Tensor)):
+        norm.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def whole(data):
+    return next(iter(DataLoader(data, len(data), collate_fn=collate)))
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "xdnn_resnet18", "bcos_scenes"])
+def test_head_and_trunk_are_the_network(name, birds):
+    model = network(name)
+    trunk, head = models.split(model, 64)
+    images = whole(birds).images
+    with torch.no_grad():
+        assert torch.allclose(head(trunk(images)), model(images), atol=1e-5)
+    method = "bcos" if model.is_bcos else "ixg"
+    targets = torch.tensor([0, 1, 0, 1, 0, 1])
+    with torch.no_grad():
+        found = explain(head, trunk(images), targets, method, "Final")
+    expected = explain(model, images, targets, method, "Final")
+    assert found.maps.shape == (6, 1, 64, 64)
+    assert torch.allclose(found.maps, expected.maps, atol=1e-5 * float(expected.maps.abs().max().clamp(min=1)))
+
+
+def test_training_the_head_trains_the_network(birds, tmp_path):
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    trunk, head = models.split(model, 64)
+    data = features.extract(trunk, birds, tmp_path)
+    training.fit(head, data, 2, 1e-2, 3, step=Guide("energy", "ixg", "Final", 1.0))
+    changed = {name for name, x in model.state_dict().items() if not torch.equal(x, before[name])}
+    assert changed == {
+        f"net.{n}" for n in ("conv_head.weight", "bn2.weight", "bn2.bias", "classifier.weight", "classifier.bias")
+    }
+    with torch.no_grad():
+        assert torch.allclose(head(whole(data).images), model(whole(birds).images), atol=2e-2)
+
+
+def test_other_architectures_are_refused():
+    with pytest.raises(ValueError, match="'test_vit' is a VisionTransformer; known how to split are EfficientNet"):
+        models.split(models.build("test_vit", 2), 64)
+
+
+def test_samples_are_those_of_the_data_set_but_for_the_image(birds, tmp_path):
+    trunk, _ = models.split(network(), 64)
+    data = features.extract(trunk, birds, tmp_path)
+    assert data.features.dtype == torch.float16 and data.features.shape == (6, 1, 320, 2, 2)
+    assert (data.classes, data.groups, data.multilabel) == (birds.classes, birds.groups, birds.multilabel)
+    assert torch.equal(data.targets, birds.targets) and data.group_of.tolist() == birds.group_of.tolist()
+    assert data.images_with(1).tolist() == birds.images_with(1).tolist()
+    for found, expected in zip([data[i] for i in range(6)], birds, strict=True):
+        assert (found.name, found.group, found.annotated) == (expected.name, expected.group, expected.annotated)
+        for field in ("labels", "boxes", "box_labels"):
+            assert torch.equal(getattr(found, field), getattr(expected, field))
+    found, expected = whole(data), whole(birds)
+    assert found.images.shape == (6, 320, 2, 2) and found.images.dtype == torch.float32
+    classes = expected.present()
+    assert torch.equal(found.class_masks(classes), expected.class_masks(classes))
+    with pytest.raises(IndexError):
+        data[6]
+
+
+def test_a_mirrored_view_is_that_of_the_mirrored_image(birds, tmp_path):
+    trunk, _ = models.split(network(), 64)
+    data = features.extract(trunk, birds, tmp_path, mirrored=True)
+    mirrored = SceneBirds("train", 6, 64, 0.7, transform=Joint(v2.RandomHorizontalFlip(1)))
+    other = features.extract(trunk, mirrored, tmp_path)
+    assert data.features.shape == (6, 2, 320, 2, 2)
+    assert torch.equal(data.features[:, 1], other.features[:, 0])
+    assert torch.equal(data.boxes[1], other.boxes[0]) and not torch.equal(data.boxes[1], data.boxes[0])
+    torch.manual_seed(0)
+    drawn = [data[0].image for _ in range(20)]
+    assert {view for x in drawn for view in (0, 1) if torch.equal(x, data.features[0, view])} == {0, 1}
+
+
+def test_images_with_no_boxes_and_with_many(tmp_path):
+    class Some(SceneBirds):
+        def __getitem__(self, i):
+            sample = super().__getitem__(i)
+            sample.boxes = tv_tensors.wrap(sample.boxes.repeat(i % 3, 1), like=sample.boxes)
+            sample.box_labels = sample.box_labels.repeat(i % 3)
+            return sample
+
+    trunk, _ = models.split(network(), 64)
+    some = Some("train", 5, 64)
+    some_features = features.extract(trunk, some, tmp_path)
+    for found, expected in zip([some_features[i] for i in range(5)], some, strict=True):
+        assert torch.equal(found.boxes, expected.boxes) and len(found.box_labels) == len(expected.box_labels)
+
+
+def test_features_are_computed_once_for_each_trunk_data_set_and_transform(birds, tmp_path, monkeypatch):
+    trunk, _ = models.split(network(), 64)
+    first = features.extract(trunk, birds, tmp_path)
+    calls = []
+    handle = trunk.register_forward_hook(lambda *_: calls.append(1))
+    again = features.extract(trunk, SceneBirds("train", 6, size=64, correlation=0.7), tmp_path)
+    assert not calls and torch.equal(again.features, first.features) and again.fingerprint() == first.fingerprint()
+    for other in (
+        SceneBirds("train", 6, size=64, correlation=0.8),
+        SceneBirds("val", 6, size=64, correlation=0.7),
+        SceneBirds("train", 6, size=64, correlation=0.7, transform=Joint(v2.RandomHorizontalFlip(1))),
+        Selection(birds, torch.arange(5).numpy()),
+    ):
+        features.extract(trunk, other, tmp_path)
+    assert len(calls) == 4
+    features.extract(trunk, birds, tmp_path, mirrored=True)
+    assert len(calls) == 6
+    next(trunk.parameters()).data[0, 0, 0, 0] += 1e-3
+    features.extract(trunk, birds, tmp_path)
+    assert len(calls) == 7 and len(list(tmp_path.iterdir())) == 7
+    handle.remove()
+
+
+def test_what_is_interrupted_leaves_nothing(birds, tmp_path):
+    trunk, _ = models.split(network(), 64)
+    trunk.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        features.extract(trunk, birds, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_beyond_float16_are_refused(birds, tmp_path):
+    trunk, _ = models.split(network(), 64)
+    trunk.append(nn.Hardtanh(1e5, 1e6))
+    with pytest.raises(ValueError, match="reach 1e.05; float16 holds at most 65504"):
+        features.extract(trunk, birds, tmp_path)
+
+
+def test_boxes_of_some_images_may_be_used(birds, tmp_path):
+    trunk, head = models.split(network(), 64)
+    data = with_boxes(features.extract(trunk, birds, tmp_path), 0.5, seed=1)
+    assert whole(data).annotated.sum() == 3
+    terms = Guide("energy", "ixg", "Final", 1.0, 0.5)(head, whole(data))
+    assert terms["guidance"] > 0
+
+
+def test_the_guided_step_on_features_is_the_guided_step_on_images(birds, tmp_path):
+    model = network()
+    trunk, head = models.split(model, 64)
+    guide = Guide("energy", "ixg", "Final", 1.0, contrast=True)
+    data = features.extract(trunk, birds, tmp_path)
+    for name, term in guide(head, whole(data)).items():
+        assert term.item() == pytest.approx(guide(model, whole(birds))[name].item(), rel=1e-2)
+
+
+class Bright(SceneBirds):
+    """Bright rectangles on dark noise; images `without` have none in their lists of boxes."""
+
+    without: tuple[int, ...] = ()
+
+    def __getitem__(self, i):
+        sample = super().__getitem__(i)
+        generator = torch.Generator().manual_seed(i)
+        x, y = (8 * torch.randint(0, 5, (2,), generator=generator)).tolist()
+        box = (x, y, x + 16, y + 24)
+        pixels = torch.randint(0, 60, (3, 64, 64), generator=generator, dtype=torch.uint8)
+        pixels[:, box[1] : box[3], box[0] : box[2]] += 150
+        sample.image = tv_tensors.Image(pixels)
+        sample.boxes = tv_tensors.wrap(torch.tensor([box]).float()[: i not in self.without], like=sample.boxes)
+        sample.box_labels = sample.box_labels[: i not in self.without]
+        return sample
+
+
+def small_trunk():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 1), nn.AvgPool2d(8))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_boxes_are_learned_from_few(mirrored, tmp_path):
+    data = features.extract(small_trunk(), Bright("train", 30, 64), tmp_path, mirrored)
+    few, truth = with_boxes(data, 0.2, seed=3), data.boxes.clone()
+    data.boxes[:, ~few.annotated] = torch.tensor([0.0, 0, 64, 64])  # not to be looked at
+    predicted = features.predict_boxes(few, penalty=1e-4)
+    assert len(predicted) == 30 and predicted.boxed.all() and torch.equal(predicted.features, data.features)
+    boxes = predicted.boxes
+    assert boxes.shape == (1 + mirrored, 30, 4)
+    assert torch.equal(boxes[0][few.annotated], truth[0][few.annotated])
+    assert (boxes[0] - truth[0]).abs().max() <= 4  # half a cell
+    if mirrored:
+        assert torch.equal(
+            boxes[1], torch.stack([64 - boxes[0, :, 2], boxes[0, :, 1], 64 - boxes[0, :, 0], boxes[0, :, 3]], 1)
+        )
+    assert torch.equal(predicted.box_labels, data.box_labels)
+    assert data.boxed.sum() == 30 and few.annotated.sum() == 6  # the given data stay as they were
+
+
+def test_boxes_are_predicted_for_images_that_have_none(tmp_path):
+    images = Bright("train", 10, 64)
+    images.without = (2, 7)
+    data = features.extract(small_trunk(), images, tmp_path)
+    predicted = features.predict_boxes(with_boxes(data, 1.0), penalty=1e-4)
+    assert predicted.starts == list(range(11)) and data.boxes.shape == (1, 8, 4)
+    assert [len(predicted[i].boxes) for i in range(10)] == [1] * 10
+
+
+def test_a_box_is_predicted_where_nothing_is_likely(tmp_path):
+    box = features._around(torch.tensor([[[0.1, 0.2], [0.1, 0.1]]]), (64, 64))
+    assert box.tolist() == [48, 0, 64, 16]
+
+
+def test_what_boxes_cannot_be_learned_from_is_named(birds, tmp_path):
+    data = features.extract(small_trunk(), birds, tmp_path)
+    for wrong in (data, with_boxes(birds, 0.5), with_boxes(data, 0.5, repeats=2)):
+        with pytest.raises(ValueError, match=r"data must be with_boxes\(features, fraction\)"):
+            features.predict_boxes(wrong)
+    data.starts = [0] * 7
+    with pytest.raises(ValueError, match="no annotated image has a box"):
+        features.predict_boxes(with_boxes(data, 0.5))
+
+
+def test_other_labels(birds, tmp_path):
+    data = features.extract(small_trunk(), birds, tmp_path, mirrored=True)
+    places = data.labelled(["land", "water", "air"], data.group_of % 2)
+    expected = SceneBirds("train", 6, size=64, correlation=0.7, task="place")
+    for i in range(6):
+        assert torch.equal(places[i].labels[:2], expected[i].labels) and places[i].labels[2] == 0
+        assert torch.equal(places[i].box_labels, expected[i].box_labels)
+    assert data.classes == birds.classes and torch.equal(data.targets, birds.targets)
+    for labels in ([0, 1, 0], [0, 1, 0, 1, 0, 2]):
+        with pytest.raises(ValueError, match="one of 0 to 1 an image is wanted"):
+            data.labelled(["land", "water"], labels)
