@@ -177,7 +177,7 @@ def explain(
         function = TRAINABLE.get(method) or LAYER_EVALUATION[method]
         a = _grid(layer, model, images)
         maps = torch.cat([function(a, _grid(g, model, images)) for g in gradients], 1)  # (B, K, h, w)
-        size = getattr(model, "size", images.shape[2:])  # a `models.Head` is given features in place of images
+        size = getattr(model, "image_size", images.shape[2:])  # a `models.Head` is given features in place of images
         if maps.shape[2:] != size:
             maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
     return Explanation(logits, maps) if create_graph else Explanation(logits.detach(), maps.detach())

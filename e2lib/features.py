@@ -55,8 +55,9 @@ class Features(Dataset):
         return self.targets[:, c].nonzero()[:, 0].numpy()
 
     def fingerprint(self) -> str:
-        """Tells these images from others."""
-        return self.path.stem
+        """Tells these features, their labels and boxes from others."""
+        known = (self.targets, self.starts, self.boxes, self.box_labels, self.boxed)
+        return f"{self.path.stem} {[torch.as_tensor(part).tolist() for part in known]}"
 
     def labelled(self, classes: Sequence[str], labels: Sequence[int]) -> "Features":
         """The same features with other labels: names of classes, and one index an image, which its boxes take over.
@@ -122,7 +123,9 @@ def extract(
     path = folder / f"{_key(trunk, dataset, mirrored)}.safetensors"
     if not path.exists():
         device = next(trunk.parameters()).device
-        loader = DataLoader(dataset, batch_size, collate_fn=collate, num_workers=workers)
+        # A generator of its own: otherwise what is drawn afterwards would depend on whether the features were known.
+        own = torch.Generator()
+        loader = DataLoader(dataset, batch_size, collate_fn=collate, num_workers=workers, generator=own)
         parts: dict[str, list[Tensor]] = {name: [] for name in ("features", "boxes", "box_labels", "group_of", "boxed")}
         names, counts = [], []
         with modes_restored(trunk):
@@ -159,7 +162,7 @@ def _half(features: Tensor) -> Tensor:
 
 def _key(trunk: nn.Module, dataset: Dataset, mirrored: bool) -> str:
     digest = hashlib.sha256(f"{trunk} {mirrored} {dataset.fingerprint()}".encode())
-    for name, tensor in trunk.state_dict(keep_vars=True).items():
+    for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers()):  # also those outside the state_dict
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -169,8 +172,8 @@ def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
 
     Logistic regression tells each cell of the features, by its channels, whether it lies in the box: as target the part
     of the cell that the box covers, all cells of all views of the annotated images. An image's box is the smallest that
-    holds the pixels whose probability, brought to the images' size bilinearly and averaged over views, is over 1/2.
-    Annotated images keep their boxes.
+    holds the pixels whose probability, averaged over views and brought to the images' size bilinearly, is at least
+    1/2, or the largest where none is. Annotated images keep their boxes.
 
     Args:
         data: what `datasets.with_boxes` makes of `Features` of single-label data, without repeats.
@@ -180,9 +183,10 @@ def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
         ValueError: data of another kind, or multi-label; no annotated image has a box.
     """
     known = data.dataset if isinstance(data, Selection) else None
-    if not isinstance(known, Features) or known.multilabel or len(data) != len(known):
+    whole = known is not None and np.array_equal(data.indices, np.arange(len(known))) and data.annotated is not None
+    if not whole or not isinstance(known, Features) or known.multilabel:
         raise ValueError("data must be with_boxes(features, fraction), features being those of single-label images")
-    annotated = torch.as_tensor(data.annotated) & (torch.as_tensor(known.starts).diff() > 0)
+    annotated = known.boxed & torch.as_tensor(data.annotated) & (torch.as_tensor(known.starts).diff() > 0)
     if not annotated.any():
         raise ValueError("no annotated image has a box; there is nothing to learn boxes from")
     some = annotated.nonzero()[:, 0].tolist()

@@ -194,7 +194,7 @@ def show_groups(table: pd.DataFrame, groups: Sequence[str]) -> Figure:
         table: a row a network, its name the index; columns are the groups, and "accuracy" over all images, in per cent.
         groups: the columns that become bars; the lowest of each network is written above its bar.
     """
-    figure, axis = plt.subplots(figsize=(max(6.5, 1.5 * len(table)), 4))
+    figure, axis = plt.subplots(figsize=(max(6.5, 1.65 * len(table)), 4))
     x, width = np.arange(len(table)), 0.8 / len(groups)
     for k, group in enumerate(groups):
         axis.bar(x + (k - (len(groups) - 1) / 2) * width, table[group], width, color=COLOURS[k], label=group)

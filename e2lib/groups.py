@@ -18,14 +18,14 @@ from e2lib.datasets.subsets import random_order
 # How an epoch is chosen -> the measure of `metrics.GroupAccuracy` on validation images that is to be high.
 RULES = {
     "last epoch": None,
-    "in-distribution validation": "in distribution",
+    "in-distribution validation": "adjusted mean",  # the accuracy on images distributed as those of training
     "worst validation group": "worst group",  # uses the groups of validation images that training does not show
 }
 
 
 def uses(rule: str) -> str:
-    """Whose group labels a rule needs, in a word: "none" or "validation"."""
-    return "validation" if RULES[rule] == "worst group" else "none"
+    """Whose group labels a rule needs: "validation", or "" for none."""
+    return "validation" if RULES[rule] == "worst group" else ""
 
 
 @dataclass
@@ -33,12 +33,12 @@ class BestEpoch:
     """Keeps the weights of the best epoch by a rule: `after_epoch` of `training.fit`.
 
     Args:
-        model: the network that is trained; only weights that are not frozen are kept.
+        model: the network that is trained; frozen weights are not kept.
         val: validation Samples with groups.
         seen: how many training images each group has.
-        rule: a name of `RULES`. Only "worst validation group" uses group labels; "in-distribution validation" looks at
-            images of groups that training shows, all that data collected as the training data would hold. Of epochs
-            that are equally good the last is taken.
+        rule: a name of `RULES`. Only "worst validation group" uses group labels; "in-distribution validation" weights
+            groups as they are in training, which stands for validation images collected as the training images were.
+            Of epochs that are equally good the last is taken.
 
     Raises:
         ValueError: an unknown rule.
@@ -62,7 +62,10 @@ class BestEpoch:
         measure = RULES[self.rule]
         if measure is None or self.history[-1][measure] >= max(scores[measure] for scores in self.history):
             state, self.epoch = self.model.state_dict(), epoch
-            self.weights = {n: copy.deepcopy(state[n]) for n, p in self.model.named_parameters() if p.requires_grad}
+            kept = {n for n, p in self.model.named_parameters() if p.requires_grad} | dict(
+                self.model.named_buffers()
+            ).keys()
+            self.weights = {name: copy.deepcopy(state[name]) for name in state if name in kept}
 
     def restore(self) -> None:
         """Give the network the weights of the best epoch."""
@@ -103,6 +106,10 @@ class Reweighted:
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The term classification."""
         seen = torch.tensor(self.seen, device=batch.groups.device)
+        if not seen[batch.groups].all():
+            raise ValueError(
+                f"seen is {self.seen}; it must count the training images, of which some are of another group"
+            )
         weights = seen.sum() / ((seen > 0).sum() * seen[batch.groups])
         return {"classification": (weights * _losses(model, batch)).mean()}
 
@@ -112,25 +119,27 @@ class GroupDRO:
     """A training step on the worst group: group distributionally robust optimisation (Sagawa et al., ICLR 2020).
 
     Algorithm 1: q_g ← q_g exp(η L_g), normalised; the loss is Σ_g q_g L_g, L_g the mean loss of the batch's images of
-    group g. It can only help groups that training shows.
+    group g; q begins uniform over the groups that training shows, the only ones that it can help. One object serves one
+    training, from its beginning to its end: a checkpoint does not hold q.
 
     Args:
-        count: how many groups there are.
+        seen: how many training images each group has.
         rate: η.
     """
 
-    count: int
+    seen: Sequence[int]
     rate: float = 0.01
-    weights: Tensor = field(init=False, repr=False)  # q, float32 (count,)
+    weights: Tensor = field(init=False, repr=False)  # q, float32 (groups,)
 
     def __post_init__(self):
-        self.weights = torch.full((self.count,), 1 / self.count)
+        shown = torch.tensor(self.seen) > 0
+        self.weights = shown / shown.sum()
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The term classification."""
         losses = _losses(model, batch)
-        sizes = torch.bincount(batch.groups, minlength=self.count)
-        means = losses.new_zeros(self.count).index_add(0, batch.groups, losses) / sizes.clamp(min=1)
+        sizes = torch.bincount(batch.groups, minlength=len(self.seen))
+        means = losses.new_zeros(len(self.seen)).index_add(0, batch.groups, losses) / sizes.clamp(min=1)
         q = self.weights.to(losses.device) * (self.rate * means.detach()).exp()
         self.weights = q / q.sum()
         return {"classification": (self.weights * means).sum()}

@@ -160,11 +160,16 @@ class Guide:
             yield
             return
         layer = model.get_submodule(getattr(model, "depths", {}).get(self.at, self.at))
-        handle = layer.register_forward_hook(lambda module, inputs, output: F.dropout2d(output, self.dropout))
+        handle = layer.register_forward_hook(lambda module, inputs, output: self._dropped(output))
         try:
             yield
         finally:
             handle.remove()
+
+    def _dropped(self, layer: Tensor) -> Tensor:
+        if layer.ndim != 4:
+            raise ValueError(f"dropout is {self.dropout}; at {self.at!r} are tokens {tuple(layer.shape)}, it must be 0")
+        return F.dropout2d(layer, self.dropout)
 
     @staticmethod
     def choose(batch: Batch) -> Tensor:

@@ -61,7 +61,7 @@ def _known_size(size: int) -> int:
     return size
 
 
-def _known_losses(lambdas: dict[str, list[float]]) -> dict[str, list[float]]:
+def _known_losses(lambdas: dict[str, Any]) -> dict[str, Any]:
     from e2lib.guidance import LOSSES  # here, as torch above
 
     if "energy" not in lambdas or lambdas.keys() - LOSSES.keys():
@@ -78,19 +78,24 @@ def _known_rule(name: str) -> str:
     return name
 
 
-class Schedule(BaseModel):
-    """How a network is trained: as for `training.fit`; `start_epochs` of plain training come before all else."""
+class Fit(BaseModel):
+    """How a network is trained: as for `training.fit`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    start_epochs: Annotated[int, Field(strict=True, ge=0)] = 0
     epochs: Annotated[int, Field(strict=True, ge=1)]
     lr: Annotated[float, Field(gt=0)]
     batch_size: Annotated[int, Field(strict=True, ge=1)]
     workers: Annotated[int, Field(strict=True, ge=0)] = 0
 
 
-class WholeSchedule(Schedule):
-    """With images of its own."""
+class Schedule(Fit):
+    """With `start_epochs` of plain training before all else."""
+
+    start_epochs: Annotated[int, Field(strict=True, ge=0)] = 0
+
+
+class WholeSchedule(Fit):
+    """With images of its own, and a λ."""
 
     size: Annotated[int, Field(strict=True), AfterValidator(_known_size)]
     images: Annotated[int, Field(strict=True, ge=1)]
@@ -112,15 +117,15 @@ TYPES = {
     "lambdas": Annotated[
         dict[str, Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]], AfterValidator(_known_losses)
     ],
+    "lambda_of": Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_known_losses)],  # one a loss
     # share of images with boxes -> how often these come in an epoch
     "fractions": Annotated[dict[Annotated[float, Field(gt=0, le=1)], Annotated[int, Field(ge=1)]], Field(min_length=1)],
     # 0.1: boxes widened by a tenth
     "dilations": Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)],
     "schedule": Schedule,
-    "whole": WholeSchedule,  # of a whole network, where `schedule` is that of its head
-    "dropout": Annotated[float, Field(ge=0, lt=1)],  # share of channels
+    "head_schedule": Fit,
+    "whole": WholeSchedule,  # the schedule of a whole network, where another one is that of its head
     "rule": Annotated[str, AfterValidator(_known_rule)],  # how an epoch is chosen
-    "cache": Annotated[Path, AfterValidator(Path.expanduser)],  # folder that keeps features
     "work": Annotated[Path, AfterValidator(Path.expanduser)] | None,  # folder that keeps trainings
 }
 
@@ -404,13 +409,12 @@ def collect() -> None:
     """Executes what is not finished of `repeated`; joins their numbers in notebooks/results.csv and results.md."""
     import pandas as pd
 
-    found = []
-    for name, run in repeated():
+    found = repeated()
+    for name, run in found:  # before hours of work, and before numbers are lost
         root = run.parameters.get("data_root")
         if root is not None and not (Path("notebooks") / root).is_dir():
-            print(f"{name}: left out, there is no {Path('notebooks', root)}")
-        else:
-            found.append((name, run))
+            where = Path("notebooks") / root
+            raise FileNotFoundError(f"results.yaml: {name} needs {where}; put the data there, or take out the run")
     for number, (_, run) in enumerate(found, 1):
         if not run.marker.exists():
             execute(run, run.marker, f"{number}/{len(found)} ({run.preset})")

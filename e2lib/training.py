@@ -222,7 +222,7 @@ def evaluate(
             for validation data. Take it from there for test data.
         workers: processes that load images.
         contrast: explain the class against the others, as `guidance.Guide`.
-        outside: the attribution is to lie outside the boxes, as `guidance.Guide`.
+        outside: the attribution is to lie outside the boxes, as `guidance.Guide`; on-object EPG stays as it is.
         seen: how many training images each group has, for `metrics.GroupAccuracy`.
 
     Returns:

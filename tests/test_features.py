@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -246,3 +247,40 @@ def test_other_labels(birds, tmp_path):
     for labels in ([0, 1, 0], [0, 1, 0, 1, 0, 2]):
         with pytest.raises(ValueError, match="one of 0 to 1 an image is wanted"):
             data.labelled(["land", "water"], labels)
+
+
+def test_boxes_that_may_not_be_used_stay_unused(tmp_path):
+    data = Bright("train", 10, 64)
+    few = features.extract(small_trunk(), with_boxes(data, 0.2), tmp_path)
+    every = features.extract(small_trunk(), with_boxes(data, 1.0), tmp_path)
+    assert few.boxed.sum() == 2 and every.boxed.sum() == 10
+    predicted = features.predict_boxes(with_boxes(few, 1.0), penalty=1e-4)
+    few.boxes = few.boxes.clone()
+    few.boxes[:, ~few.boxed] = torch.tensor([0.0, 0, 64, 64])
+    again = features.predict_boxes(with_boxes(few, 1.0), penalty=1e-4)
+    assert torch.equal(again.boxes, predicted.boxes)
+    backwards = Selection(every, np.arange(10)[::-1], np.ones(10, bool))
+    for wrong in (backwards, Selection(every, np.arange(10))):
+        with pytest.raises(ValueError, match="data must be with_boxes"):
+            features.predict_boxes(wrong)
+
+
+def test_other_labels_and_boxes_are_another_data_set(birds, tmp_path):
+    data = features.extract(small_trunk(), birds, tmp_path)
+    others = [data.labelled(data.classes, 1 - data.group_of // 2), features.predict_boxes(with_boxes(data, 0.4))]
+    assert len({part.fingerprint() for part in (data, *others)}) == 3
+
+
+def test_a_constant_outside_the_state_dict_is_part_of_the_key(birds, tmp_path):
+    for mean in (0.4, 0.5):
+        features.extract(nn.Sequential(models.Normalize([mean] * 3, [0.2] * 3), small_trunk()), birds, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_drawn_later_does_not_depend_on_the_cache(birds, tmp_path):
+    trunk, drawn = small_trunk(), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        features.extract(trunk, birds, tmp_path)
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[1]

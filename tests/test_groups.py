@@ -26,7 +26,7 @@ class Linear(nn.Module):
         return self.last(self.frozen(x.mean((2, 3))))
 
 
-SCORES = [(90, 20), (95, 30), (95, 25), (80, 40)]  # in distribution, worst group, after each of four epochs
+SCORES = [(90, 20), (95, 30), (95, 25), (80, 40)]  # adjusted mean, worst group, after each of four epochs
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_the_best_epoch_by_each_rule(rule, epoch, monkeypatch):
 
     def evaluate(model, val, seen):
         assert (val, seen) == ("val", [3, 0, 0, 4])
-        return dict(zip(("in distribution", "worst group"), next(scores), strict=True))
+        return dict(zip(("adjusted mean", "worst group"), next(scores), strict=True))
 
     monkeypatch.setattr(training, "evaluate", evaluate)
     model = Linear()
@@ -75,7 +75,6 @@ def test_rules_measure_what_evaluate_returns(birds):
 
 def test_counts(birds):
     assert groups.counts(birds) == [sum(s.group == g for s in birds) for g in range(4)]
-    assert groups.counts(SceneBirds("train", 30, size=64)) == groups.counts(SceneBirds("train", 30, size=64))
     assert groups.counts(SceneBirds("train", 30, size=64))[1:3] == [0, 0]
     chosen = Selection(birds, np.array([3, 5, 3]))
     assert sum(groups.counts(chosen)) == 3 and chosen.group_of.tolist() == [
@@ -117,7 +116,7 @@ def test_reweighting_makes_groups_count_alike(birds):
 
 
 def test_group_dro_by_hand(birds):
-    model, step = Linear(), groups.GroupDRO(4, rate=1.0)
+    model, step = Linear(), groups.GroupDRO((9, 1, 2, 3), rate=1.0)
     everything = batch_of(birds, range(40))
     means = torch.stack(
         [
@@ -142,7 +141,24 @@ def test_steps_leave_modes_as_they_were(birds):
     model = Linear().train()
     model.frozen.eval()
     some = batch_of(birds, range(4))
-    for step in (groups.Reweighted((1, 1, 1, 1)), groups.GroupDRO(4)):
+    for step in (groups.Reweighted((1, 1, 1, 1)), groups.GroupDRO((1, 1, 1, 1))):
         step(model, some)["classification"].backward()
         assert model.last.training and not model.frozen.training
         assert model.last.weight.grad is not None
+
+
+def test_group_dro_begins_with_the_groups_that_training_shows_and_reweighting_names_others(birds):
+    assert groups.GroupDRO((5, 0, 0, 1)).weights.tolist() == [0.5, 0, 0, 0.5]
+    with pytest.raises(ValueError, match=r"seen is \(5, 0, 0, 1\); it must count the training images"):
+        groups.Reweighted((5, 0, 0, 1))(Linear(), batch_of(birds, np.flatnonzero(birds.group_of == 1)))
+
+
+def test_statistics_of_norm_layers_are_those_of_the_best_epoch(monkeypatch):
+    monkeypatch.setattr(training, "evaluate", lambda *_, **__: {})
+    model = nn.BatchNorm1d(2)
+    best = groups.BestEpoch(model, None, [1])
+    model.running_mean.fill_(3)
+    best(1)
+    model.running_mean.fill_(4)
+    best.restore()
+    assert model.running_mean.tolist() == [3, 3]

@@ -286,6 +286,11 @@ def test_dropout_of_channels_serves_logits_and_map_and_is_gone_afterwards():
     assert not model[0]._forward_hooks
 
 
+def test_dropout_of_tokens_is_refused():
+    with pytest.raises(ValueError, match=r"dropout is 0.5; at 'Final' are tokens \(8, "):
+        Guide("energy", "ixg", "Final", 1.0, dropout=0.5)(models.build("test_vit", 2), collate(list(BIRDS)))
+
+
 def test_classes_are_chosen_among_those_with_boxes_of_annotated_images():
     classes = Guide.choose(labelled([4], [], [4], [7, 7], annotated=[True, True, False, True]))
     assert classes.dtype == torch.int64

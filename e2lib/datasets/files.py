@@ -100,8 +100,9 @@ class FileDataset(Dataset):
         """Tells these images from others by their files' names, sizes and times, labels, boxes and transform."""
         stats = [os.stat(self.folder / file.decode()) for file in self.files]
         files = [(file.decode(), s.st_size, s.st_mtime_ns) for file, s in zip(self.files, stats, strict=True)]
-        known = [part.tolist() for part in (self.labels, self.boxes, self.starts, self.group_of)]
-        return f"{self.classes} {files} {known} {self.transform}"
+        parts = (self.label_starts, self.labels, self.starts, self.boxes, self.box_labels, self.group_of)
+        known = [self.classes, self.groups, self.multilabel, self.boxed, *(part.tolist() for part in parts)]
+        return f"{files} {known} {self.transform}"
 
     def masks(self, i: int, size: tuple[int, int]) -> Tensor | None:
         """Segmentation of image `i` of size (H, W), one mask a box: bool (N, H, W), or None."""

@@ -312,9 +312,10 @@ class _Composed(Dataset):
         return self._cache[i]
 
     def fingerprint(self) -> str:
-        """Tells these images from others: what they are composed from."""
+        """Tells these images from others: how they are composed, and the photographs' lists and sizes."""
         settings = {k: v for k, v in vars(self).items() if k[0] != "_" and k not in ("targets", "group_of")}
-        return f"{self.kind} {settings}"
+        pictures = [(path.name, path.stat().st_size) for path in sorted(DATA.rglob("*.webp"))]
+        return f"{self.kind} {settings} {_rows('cutouts.csv')} {_rows('backgrounds.csv')} {pictures}"
 
     def record(self, i: int) -> SceneRecord:
         """What scene i is made of. Raises IndexError outside the data set."""

@@ -53,8 +53,9 @@ class Selection(Dataset):
         return np.isin(self.indices, self.dataset.images_with(c)).nonzero()[0]
 
     def fingerprint(self) -> str:
-        """Tells these images from others."""
-        return f"{self.dataset.fingerprint()} {self.indices.tolist()}"
+        """Tells these images, and which boxes may be used, from others."""
+        annotated = None if self.annotated is None else self.annotated.tolist()
+        return f"{self.dataset.fingerprint()} {self.indices.tolist()} {annotated}"
 
     def __len__(self) -> int:
         return len(self.indices)

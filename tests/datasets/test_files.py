@@ -117,6 +117,7 @@ def test_the_fingerprint_tells_files_boxes_labels_and_transforms(tmp_path):
     first = of()
     assert first == of()
     others = [
+        of(labels=((0, 1), ())),
         of(files=("b.png", "a.png")),
         of(labels=((0,), (0,))),
         of(boxes=((), ((1, 1, 5, 5),))),
@@ -125,4 +126,4 @@ def test_the_fingerprint_tells_files_boxes_labels_and_transforms(tmp_path):
         of(transform=eval_transform(64)),
     ]
     Image.new("RGB", (41, 30)).save(tmp_path / "a.png")
-    assert len({first, *others, of()}) == 8
+    assert len({first, *others, of()}) == 9

@@ -82,3 +82,9 @@ def test_splits_of_coco_share_no_image(tmp_path):
     assert len(fewer) == 10 and {*names(fewer)} < {*names(train)}
     assert len(again) == len(fewer_test) == 3 and {*names(again)} < {*names(val)}
     assert names(load_splits("coco", tmp_path, 16, 10, 3, seed=6)[1]) == names(again)
+
+
+def test_birds_for_validation_and_test_are_on_both_places():
+    train, val, test = load_splits("birds", None, 64, 30, 60)
+    assert set(train.group_of) == {0, 3}
+    assert set(val.group_of) == set(test.group_of) == {0, 1, 2, 3}

@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from e2lib import datasets, models, runs, training
+from e2lib import datasets, features, models, runs, training
 from e2lib.guidance import Guide
 from tests.notebooks.test_notebooks import NOTEBOOKS, ROOT
 
@@ -72,6 +72,46 @@ def test_two_steps_of_a_preset(path, trees):
         pulls.append(max(g.abs().max().item() for g in gradients if g is not None))
     assert all(0 < pull < float("inf") for pull in pulls), pulls
     assert 0 <= training.evaluate(model, val, 2, method, depths[0])["EPG"] <= 100
+
+
+def export_waterbirds(birds, root, split):
+    """Composed birds in the layout of Waterbirds, a line an image."""
+    folder = root / "waterbird_1.0_forest2water2"
+    folder.mkdir(exist_ok=True)
+    (root / "CUB_200_2011").mkdir(exist_ok=True)
+    metadata, boxes = folder / "metadata.csv", root / "CUB_200_2011" / "bounding_boxes.txt"
+    lines = metadata.read_text().splitlines() if metadata.exists() else ["img_id,img_filename,y,split,place"]
+    known = boxes.read_text().splitlines() if boxes.exists() else []
+    for sample in birds:
+        name = f"{len(lines)}.jpg"
+        Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(folder / name)
+        lines.append(f"{len(lines)},{name},{sample.group // 2},{split},{sample.group % 2}")
+        x1, y1, x2, y2 = sample.boxes[0].tolist()
+        known.append(f"{len(lines) - 1} {x1} {y1} {x2 - x1} {y2 - y1}")
+    metadata.write_text("\n".join([*lines, ""]))
+    boxes.write_text("\n".join([*known, ""]))
+
+
+def test_two_steps_of_the_preset_for_waterbirds(tmp_path):
+    for number, correlation in enumerate((1.0, 0.5, 0.5)):
+        export_waterbirds(datasets.SceneBirds("train", 8, 64, correlation), tmp_path, number)
+    values = read(ROOT / "notebooks" / "presets" / "paper" / "06.yaml") | {"data_root": str(tmp_path), "device": "cpu"}
+    p = runs.parameters(values)
+    train, val, _ = datasets.load_splits(p.data, p.data_root, p.size, 4, 2, p.seed)
+    torch.manual_seed(0)
+    model = models.build(p.model, len(train.classes))
+    trunk, head = models.split(model, p.size)
+    plain = datasets.with_transform(train, datasets.eval_transform(p.size))
+    for loss in p.lambda_of:
+        guide = Guide(loss, "bcos", "Final", p.lambda_of[loss], contrast=True, absolute=True, dropout=0.5)
+        on_train = features.extract(trunk, plain, tmp_path / "features", mirrored=True)
+        history = training.fit(head, on_train, 1, p.head_schedule.lr, batch_size=2, step=guide)
+        assert history[0]["guidance"] > 0
+    whole = models.build(p.model, len(train.classes))
+    for at in ("Input", "Mid3"):
+        guide = Guide("energy", "bcos", at, p.whole.weight, contrast=True, absolute=True)
+        assert training.fit(whole, train, 1, p.whole.lr, batch_size=2, step=guide)[0]["guidance"] > 0
+    assert "worst group" in training.evaluate(whole, val, 2, "bcos", "Mid3", contrast=True)
 
 
 def read(path):
