@@ -447,12 +447,12 @@ def report(table) -> str:
         groups, parts = numbers.groupby(keys, sort=False), part.groupby(keys)
         means, deviations = groups.mean(), groups.std()
         seeds = sorted(part.seed.unique())
-        text += f"\n## {run}\n\n{len(seeds)} seeds: {', '.join(map(str, seeds))}.\n\n"
+        text += f"\n## {run}\n\nSeeds: {', '.join(map(str, seeds))}.\n\n"
         text += f"| {' | '.join([*names, *choices, *numbers])} |\n"
         text += f"|{'---|' * (len(names) + len(choices) + len(numbers.columns))}\n"
         for setting, mean in means.iterrows():
             deviation = deviations.loc[setting]
-            cells = [*map(str, setting)]
+            cells = [str(value).replace("|", "\\|") for value in setting]
             if choices:
                 of = parts.get_group(setting)
                 cells.append(", ".join(f"{value:g}" for value in sorted(set(of["λ"]))))
