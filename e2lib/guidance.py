@@ -121,6 +121,8 @@ class Guide:
     dropout: float = 0.0
 
     def __post_init__(self):
+        for name in ("weight", "fraction", "dropout"):  # a number of NumPy would change the repr, and fail in operators
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}; it must be one of {', '.join(LOSSES)}")
         if self.method not in TRAINABLE:

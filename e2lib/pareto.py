@@ -99,13 +99,17 @@ class ParetoArchive:
 
     def _write(self, points: list[dict[str, Any]]) -> None:
         """Replace the index in one step, then delete the networks that it no longer names."""
-        temporary = self.folder / f".archive.json.{os.getpid()}"
-        temporary.write_text(json.dumps(points, indent=1))
-        os.replace(temporary, self.folder / "archive.json")
+        _replace(self.folder / "archive.json", points)
         self.points = points
         for file in self.folder.glob("*.safetensors"):
             if file.name not in {point["file"] for point in points}:
                 file.unlink()
+
+
+def _replace(path: Path, content: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)
 
 
 def search(
@@ -131,7 +135,7 @@ def search(
         guides: what to train with; they differ in λ, loss, depth, ...
         epochs: as for `training.fit`, as are lr, batch_size, seed and workers.
         lr: the learning rate at the start.
-        folder: where the networks and checkpoints lie; its own for each `start`, `train` and `val`.
+        folder: where the networks and checkpoints lie; its own for each search.
         batch_size: images a step.
         seed: of the order of images and the choice of classes.
         workers: processes that load images.
@@ -139,8 +143,21 @@ def search(
     Returns:
         An archive whose settings are the fields of the guides and "epoch"; "seconds" among the scores is the mean time
         of the training epochs since the start, or the last resume.
+
+    Raises:
+        ValueError: the folder belongs to a search with other guides, epochs, lr, batch_size or seed. Other networks and
+            data are not recognised.
     """
     archive = ParetoArchive(folder)
+    about = {"guides": [asdict(guide) for guide in guides], "epochs": int(epochs), "lr": float(lr)}
+    about |= {"batch_size": int(batch_size), "seed": int(seed)}
+    card = archive.folder / "search.json"
+    if card.exists():
+        for name, value in json.loads(card.read_text()).items():
+            if value != about[name]:
+                found = f"{folder} holds a search with {name}={value!r}"
+                raise ValueError(f"{found}, not {about[name]!r}; name another folder")
+    _replace(card, about)
     for number, guide in enumerate(tqdm(guides, desc="settings", unit="setting", leave=False)):
         model = copy.deepcopy(start)
         record = _Recorder(archive, model, guide, val, batch_size, workers)

@@ -6,12 +6,14 @@
 
 import argparse
 import ast
+import atexit
 import difflib
 import functools
 import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -108,7 +110,7 @@ TYPES = {
     "data_root": Annotated[Path, AfterValidator(Path.expanduser)] | None,  # folder of the real data
     "size": Annotated[int, Field(strict=True), AfterValidator(_known_size)],  # pixels a side
     "images": Annotated[int, Field(strict=True, ge=1)],  # how many are looked at, or trained with
-    "measured": Annotated[int, Field(strict=True, ge=1)],  # how many test images are measured
+    "measured": Annotated[int, Field(strict=True, ge=1)],  # validation images, and as many test images
     "seed": Annotated[int, Field(strict=True, ge=0)],
     "device": Annotated[Any, AfterValidator(device)],
     "model": Annotated[str, Field(min_length=1)],  # a name that models.build knows
@@ -229,12 +231,14 @@ class Run:
 
 
 def work_folder(parameters: BaseModel) -> Path:
-    """The folder below `parameters.work` that belongs to these parameters alone; a temporary one where that is None.
+    """The folder below `parameters.work` that belongs to these parameters alone; the device makes no difference.
 
-    The device makes no difference.
+    Where `work` is None a temporary one, which is removed when the process ends.
     """
     if parameters.work is None:
-        return Path(tempfile.mkdtemp())
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
     values = parameters.model_dump(mode="json", exclude={"device", "work"})
     return parameters.work / _hash(values)
 
@@ -433,9 +437,10 @@ def report(table) -> str:
     metrics += ["F1 without context", "Δ F1 without context"]
     text = (
         "# Results\n\nWritten by `make results`, as is results.csv (more columns). In per cent, on test images; "
-        "λ and epoch are chosen on validation images. ± is the standard deviation over seeds. Δ is the difference to "
-        "the baseline of the same seed, which is trained for as many epochs at λ = 0 (so is *gain*), *way* the part "
-        "of the way from the baseline's EPG to the ceiling, *F1 kept* the seeds whose choice kept the baseline's F1 on "
+        "λ and epoch are chosen on validation images. ± is the standard deviation over seeds, of training and of what "
+        "it sees; the test images are always the same. Δ is the difference to the baseline of the same seed, which is "
+        "trained for as many epochs at λ = 0 (so is *gain*), *way* the part of the way from the baseline's EPG to the "
+        "ceiling, *F1 kept* the seeds whose choice kept the baseline's F1 on "
         "validation images up to one point. The runs are described in presets/results.yaml.\n"
     )
     for run, part in table.groupby("run", sort=False):
@@ -457,7 +462,9 @@ def report(table) -> str:
                 of = parts.get_group(setting)
                 cells.append(", ".join(f"{value:g}" for value in sorted(set(of["λ"]))))
                 cells.append(f"{of['F1 kept'].eq('yes').sum()} of {len(of)}")
-            cells += ["" if m != m else f"{m:.1f} ± {d:.1f}" for m, d in zip(mean, deviation, strict=True)]
+            # + 0.0 takes the sign from a mean that is rounded to zero.
+            pairs = [(round(m, 1) + 0.0, d) for m, d in zip(mean, deviation, strict=True)]
+            cells += ["" if m != m else f"{m:.1f}" if d != d else f"{m:.1f} ± {d:.1f}" for m, d in pairs]
             text += f"| {' | '.join(cells)} |\n"
     return text
 

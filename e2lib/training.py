@@ -58,7 +58,7 @@ def fit(
 
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
-        dataset: Samples of one size.
+        dataset: Samples of one size; with a checkpoint, one of `e2lib.datasets`, whose labels are known.
         epochs: passes over the data set.
         lr: the learning rate at the start.
         batch_size: images a step.
@@ -68,9 +68,9 @@ def fit(
             GPUs that have it. Explanations that one trains through overflow in float16: it is refused.
         workers: processes that load images. Random transforms give other images with another number of them.
         checkpoint: file that is replaced after every epoch. Where it exists, training goes on from it, and ends as if
-            it had never stopped: on a CPU bit for bit. It knows its training by these arguments, the labels and the
-            names of the parameters, not by the network's weights at the start or the images' content; the step by its
-            name or repr, which has to be a telling one, as that of a dataclass.
+            it had never stopped: on a CPU, with as many threads, bit for bit. It knows its training by these arguments,
+            the labels and the names of the parameters, not by the network's weights at the start or the images'
+            content; the step by its name or repr, which has to be a telling one, as that of a dataclass.
         after_epoch: called after each epoch with its number, 1 for the first, for example to measure. Random numbers
             that it draws do not change the training.
 
@@ -78,15 +78,18 @@ def fit(
         The mean of each term, one dict an epoch.
 
     Raises:
-        ValueError: every parameter is frozen; an empty data set; a loss or gradient that is not finite, naming the
-            images of its batch; a wrong precision; a checkpoint of another training, naming what differs.
+        ValueError: every parameter is frozen; an empty data set; epochs below 0; a loss or gradient that is not finite,
+            naming the images of its batch; a wrong precision; a checkpoint of another training, naming what differs.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("every parameter of the model is frozen; there is nothing to train")
     if len(dataset) == 0:
         raise ValueError("dataset is empty; at least one image is needed")
-    lr = float(lr)  # a number of NumPy could be written to a checkpoint, but not safely read
+    if epochs < 0:
+        raise ValueError(f"epochs is {epochs}; it must be 0 or more")
+    # Numbers of NumPy could be written to a checkpoint, but not safely read.
+    epochs, lr, batch_size, seed = int(epochs), float(lr), int(batch_size), int(seed)
     device = trainable[0].device
     low = _bfloat16(precision, device)
     order = torch.Generator().manual_seed(seed)
@@ -231,8 +234,10 @@ def evaluate(
         present class with boxes, and "on-object EPG" where the data has segmentation masks.
 
     Raises:
-        ValueError: a method and no threshold for data without boxes.
+        ValueError: an empty data set; a method and no threshold for data without boxes.
     """
+    if len(dataset) == 0:
+        raise ValueError("dataset is empty; at least one image is needed")
     device, classes = next(model.parameters()).device, len(dataset.classes)
     accuracy = MetricCollection({"F1": F1(classes), "mAP": MeanAP(classes)}).to(device)
     by_group = GroupAccuracy(dataset.groups, seen).to(device) if dataset.groups else None

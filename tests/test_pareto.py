@@ -250,6 +250,25 @@ def test_a_finished_search_trains_nothing(uninterrupted, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 1}, "holds a search with epochs=2, not 1"),
+        ({"lr": 0.1}, "holds a search with lr=0.01, not 0.1"),
+        ({"guides": GUIDES[:1]}, "holds a search with guides="),
+    ],
+)
+def test_the_folder_of_another_search_is_refused(uninterrupted, change, message):
+    index, how = (uninterrupted.folder / "archive.json").read_bytes(), {"guides": GUIDES, "epochs": 2, "lr": 1e-2}
+    (uninterrupted.folder / "0.pt").rename(uninterrupted.folder / "away")  # else fit refuses its checkpoint
+    try:
+        with pytest.raises(ValueError, match=message):
+            search(start(), TRAIN, VAL, folder=uninterrupted.folder, batch_size=4, **how | change)
+    finally:
+        (uninterrupted.folder / "away").rename(uninterrupted.folder / "0.pt")
+    assert (uninterrupted.folder / "archive.json").read_bytes() == index
+
+
+@pytest.mark.parametrize(
     ("function", "call"), [("evaluate", 2), ("_save", 2), ("_save", 3)], ids=["measuring", "saving", "second guide"]
 )
 def test_an_interrupted_search_ends_like_one_that_was_not(uninterrupted, like, tmp_path, monkeypatch, function, call):
@@ -274,7 +293,7 @@ def test_an_interrupted_search_ends_like_one_that_was_not(uninterrupted, like, t
     assert ours == theirs
     for a, b in zip(resumed.front, uninterrupted.front, strict=True):
         assert same(resumed.load(a, like), uninterrupted.load(b, like))
-    files = {"archive.json", "0.pt", "1.pt"} | {point["file"] for point in resumed.front}
+    files = {"archive.json", "search.json", "0.pt", "1.pt"} | {point["file"] for point in resumed.front}
     assert {p.name for p in tmp_path.iterdir()} == files
 
 

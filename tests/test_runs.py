@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -407,3 +408,16 @@ def test_the_work_folder_belongs_to_the_parameters(tmp_path):
     assert folder().parent == tmp_path
     assert folder() == folder("device = 'auto'") != folder("size = 96")
     assert folder("work = None") != folder("work = None")
+
+
+def test_a_temporary_work_folder_ends_with_its_process():
+    code = """
+        from e2lib import runs
+        from pydantic import BaseModel
+        folder = runs.work_folder(type("P", (BaseModel,), {"__annotations__": {"work": None}})(work=None))
+        (folder / "0.pt").write_text("")
+        print(folder)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    folder = Path(done.stdout.strip())
+    assert folder.is_absolute() and not folder.exists()

@@ -489,14 +489,21 @@ def test_a_checkpoint_knows_its_labels_boxes_and_parameters(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
 
-def test_a_learning_rate_of_numpy_can_be_resumed(tmp_path):
-    for _ in range(2):
-        training.fit(tiny(), Scenes("train", 4, 64), epochs=1, lr=np.float64(1e-2), checkpoint=tmp_path / "run.pt")
+def test_numbers_of_numpy_can_be_resumed(tmp_path):
+    for kind in (np.float64, np.float32, float):
+        guide = Guide(weight=kind(0.5), fraction=kind(1), dropout=kind(0))
+        how = {"epochs": np.int64(1), "lr": np.float64(1e-2), "batch_size": np.int64(4), "seed": np.int64(0)}
+        training.fit(tiny(), Scenes("train", 4, 64), step=guide, checkpoint=tmp_path / "run.pt", **how)
 
 
-def test_an_empty_data_set_is_refused():
+def test_no_images_and_a_negative_number_of_epochs_are_refused():
+    empty = Selection(Scenes("train", 4, 64), np.arange(0))
     with pytest.raises(ValueError, match="dataset is empty"):
-        training.fit(tiny(), Selection(Scenes("train", 4, 64), np.arange(0)), epochs=1, lr=1e-2)
+        training.fit(tiny(), empty, epochs=1, lr=1e-2)
+    with pytest.raises(ValueError, match="dataset is empty"):
+        training.evaluate(tiny(), empty)
+    with pytest.raises(ValueError, match="epochs is -1; it must be 0 or more"):
+        training.fit(tiny(), Scenes("train", 4, 64), epochs=-1, lr=1e-2)
 
 
 def test_on_a_cpu_few_large_images_are_explained_at_once(monkeypatch):
