@@ -50,6 +50,11 @@ class Features(Dataset):
     def __len__(self) -> int:
         return len(self.features)
 
+    @property
+    def annotated(self) -> np.ndarray:
+        """bool (N,): which images may use their boxes."""
+        return self.boxed.numpy()
+
     def images_with(self, c: int) -> np.ndarray:
         """Positions of the images that show class `c`: int64 (n,), increasing."""
         return self.targets[:, c].nonzero()[:, 0].numpy()
@@ -172,8 +177,8 @@ def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
 
     Logistic regression tells each cell of the features, by its channels, whether it lies in the box: as target the part
     of the cell that the box covers, all cells of all views of the annotated images. An image's box is the smallest that
-    holds the pixels whose probability, averaged over views and brought to the images' size bilinearly, is at least
-    1/2, or the largest where none is. Annotated images keep their boxes.
+    holds the pixels whose probability, averaged over views and brought to the images' size bilinearly, is at least half
+    of the image's largest. Annotated images keep their boxes.
 
     Args:
         data: what `datasets.with_boxes` makes of `Features` of single-label data, without repeats.
@@ -183,7 +188,7 @@ def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
         ValueError: data of another kind, or multi-label; no annotated image has a box.
     """
     known = data.dataset if isinstance(data, Selection) else None
-    whole = known is not None and np.array_equal(data.indices, np.arange(len(known))) and data.annotated is not None
+    whole = known is not None and np.array_equal(data.indices, np.arange(len(known)))
     if not whole or not isinstance(known, Features) or known.multilabel:
         raise ValueError("data must be with_boxes(features, fraction), features being those of single-label images")
     annotated = known.boxed & torch.as_tensor(data.annotated) & (torch.as_tensor(known.starts).diff() > 0)
@@ -226,11 +231,11 @@ def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
 
 
 def _around(chances: Tensor, size: tuple[int, int]) -> Tensor:
-    """The box, float32 (4,), around what is likelier than not: chances (V, h, w) of an image and its mirror image."""
+    """The box, float32 (4,), around what is likely: chances (V, h, w) of an image and its mirror image."""
     if len(chances) == 2:
         chances = (chances[0] + chances[1].flip(1))[None] / 2
     pixels = F.interpolate(chances[None], size, mode="bilinear", align_corners=False)[0, 0]
-    return mask_box(pixels >= pixels.max().clamp(max=0.5)).float()
+    return mask_box(pixels >= pixels.max() / 2).float()
 
 
 def _mirrored(boxes: Tensor, width: int) -> Tensor:

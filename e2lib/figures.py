@@ -187,22 +187,23 @@ def show_ways(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def show_groups(table: pd.DataFrame, groups: Sequence[str]) -> Figure:
+def show_groups(table: pd.DataFrame, groups: Sequence[str], unseen: Sequence[str] = ()) -> Figure:
     """Accuracy by group, a cluster of bars for each network.
 
     Args:
         table: a row a network, its name the index; columns are the groups, and "accuracy" over all images, in per cent.
-        groups: the columns that become bars; the lowest of each network is written above its bar.
+        groups: the columns that become bars; the lowest of each network is written at its bar's foot.
+        unseen: those of them that training does not show, hatched.
     """
     figure, axis = plt.subplots(figsize=(max(6.5, 1.65 * len(table)), 4))
     x, width = np.arange(len(table)), 0.8 / len(groups)
     for k, group in enumerate(groups):
-        axis.bar(x + (k - (len(groups) - 1) / 2) * width, table[group], width, color=COLOURS[k], label=group)
+        place, hatch = x + (k - (len(groups) - 1) / 2) * width, "///" if group in unseen else None
+        axis.bar(place, table[group], width, color=COLOURS[k], label=group, hatch=hatch, edgecolor="white", linewidth=0)
     worst = table[list(groups)].to_numpy()
     for i, k in enumerate(worst.argmin(1)):
-        axis.text(
-            i + (k - (len(groups) - 1) / 2) * width, worst[i, k] + 1, f"{worst[i, k]:.0f}", ha="center", fontsize=10
-        )
+        place, style = i + (k - (len(groups) - 1) / 2) * width, {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axis.text(place, 3, f"{worst[i, k]:.0f}", ha="center", fontsize=10, bbox=style)
     axis.plot(x, table.accuracy, "k_", markersize=28, label="all images")
     names = [name.replace(", ", ",\n") for name in table.index]
     axis.set(xticks=x, xticklabels=names, ylim=(0, 104), ylabel="accuracy, per cent")

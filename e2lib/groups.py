@@ -14,6 +14,7 @@ from e2lib import training
 from e2lib.attribution import modes_restored
 from e2lib.datasets import Batch, Selection
 from e2lib.datasets.subsets import random_order
+from e2lib.guidance import Guide
 
 # How an epoch is chosen -> the measure of `metrics.GroupAccuracy` on validation images that is to be high.
 RULES = {
@@ -23,14 +24,17 @@ RULES = {
 }
 
 
-def uses(rule: str) -> str:
-    """Whose group labels a rule needs: "validation", or "" for none."""
-    return "validation" if RULES[rule] == "worst group" else ""
+def uses(rule: str, *others: str) -> str:
+    """Whose group labels a result needs: the `others` that are not "", and "validation" if the rule looks at them."""
+    found = [*others, "validation" if RULES[rule] == "worst group" else ""]
+    return ", ".join(dict.fromkeys(filter(None, found))) or "none"
 
 
 @dataclass
 class BestEpoch:
     """Keeps the weights of the best epoch by a rule: `after_epoch` of `training.fit`.
+
+    One object serves one training, from its beginning to its end: a checkpoint does not hold it.
 
     Args:
         model: the network that is trained; frozen weights are not kept.
@@ -41,7 +45,7 @@ class BestEpoch:
             Of epochs that are equally good the last is taken.
 
     Raises:
-        ValueError: an unknown rule.
+        ValueError: an unknown rule; when called, an epoch that does not follow the one before.
     """
 
     model: nn.Module
@@ -58,6 +62,8 @@ class BestEpoch:
 
     def __call__(self, epoch: int) -> None:
         """Measure the network after this epoch, and keep its weights if it is the best."""
+        if epoch != len(self.history) + 1:
+            raise ValueError(f"epoch is {epoch}, after {len(self.history)}; a resumed training cannot choose among all")
         self.history.append(training.evaluate(self.model, self.val, seen=self.seen))
         measure = RULES[self.rule]
         if measure is None or self.history[-1][measure] >= max(scores[measure] for scores in self.history):
@@ -83,6 +89,33 @@ def group_balanced(dataset: Dataset, seed: int = 0) -> Selection:
     groups = [order[dataset.group_of[order] == g] for g in np.unique(dataset.group_of)]
     fewest = min(map(len, groups))
     return Selection(dataset, np.sort(np.concatenate([group[:fewest] for group in groups])))
+
+
+def dfr(
+    model: nn.Module, start: nn.Module, val: Dataset, epochs: int, lr: float, batch_size: int = 64, seed: int = 0
+) -> nn.Module:
+    """A copy of `model` with a new classifier, trained on group-balanced validation images.
+
+    Deep feature reweighting, Kirichenko, Izmailov, Wilson, ICLR 2023.
+
+    Args:
+        model: a network of `models.build`, or its `models.Head`, that is trained on other images.
+        start: the same architecture; the classifier begins with its weights.
+        val: Samples with groups.
+        epochs: as for `training.fit`, as are lr, batch_size and seed.
+        lr: the learning rate at the start.
+        batch_size: images a step.
+        seed: of the choice of images, and of their order.
+
+    Notes:
+        The paper fits logistic regressions with an ℓ1 penalty to ten balanced choices, and averages them; this is one
+        choice, and no penalty.
+    """
+    result = training.train_head_only(copy.deepcopy(model))
+    names = [name for name, parameter in result.named_parameters() if parameter.requires_grad]
+    result.load_state_dict({name: start.state_dict()[name] for name in names}, strict=False)
+    training.fit(result, group_balanced(val, seed), epochs, lr, batch_size, seed, Guide(weight=0))
+    return result
 
 
 def _losses(model: nn.Module, batch: Batch) -> Tensor:

@@ -99,8 +99,9 @@ class Guide:
         contrast: explain the difference of the class's logit and the mean of the others instead of the logit: what
             speaks for this class rather than another.
         outside: M is the complement of the boxes: for classes that are told by what surrounds the object in the box.
-        dropout: the share of the explained layer's channels (of all images) that a step sets to zero at random, the
-            others being scaled up: the map then has to hold with any of them. Not for tokens (B, N, C).
+        dropout: the share of the explained layer's channels that a step sets to zero, drawn anew for each image,
+            annotated or not, the others being scaled up: the map then has to hold with any of them. Not for tokens
+            (B, N, C).
 
     Raises:
         ValueError: an unknown loss or method, a weight below 0, a fraction outside (0, 1], dropout outside [0, 1).

@@ -252,8 +252,9 @@ class GroupAccuracy(Metric):
     `compute` returns, each in [0, 1]:
         accuracy: over all images.
         worst group, mean of groups: over the groups that have images here.
-        adjusted mean: of the groups that have images here, weighted by `seen` (Sagawa et al., ICLR 2020),
-            the accuracy on images distributed as the training images. Left out without `seen`, or when it is 0 for all.
+        adjusted mean: of the groups that have images here, weighted by `seen` (Sagawa et al., ICLR 2020), the
+            accuracy on images distributed as the training images. Left out without `seen`, or when it is 0 for all of
+            these.
         in distribution, out of distribution: over all images of the groups that have training images, and that have
             none, pooled (Parchami-Araghi et al., ECCV 2024, section 4.2). Left out without `seen`, or without images.
         and each group that has images here, by name.

@@ -97,10 +97,11 @@ class Schedule(Fit):
 
 
 class WholeSchedule(Fit):
-    """With images of its own, and a λ."""
+    """With images of its own, boxes for some of them, and a λ."""
 
     size: Annotated[int, Field(strict=True), AfterValidator(_known_size)]
     images: Annotated[int, Field(strict=True, ge=1)]
+    boxes: Annotated[float, Field(gt=0, le=1)]  # the share of images that have some
     weight: Annotated[float, Field(gt=0)]  # λ
 
 

@@ -26,6 +26,8 @@ def network(name="efficientnet_lite0"):
     model = models.build(name, 2, weights="imagenet" if name == "efficientnet_lite0" else None)
     for norm in (m for m in model.modules() if isinstance(getattr(m, "running_var", None), torch.Tensor)):
         norm.running_var.uniform_(0.5, 2)
+    for x in (x for x in model.parameters() if not x.any()):  # residual branches begin as zeros, X-DNNs' heads too
+        nn.init.normal_(x, std=0.1)
     return model.eval()
 
 
@@ -138,12 +140,23 @@ def test_features_are_computed_once_for_each_trunk_data_set_and_transform(birds,
     handle.remove()
 
 
-def test_what_is_interrupted_leaves_nothing(birds, tmp_path):
-    trunk, _ = models.split(network(), 64)
-    trunk.register_forward_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        features.extract(trunk, birds, tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_what_is_interrupted_is_not_taken_for_features(birds, tmp_path, monkeypatch):
+    def half(tensors, path, about):
+        path.write_bytes(b"half a file")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(features, "save_file", half)
+        features.extract(small_trunk(), birds, tmp_path)
+    assert len(features.extract(small_trunk(), birds, tmp_path)) == 6
+
+
+def test_the_trunk_runs_in_eval_mode(birds, tmp_path):
+    trunk = nn.Sequential(small_trunk(), nn.BatchNorm2d(6)).train()
+    data = features.extract(trunk, birds, tmp_path)
+    assert trunk.training and trunk[1].num_batches_tracked == 0
+    with torch.no_grad():
+        assert torch.allclose(data.features[:, 0].float(), trunk.eval()(whole(birds).images), atol=1e-2)
 
 
 def test_features_beyond_float16_are_refused(birds, tmp_path):
@@ -157,8 +170,15 @@ def test_boxes_of_some_images_may_be_used(birds, tmp_path):
     trunk, head = models.split(network(), 64)
     data = with_boxes(features.extract(trunk, birds, tmp_path), 0.5, seed=1)
     assert whole(data).annotated.sum() == 3
-    terms = Guide("energy", "ixg", "Final", 1.0, 0.5)(head, whole(data))
-    assert terms["guidance"] > 0
+    guide = Guide("energy", "ixg", "Final", 1.0, 0.5)
+    chosen = Selection(data, np.flatnonzero(data.annotated))
+    expected = guide(head, whole(chosen))["guidance"].item()  # Σ over 3 images / (0.5 · 3)
+    assert expected > 0 and guide(head, whole(data))["guidance"].item() == pytest.approx(expected / 2)
+
+
+def test_what_was_annotated_stays_known(birds, tmp_path):
+    some = features.extract(small_trunk(), with_boxes(birds, 0.5, seed=1), tmp_path)
+    assert some.annotated.sum() == 3 and with_boxes(some, 1.0).annotated.mean() == 0.5
 
 
 def test_the_guided_step_on_features_is_the_guided_step_on_images(birds, tmp_path):
@@ -222,8 +242,11 @@ def test_boxes_are_predicted_for_images_that_have_none(tmp_path):
 
 
 def test_a_box_is_predicted_where_nothing_is_likely(tmp_path):
-    box = features._around(torch.tensor([[[0.1, 0.2], [0.1, 0.1]]]), (64, 64))
-    assert box.tolist() == [48, 0, 64, 16]
+    box = features._around(torch.tensor([[[0.0, 0.2], [0.0, 0.0]]]), (64, 64))
+    assert box.tolist() == [32, 0, 64, 32]  # of 0.1 and more
+    other = torch.tensor([[[0.0, 0.0], [0.2, 0.0]]])  # of the mirror image: at the lower right of this one
+    both = features._around(torch.cat([torch.tensor([[[0.0, 0.2], [0.0, 0.0]]]), other]), (64, 64))
+    assert both.tolist() == [32, 0, 64, 64]
 
 
 def test_what_boxes_cannot_be_learned_from_is_named(birds, tmp_path):
@@ -260,9 +283,8 @@ def test_boxes_that_may_not_be_used_stay_unused(tmp_path):
     again = features.predict_boxes(with_boxes(few, 1.0), penalty=1e-4)
     assert torch.equal(again.boxes, predicted.boxes)
     backwards = Selection(every, np.arange(10)[::-1], np.ones(10, bool))
-    for wrong in (backwards, Selection(every, np.arange(10))):
-        with pytest.raises(ValueError, match="data must be with_boxes"):
-            features.predict_boxes(wrong)
+    with pytest.raises(ValueError, match="data must be with_boxes"):
+        features.predict_boxes(backwards)
 
 
 def test_other_labels_and_boxes_are_another_data_set(birds, tmp_path):

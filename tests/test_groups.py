@@ -1,12 +1,15 @@
 """Choosing an epoch by a stated rule, and the reference methods that know groups."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from e2lib import groups, training
+from e2lib import groups, models, training
 from e2lib.datasets import SceneBirds, Selection, collate
+from e2lib.guidance import Guide
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,14 @@ def test_the_first_epoch_may_be_the_best(monkeypatch):
     best(1)
     best(2)
     assert (best.epoch, best.history) == (1, scores)
+    with pytest.raises(ValueError, match="epoch is 4, after 2; a resumed training cannot choose among all"):
+        best(4)
+
+
+def test_whose_labels_are_used():
+    assert groups.uses("last epoch") == groups.uses("in-distribution validation", "") == "none"
+    assert groups.uses("worst validation group", "training") == "training, validation"
+    assert groups.uses("worst validation group", "validation") == "validation"
 
 
 def test_an_unknown_rule_is_named():
@@ -115,6 +126,20 @@ def test_reweighting_makes_groups_count_alike(birds):
     assert found == pytest.approx(sum(p["classification"].item() for p in parts) / 2, rel=1e-5)
 
 
+def test_dfr_trains_the_last_layer_alone_on_balanced_images(birds, monkeypatch):
+    torch.manual_seed(0)
+    model, start = (models.build("resnet18", 2) for _ in range(2))
+    trained = []
+    monkeypatch.setattr(training, "fit", lambda net, data, *how: trained.append((copy.deepcopy(net), data, how)))
+    result = groups.dfr(model, start, birds, 3, 0.1, 8, 1)
+    net, data, how = trained[0]
+    assert groups.counts(data) == [min(groups.counts(birds))] * 4 and how == (3, 0.1, 8, 1, Guide(weight=0))
+    assert {name for name, p in net.named_parameters() if p.requires_grad} == {"net.fc.weight", "net.fc.bias"}
+    for name, x in result.state_dict().items():
+        assert torch.equal(x, (start if name.startswith("net.fc") else model).state_dict()[name])
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_group_dro_by_hand(birds):
     model, step = Linear(), groups.GroupDRO((9, 1, 2, 3), rate=1.0)
     everything = batch_of(birds, range(40))
@@ -138,13 +163,15 @@ def test_group_dro_by_hand(birds):
 
 
 def test_steps_leave_modes_as_they_were(birds):
-    model = Linear().train()
-    model.frozen.eval()
+    model = nn.Sequential(nn.BatchNorm2d(3), Linear()).train()
+    model[1].frozen.eval()
     some = batch_of(birds, range(4))
     for step in (groups.Reweighted((1, 1, 1, 1)), groups.GroupDRO((1, 1, 1, 1))):
-        step(model, some)["classification"].backward()
-        assert model.last.training and not model.frozen.training
-        assert model.last.weight.grad is not None
+        for _ in range(2):  # what a step remembers has no graph of the step before
+            step(model, some)["classification"].backward()
+        assert model[1].last.training and not model[1].frozen.training
+        assert model[1].last.weight.grad is not None
+        assert model[0].num_batches_tracked == 0  # in eval mode
 
 
 def test_group_dro_begins_with_the_groups_that_training_shows_and_reweighting_names_others(birds):
