@@ -100,11 +100,12 @@ METHODS = (*TRAINABLE, *LAYER_EVALUATION, *CAPTUM, "attention_rollout")
 def explain(
     model: nn.Module,
     images: Tensor,
-    targets: Tensor,
+    targets: Tensor | Callable[[Tensor], Tensor],
     method: str = "ixg",
     at: str = "Input",
     create_graph: bool = False,
     steps: int = 32,
+    keep_modes: bool = False,
 ) -> Explanation:
     """Explain `targets` of `images` by `method` on the activations `at` a depth of the network.
 
@@ -128,19 +129,24 @@ def explain(
             paths.
         images: (B, 3, H, W) float, in [0, 1] for the networks of `models.build`.
         targets: what to explain. int64 (B,) or (B, K): classes, where -1 means none (a zero map). Or float (B, C) or
-            (B, K, C): weights of the logits in the explained score, for example +1 and -1 for a difference.
+            (B, K, C): weights of the logits in the explained score, for example +1 and -1 for a difference. Or a
+            function that makes one of these of the detached logits (B, C): `lambda z: z.argmax(1)` for the top class.
         method: one of `METHODS`.
         at: a name of `model.depths` (Input, Mid1, Mid2, Mid3, Final) or the path of a module whose output (B, C, h, w),
             or tokens (B, N, C), is explained. `captum`'s methods and attention rollout explain the input.
         create_graph: keep the graph, for training through the maps. Otherwise logits and maps are detached.
         steps: quadrature points of Integrated Gradients, samples of Gradient SHAP.
+        keep_modes: leave each module in train or eval mode, as it is, while a differentiable method runs: norm layers
+            in train mode use the batch's statistics, and learn them. Maps at a layer before such a norm then depend
+            on all images of the batch. For training networks that have not learned their statistics yet.
 
     Returns:
         `Explanation`: logits (B, C) of the one forward pass, and maps (B, K, H, W), signed, brought to the images'
         size bilinearly. K targets cost K backward passes for the batch.
 
     Raises:
-        ValueError: an unknown method or depth, `method="bcos"` on a network that is not B-cos, `create_graph=True` with
+        ValueError: an unknown method or depth, `keep_modes` or targets as a function with a method that is for
+            evaluation only, `method="bcos"` on a network that is not B-cos, `create_graph=True` with
             a method that is for evaluation only, images or targets of a wrong shape, type or range, `steps` below 1, a
             layer (B, h, w, C), `deeplift` on layers that captum has no rule for (LayerNorm, attention, B-cos).
 
@@ -163,11 +169,13 @@ def explain(
         raise ValueError(f"steps is {steps}; it must be at least 1")
     _check_images(model, images)
     if method in CAPTUM or method == "attention_rollout":
+        if keep_modes or callable(targets):
+            raise ValueError(f"method {method!r} is for evaluation: it takes targets as tensors, and no keep_modes")
         if at != "Input":
             raise ValueError(f"method {method!r} explains the input; at is {at!r}, it must be 'Input'")
         return _evaluate(model, images, targets, method, steps)
 
-    with _explaining(model, method == "bcos", create_graph) as mode:
+    with _explaining(model, method == "bcos", create_graph, keep_modes) as mode:
         logits, layer = _forward(model, images, at, mode)
         weights = _score_weights(targets, logits)
         if method == "integrated_gradients":
@@ -175,8 +183,8 @@ def explain(
         else:
             gradients = mode.gradients(logits, layer, weights, create_graph)
         function = TRAINABLE.get(method) or LAYER_EVALUATION[method]
-        a = _grid(layer, model, images)
-        maps = torch.cat([function(a, _grid(g, model, images)) for g in gradients], 1)  # (B, K, h, w)
+        a = as_grid(layer, model, images)
+        maps = torch.cat([function(a, as_grid(g, model, images)) for g in gradients], 1)  # (B, K, h, w)
         size = getattr(model, "image_size", images.shape[2:])  # a `models.Head` is given features in place of images
         if maps.shape[2:] != size:
             maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
@@ -195,7 +203,11 @@ def against_others(classes: Tensor, count: int) -> Tensor:
 
 
 def dynamic_weights(
-    model: nn.Module, images: Tensor, targets: Tensor, create_graph: bool = False
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | Callable[[Tensor], Tensor],
+    create_graph: bool = False,
+    keep_modes: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The rows of W(x) that a B-cos network applies to its six-channel input for `targets`.
 
@@ -205,8 +217,9 @@ def dynamic_weights(
     Args:
         model: a B-cos network.
         images: (B, 3, H, W) float in [0, 1].
-        targets: int64 (B,) or float (B, C), as for `explain`.
+        targets: int64 (B,) or float (B, C), or a function, as for `explain`.
         create_graph: keep the graph, as for `explain`.
+        keep_modes: as for `explain`.
 
     Returns:
         logits (B, C) and the weights (B, 6, H, W), channels (r, g, b, 1-r, 1-g, 1-b), with the exact parameter gradient
@@ -216,7 +229,7 @@ def dynamic_weights(
         ValueError: the network is not B-cos, or images or targets are of a wrong shape, type or range.
     """
     _check_images(model, images)
-    with _explaining(model, True, create_graph) as mode:
+    with _explaining(model, True, create_graph, keep_modes) as mode:
         logits, layer = _forward(model, images, "Input", mode)
         weights = _score_weights(targets, logits)
         if weights.shape[1] != 1:
@@ -453,7 +466,9 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _explaining(model: nn.Module, bcos: bool = False, create_graph: bool = False) -> Iterator[_Differentiable]:
+def _explaining(
+    model: nn.Module, bcos: bool = False, create_graph: bool = False, keep_modes: bool = False
+) -> Iterator[_Differentiable]:
     """Eval mode, gradients on, attention twice differentiable, B-cos nets explaining; all restored at the end."""
     detachable = {m: m.detach for m in model.modules() if isinstance(m, DetachableModule)}
     if bcos and not detachable:
@@ -466,7 +481,8 @@ def _explaining(model: nn.Module, bcos: bool = False, create_graph: bool = False
             module.detach = bcos
         with ExitStack() as stack:
             stack.enter_context(modes_restored(model))
-            model.eval()
+            if not keep_modes:
+                model.eval()
             stack.enter_context(torch.enable_grad())
             # Fused attention kernels have no second derivative.
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -528,7 +544,7 @@ def grid_size(model: nn.Module, images: Tensor, at: str) -> tuple[int, int]:
     """Height and width of the activations at depth `at` for `images` (B, 3, H, W): of the maps before resizing."""
     with _explaining(model) as mode:
         _, layer = _forward(model, images, at, mode)
-        return tuple(_grid(layer, model, images).shape[2:])
+        return tuple(as_grid(layer, model, images).shape[2:])
 
 
 def _path_gradients(model, images, at, mode, layer, weights, create_graph, steps) -> list[Tensor]:
@@ -544,7 +560,7 @@ def _path_gradients(model, images, at, mode, layer, weights, create_graph, steps
     return total
 
 
-def _grid(tokens: Tensor, model: nn.Module, images: Tensor) -> Tensor:
+def as_grid(tokens: Tensor, model: nn.Module, images: Tensor) -> Tensor:
     """Patch tokens (B, N, C) on their grid (B, C, h, w); feature maps pass through."""
     if tokens.ndim == 4:
         return tokens
@@ -553,8 +569,9 @@ def _grid(tokens: Tensor, model: nn.Module, images: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, (height, -1))  # (B, C, N) -> (B, C, h, w)
 
 
-def _score_weights(targets: Tensor, logits: Tensor) -> Tensor:
+def _score_weights(targets: Tensor | Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     """Targets in any of their forms as weights (B, K, C) of the logits."""
+    targets = targets(logits.detach()) if callable(targets) else targets
     (batch, classes), shape = logits.shape, tuple(targets.shape)
     if targets.dtype == torch.int64 and targets.ndim in (1, 2) and shape[0] == batch:
         if targets.numel() and not -1 <= int(targets.min()) <= int(targets.max()) < classes:
@@ -668,5 +685,5 @@ def _attention_rollout(model: nn.Module, images: Tensor) -> Tensor:
     prefix = getattr(model, "prefix_tokens", 0)
     class_token = prefix and getattr(getattr(model, "net", model), "global_pool", None) == "token"
     relevance = rollout[:, 0] if class_token else rollout[:, prefix:].mean(1)  # (B, N)
-    maps = _grid(relevance.unsqueeze(-1), model, images)
+    maps = as_grid(relevance.unsqueeze(-1), model, images)
     return F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)

@@ -63,7 +63,8 @@ def fit(
         lr: the learning rate at the start.
         batch_size: images a step.
         seed: of the order of the images, and of all random numbers in steps and transforms.
-        step: (model, Batch) -> terms of the loss by name: `classify`, or a `guidance.Guide`.
+        step: (model, Batch) -> terms of the loss by name: `classify`, a `guidance.Guide`, a `distillation.Distill`. Of
+            one that is a Module the parameters are trained too, and saved in the checkpoint.
         precision: float32; bfloat16, for convolutions and products (the parameters stay float32); or auto, bfloat16 on
             GPUs that have it. Explanations that one trains through overflow in float16: it is refused.
         workers: processes that load images. Random transforms give other images with another number of them.
@@ -82,6 +83,8 @@ def fit(
             naming the images of its batch; a wrong precision; a checkpoint of another training, naming what differs.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
+    learned = {"step": step} if isinstance(step, nn.Module) else {}
+    trainable += [p for part in learned.values() for p in part.parameters()] if trainable else []
     if not trainable:
         raise ValueError("every parameter of the model is frozen; there is nothing to train")
     if len(dataset) == 0:
@@ -105,7 +108,7 @@ def fit(
         )
         settings["trained parameters"] = [name for name, p in model.named_parameters() if p.requires_grad]
     history: list[dict[str, float]] = []
-    state = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    state = {"model": model, "optimizer": optimizer, "schedule": schedule} | learned
     with modes_restored(model), torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         if checkpoint is not None and Path(checkpoint).exists():

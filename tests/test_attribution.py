@@ -101,6 +101,47 @@ def test_parameter_gradient_of_the_map_equals_finite_differences(name, method, a
     assert min(abs(d - exact) for d in differences) < 1e-3 * abs(exact), (exact, differences)
 
 
+@pytest.mark.parametrize(
+    ("name", "method", "at"), [("resnet", "gradcam", "Final"), ("bcos_cnn", "bcos", "Input"), ("resnet", "ixg", "Mid2")]
+)
+def test_parameter_gradients_are_exact_in_train_mode_too(name, method, at):
+    model, (images, _) = build(name).train(), batch()
+    targets = torch.tensor([[[1.0, 0, 0], [-1.0, 0, 0]], [[0, 1.0, 0], [0, -1.0, 0]]])
+    direction, readout = random_direction(model), torch.randn(2, 2, SIZE, SIZE, dtype=torch.double)
+
+    def value(create_graph=False):
+        return (explain(model, images, targets, method, at, create_graph, keep_modes=True).maps * readout).sum()
+
+    exact = parameter_gradient(model, value(create_graph=True), direction)
+    differences = [
+        finite_difference(model, lambda: value().item(), direction, step) for step in (1e-5, 1e-6, 1e-7, 1e-8)
+    ]
+    assert abs(exact) > 0 and model.training
+    assert min(abs(d - exact) for d in differences) < 1e-3 * abs(exact), (exact, differences)
+
+
+def test_norms_learn_their_statistics_where_modes_are_kept():
+    model, (images, targets) = build("resnet").train(), batch()
+    norm, before = model.net.bn1, model.net.bn1.running_mean.clone()
+    explain(model, images, targets)
+    assert torch.equal(norm.running_mean, before)
+    explain(model, images, targets, keep_modes=True)
+    assert not torch.equal(norm.running_mean, before)
+    torch.testing.assert_close(
+        explain(model.eval(), images, targets, keep_modes=True).maps, explain(model, images, targets).maps
+    )
+
+
+def test_targets_may_be_a_function_of_the_logits():
+    model, (images, _) = build("bcos_cnn").eval(), batch()
+    with torch.no_grad():
+        top = model(images).argmax(1)
+    found, expected = (explain(model, images, t, "bcos") for t in (lambda z: z.argmax(1), top))
+    assert torch.equal(found.maps, expected.maps)
+    found, expected = (dynamic_weights(model, images, t) for t in (lambda z: z.argmax(1), top))
+    assert torch.equal(found[1], expected[1])
+
+
 def test_detaching_in_the_forward_pass_gives_the_same_map_but_another_gradient():
     model, (images, targets) = build("bcos_cnn").eval(), batch()
     direction, readout = random_direction(model), torch.randn(2, 1, SIZE, SIZE, dtype=torch.double)
@@ -426,6 +467,13 @@ def test_training_through_evaluation_methods_is_refused(method):
     model, (images, targets) = build("resnet"), batch()
     with pytest.raises(ValueError, match=r"for evaluation.*create_graph=True use one of ixg"):
         explain(model, images, targets, method, create_graph=True)
+
+
+@pytest.mark.parametrize("change", [{"keep_modes": True}, {"targets": lambda z: z.argmax(1)}])
+def test_evaluation_methods_take_tensors_and_eval_mode(change):
+    model, (images, targets) = build("resnet"), batch()
+    with pytest.raises(ValueError, match="method 'occlusion' is for evaluation: it takes targets as tensors"):
+        explain(model, images, **{"targets": targets, "method": "occlusion"} | change)
 
 
 @pytest.mark.parametrize(
