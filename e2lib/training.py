@@ -215,6 +215,7 @@ def evaluate(
     contrast: bool = False,
     outside: bool = False,
     seen: Sequence[int] | None = None,
+    teacher: nn.Module | None = None,
 ) -> dict[str, float]:
     """Measure `model` in eval mode on `dataset`; everything in per cent, from one forward pass an image.
 
@@ -230,11 +231,14 @@ def evaluate(
         contrast: explain the class against the others, as `guidance.Guide`.
         outside: the attribution is to lie outside the boxes, as `guidance.Guide`; on-object EPG stays as it is.
         seen: how many training images each group has, for `metrics.GroupAccuracy`.
+        teacher: a network of the same classes, for agreement; it runs in eval mode on the same images.
 
     Returns:
         F1 (logit threshold 0, all classes pooled) and mAP; for data with groups also what `metrics.GroupAccuracy`
-        returns; with a method also EPG, IoU and its "IoU threshold" (a fraction), averaged over pairs of an image and a
-        present class with boxes, and "on-object EPG" where the data has segmentation masks.
+        returns; with a teacher "agreement", the share of images on which both have the same top class
+        (Parchami-Araghi et al., ECCV 2024, section 4), and for data with groups "agreement, out of distribution" and
+        the like; with a method also EPG, IoU and its "IoU threshold" (a fraction), averaged over pairs of an image and
+        a present class with boxes, and "on-object EPG" where the data has segmentation masks.
 
     Raises:
         ValueError: an empty data set; a method and no threshold for data without boxes.
@@ -244,6 +248,7 @@ def evaluate(
     device, classes = next(model.parameters()).device, len(dataset.classes)
     accuracy = MetricCollection({"F1": F1(classes), "mAP": MeanAP(classes)}).to(device)
     by_group = GroupAccuracy(dataset.groups, seen).to(device) if dataset.groups else None
+    alike = GroupAccuracy(dataset.groups or ["all"], seen).to(device) if teacher is not None else None
     where = {"EPG": EPG(), "IoU": IoUCurve() if threshold is None else IoU(threshold)} if method else {}
     where, on_object = {name: metric.to(device) for name, metric in where.items()}, OnObjectEPG().to(device)
     if method:
@@ -252,8 +257,10 @@ def evaluate(
         if device.type == "cpu":  # where a large batch's activations cost more time to allocate than the batch saves
             batch_size = max(1, min(batch_size, CPU_PIXELS // dataset[0].image[0].numel()))
     loader = DataLoader(dataset, batch_size, collate_fn=collate, num_workers=workers)
-    with modes_restored(model), torch.no_grad():
+    with modes_restored(model), modes_restored(teacher or model), torch.no_grad():
         model.eval()
+        if teacher is not None:
+            teacher.eval()
         for batch in tqdm(loader, desc="measuring", unit="batch", leave=False):
             batch = batch.to(device)
             if method:
@@ -271,8 +278,16 @@ def evaluate(
             accuracy.update(logits, batch.labels)
             if by_group:
                 by_group.update(logits, batch.labels, batch.groups)
+            if alike:
+                top = F.one_hot(teacher(batch.images).argmax(1), classes)
+                alike.update(logits, top, batch.groups.clamp(min=0))
     rates = accuracy.compute() | (by_group.compute() if by_group else {})
     scores = {name: 100 * value.item() for name, value in rates.items()}
+    if alike:
+        shares = alike.compute()
+        scores["agreement"] = 100 * shares.pop("accuracy").item()
+        pooled = [name for name in ("in distribution", "out of distribution", "worst group") if dataset.groups]
+        scores |= {f"agreement, {name}": 100 * shares[name].item() for name in pooled if name in shares}
     if method:
         best = where["IoU"].best_threshold() if threshold is None else threshold
         scores["EPG"] = 100 * where["EPG"].compute().item()

@@ -121,6 +121,29 @@ def test_evaluate_by_group_and_outside_the_boxes():
         )
 
 
+def test_agreement_with_a_teacher_by_hand():
+    birds = SceneBirds("val", 40, size=64, correlation=0.5)
+    torch.manual_seed(0)
+    student, teacher = (models.build("test_resnet", 2) for _ in range(2))
+    batch = collate([birds[i] for i in range(40)])
+    for network in (student, teacher):  # both classes in the middle, so that they come about equally often
+        network.net.fc.bias.data -= network.eval()(batch.images).detach().mean(0)
+        network.train()
+    scores = training.evaluate(student, birds, 16, seen=[5, 0, 0, 5], teacher=teacher)
+    assert student.training and teacher.training
+    with torch.no_grad():
+        same = student.eval()(batch.images).argmax(1) == teacher.eval()(batch.images).argmax(1)
+    unseen = (batch.groups == 1) | (batch.groups == 2)
+    assert 0 < same.sum() < 40
+    assert scores["agreement"] == pytest.approx(100 * same.float().mean().item())
+    assert scores["agreement, out of distribution"] == pytest.approx(100 * same[unseen].float().mean().item())
+    assert scores["agreement, in distribution"] == pytest.approx(100 * same[~unseen].float().mean().item())
+    assert training.evaluate(student, birds, teacher=student)["agreement"] == 100
+    scenes = Scenes("val", 6, 64)
+    scores = training.evaluate(models.build("test_resnet", 10), scenes, teacher=models.build("test_resnet", 10))
+    assert 0 <= scores["agreement"] <= 100 and set(scores) == {"F1", "mAP", "agreement"}
+
+
 def test_the_committed_network_of_the_scenes_is_small_and_knows_them():
     assert (Path(__file__).parents[1] / "data" / "bcos_scenes.safetensors").stat().st_size <= 10 * 2**20
     model = models.build("bcos_scenes", 10, weights="scenes")
