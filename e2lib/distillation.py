@@ -8,7 +8,7 @@ shape or temperature is a ValueError.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -237,7 +237,7 @@ class Distill(nn.Module):
 
     Args:
         teacher: a network of `models.build`, or a `models.Head`, of the student's classes. It is copied, and runs in
-            eval mode without a graph.
+            eval mode without a graph. None: its logits and maps come with the batch (`frozen.freeze`).
         student: the network to be trained, looked at for the width of its features.
         images: (B, 3, H, W) float, some that both can take, for the same purpose.
         weights: λ of each term, above 0, by its name.
@@ -256,7 +256,7 @@ class Distill(nn.Module):
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         student: nn.Module,
         images: Tensor,
         weights: dict[str, float],
@@ -286,8 +286,14 @@ class Distill(nn.Module):
         self.method, self.at, self.every, self.contrast = method, at, int(every), contrast
         self.teacher_size, self.count = teacher_size, count
         # In a list, so that it is no part of this module: neither trained nor saved.
-        self.teachers = [copy.deepcopy(teacher).requires_grad_(False).eval()]
+        self.teachers = [] if teacher is None else [copy.deepcopy(teacher).requires_grad_(False).eval()]
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        if teacher is None:
+            if compared := [name for name in weights if name in LAYERS]:
+                raise ValueError(f"teacher is None, but {', '.join(compared)} compare features: a teacher is wanted")
+            self.layers, self.learned = [], nn.ModuleDict()
+            self.to(images.device)
+            return
         self.layers = self._common(student)
         self.learned = nn.ModuleDict()
         with torch.no_grad(), modes_restored(student):
@@ -313,21 +319,24 @@ class Distill(nn.Module):
 
     def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss by name, weighted, each the mean over the batch."""
-        teacher, explained = self.teachers[0].to(batch.images.device), None
         explaining = "e2kd" in self.weights and int(self.steps) % self.every == 0
         self.steps += 1
-        there, others = None, {}
-        if self.weights.keys() - set(WITHOUT_TEACHER):
-            images = self._for_teacher(batch.images)
+        there, wanted, others = batch.logits, batch.maps, {}
+        if self.teachers and self.weights.keys() - set(WITHOUT_TEACHER):
+            teacher, images = self.teachers[0].to(batch.images.device), self._for_teacher(batch.images)
             with torch.no_grad(), _caught(teacher, self.layers) as others:
                 if explaining:
-                    there, wanted = self._explain(teacher, images, self._top, False)
+                    there, wanted = explanation(teacher, images, top_class(self.contrast), self.method, self.at)
                 else:
                     there = teacher(images)
+        if there is None and self.weights.keys() - set(WITHOUT_TEACHER):
+            raise ValueError(
+                "teacher is None, and the batch holds no logits and maps; train on what frozen.freeze returns"
+            )
         with _caught(student, self.layers) as mine:
             if explaining:
-                targets = self._top(there)
-                logits, explained = self._explain(student, batch.images, targets, True)
+                targets = top_class(self.contrast)(there)
+                logits, explained = explanation(student, batch.images, targets, self.method, self.at, True)
             else:
                 logits = student(batch.images)
         terms = {}
@@ -363,15 +372,6 @@ class Distill(nn.Module):
             return crd(*embedded, self.count)
         return cat_kd(class_maps(student, ours[0]), class_maps(self.teachers[0], theirs[0]))
 
-    def _explain(self, model: nn.Module, images: Tensor, targets, create_graph: bool) -> tuple[Tensor, Tensor]:
-        if self.method == "weights":
-            return dynamic_weights(model, images, targets, create_graph, keep_modes=True)
-        return explain(model, images, targets, self.method, self.at, create_graph, keep_modes=True)
-
-    def _top(self, logits: Tensor) -> Tensor:
-        top = logits.argmax(1)
-        return against_others(top, logits.shape[1])[:, 0] if self.contrast else top
-
     def _for_teacher(self, images: Tensor) -> Tensor:
         size = self.teacher_size
         return images if size is None else F.interpolate(images, (size, size), mode="bilinear", antialias=True)
@@ -389,6 +389,25 @@ class Distill(nn.Module):
                 raise ValueError(f"{', '.join(self.weights)}: the networks have no depth in common but {both}")
             found = ["Final"]
         return found
+
+
+def top_class(contrast: bool = False) -> Callable[[Tensor], Tensor]:
+    """Logits (B, C) -> targets for `explain`: the top class, or with `contrast` how it differs from the others."""
+
+    def targets(logits: Tensor) -> Tensor:
+        top = logits.argmax(1)
+        return against_others(top, logits.shape[1])[:, 0] if contrast else top
+
+    return targets
+
+
+def explanation(
+    model: nn.Module, images: Tensor, targets, method: str, at: str, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Logits and maps (B, K, H, W) of one target an image by a method of `Distill`, in the modes the modules are in."""
+    if method == "weights":
+        return dynamic_weights(model, images, targets, create_graph, keep_modes=True)
+    return explain(model, images, targets, method, at, create_graph, keep_modes=True)
 
 
 class Review(nn.Module):

@@ -125,7 +125,7 @@ def extract(
         ValueError: features that float16 cannot hold.
     """
     folder = Path(folder)
-    path = folder / f"{_key(trunk, dataset, mirrored)}.safetensors"
+    path = folder / f"{key(trunk, dataset, mirrored)}.safetensors"
     if not path.exists():
         device = next(trunk.parameters()).device
         # A generator of its own: otherwise what is drawn afterwards would depend on whether the features were known.
@@ -165,9 +165,11 @@ def _half(features: Tensor) -> Tensor:
     return half
 
 
-def _key(trunk: nn.Module, dataset: Dataset, mirrored: bool) -> str:
-    digest = hashlib.sha256(f"{trunk} {mirrored} {dataset.fingerprint()}".encode())
-    for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers()):  # also those outside the state_dict
+def key(network: nn.Module, dataset: Dataset, *others) -> str:
+    """Sixteen hex digits that tell a network (its structure and weights), a data set and whatever else from others."""
+    digest = hashlib.sha256(f"{network} {' '.join(map(str, others))} {dataset.fingerprint()}".encode())
+    # Also what is outside the state_dict.
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 

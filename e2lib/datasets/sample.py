@@ -33,6 +33,8 @@ class Sample:
     group: int  # index into the data set's groups, -1 when it has none
     name: str  # stable id of the image
     annotated: bool = True  # False: its boxes may not be used for guidance
+    maps: tv_tensors.Image | None = None  # float32 (K, H, W): a teacher's explanation of its top class (`e2lib.frozen`)
+    logits: Tensor | None = None  # float32 (C,): a teacher's
 
 
 @dataclass
@@ -48,6 +50,8 @@ class Batch:
     annotated: Tensor  # bool (B,)
     names: list[str]
     size: tuple[int, int]  # H, W of the images in pixels, in which boxes are given
+    maps: Tensor | None = None  # float32 (B, K, H, W), where the Samples have some
+    logits: Tensor | None = None  # float32 (B, C), where the Samples have some
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copy with every tensor on `device`."""
@@ -101,6 +105,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     masks = [None if s.masks is None else s.masks.as_subclass(Tensor) for s in samples]
     images = torch.stack([s.image.as_subclass(Tensor) for s in samples])
     pixels = images.dtype == torch.uint8
+    frozen = all(s.maps is not None for s in samples)
     return Batch(
         images=images.float() / 255 if pixels else images.float(),
         labels=torch.stack([s.labels for s in samples]),
@@ -111,4 +116,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         annotated=torch.tensor([s.annotated for s in samples]),
         names=[s.name for s in samples],
         size=tuple(images.shape[-2:]) if pixels else samples[0].boxes.canvas_size,
+        maps=torch.stack([s.maps.as_subclass(Tensor) for s in samples]) if frozen else None,
+        logits=torch.stack([s.logits for s in samples]) if frozen else None,
     )

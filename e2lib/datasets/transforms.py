@@ -10,7 +10,7 @@ from e2lib.datasets.sample import Sample
 
 @dataclass
 class Joint:
-    """Apply a torchvision v2 transform to image, boxes and masks at once; boxes that leave the image are dropped.
+    """Apply a torchvision v2 transform to image, boxes, masks and maps at once; boxes that leave the image are dropped.
 
     A dropped box takes its mask and box label along. The image keeps its labels: they are as weak as class labels
     of randomly cropped images always are.
@@ -19,11 +19,12 @@ class Joint:
     steps: v2.Transform
 
     def __call__(self, sample: Sample) -> Sample:
-        image, boxes, masks = self.steps(sample.image, sample.boxes, sample.masks)
+        image, boxes, masks, maps = self.steps(sample.image, sample.boxes, sample.masks, sample.maps)
         kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         return replace(
             sample,
             image=image,
+            maps=maps,
             boxes=tv_tensors.wrap(boxes[kept], like=boxes),
             box_labels=sample.box_labels[kept],
             masks=None if masks is None else tv_tensors.Mask(masks[kept]),

@@ -1,0 +1,218 @@
+"""Frozen explanations: they are the live ones, move with their images, and belong to one teacher and data set."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from e2lib import distillation, frozen, models, training
+from e2lib.datasets import Joint, Scenes, Selection, collate, crop_transform, train_transform, with_transform
+from e2lib.frozen import freeze
+
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return Scenes("train", LENGTH, 64)
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch):
+    monkeypatch.setattr(frozen, "SHARD", 5)
+
+
+def teacher(name="test_resnet", seed=0):
+    torch.manual_seed(seed)
+    model = models.build(name, 10)
+    for x in (x for x in model.parameters() if not x.any()):
+        nn.init.normal_(x, std=0.1)
+    return model
+
+
+def batch_of(data):
+    return collate([data[i] for i in range(len(data))])
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "at"),
+    [("test_resnet", "gradcam", "Final"), ("test_resnet", "ixg", "Input"), ("bcos_scenes", "weights", "Input")],
+)
+@pytest.mark.parametrize(("dtype", "error"), [("float16", 1e-3), ("uint8", 5e-3)])
+def test_they_are_the_live_ones(name, method, at, dtype, error, scenes, tmp_path):
+    model = teacher(name).train()
+    data = freeze(model, scenes, tmp_path, 64, method, at, dtype, batch_size=4)
+    assert model.training and len(list(tmp_path.glob("*.safetensors"))) == 3
+    batch = batch_of(data)
+    logits, maps = distillation.explanation(model.eval(), batch.images, distillation.top_class(), method, at)
+    assert torch.allclose(batch.logits, logits, atol=1e-5)
+    expected = maps / maps.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    assert batch.maps.shape == maps.shape and (batch.maps - expected).abs().max() < error
+
+
+def test_the_difference_of_classes_is_frozen_too(scenes, tmp_path):
+    model = teacher().eval()
+    batch = batch_of(freeze(model, scenes, tmp_path, 64, "ixg", contrast=True))
+    _, maps = distillation.explanation(model, batch.images, distillation.top_class(True), "ixg", "Final")
+    assert (distillation.e2kd(batch.maps, maps) < 1e-4).all()
+
+
+class Local(nn.Module):
+    """A network whose map at a pixel depends on that pixel alone: it moves with the image."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.colours = nn.Conv2d(3, 10, 1)
+        self.colours.weight.data *= 8
+        self.colours.bias.data = -0.45 * self.colours.weight.data.sum((1, 2, 3))  # both signs, about equally often
+        self.depths = {"Input": "colours"}
+
+    def forward(self, x):
+        return self.colours(x).tanh().mean((2, 3))
+
+
+def smooth(sample):
+    """The scene without what interpolation loses."""
+    return replace(sample, image=v2.functional.gaussian_blur(sample.image, 21, 6.0))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [Joint(v2.RandomHorizontalFlip(1)), crop_transform(64), Joint(v2.Resize((32, 32))), Joint(v2.CenterCrop(40))],
+    ids=["flip", "random crop", "resize", "crop"],
+)
+def test_they_move_with_their_images(transform, scenes, tmp_path):
+    def moved(sample):
+        return transform(smooth(sample))
+
+    network = Local()
+    freeze(network, Smooth("train", LENGTH, 64), tmp_path, 64, "ixg", "Input")
+    torch.manual_seed(3)
+    batch = batch_of(with_transform(scenes, frozen.Frozen(tmp_path, moved)))
+    top = batch.logits.argmax(1)
+    _, maps = distillation.explanation(network, batch.images, top, "ixg", "Input")
+    assert batch.maps.shape[2:] == batch.images.shape[2:]
+    assert distillation.e2kd(maps, batch.maps).max() < 0.02
+    assert distillation.e2kd(maps, batch.maps.flip(3)).mean() > 0.2  # which a map that stays behind would have
+
+
+class Smooth(Scenes):
+    """Scenes that are smooth before any transform."""
+
+    def __getitem__(self, i):
+        wanted, self.transform = self.transform, None
+        try:
+            sample = smooth(super().__getitem__(i))
+        finally:
+            self.transform = wanted
+        return sample if wanted is None else wanted(sample)
+
+
+def test_the_data_sets_own_transform_moves_them(scenes, tmp_path):
+    own = with_transform(scenes, Joint(v2.RandomHorizontalFlip(1)))
+    for data in (own, Selection(own, np.array([2, 0, 7]))):
+        found = freeze(teacher(), data, tmp_path / str(len(data)), 64)
+        plain = freeze(teacher(), with_transform(data, None), tmp_path / str(len(data)), 64)
+        assert len(found) == len(data)
+        for i in range(len(data)):
+            assert torch.equal(found[i].maps, plain[i].maps.flip(2)) and torch.equal(found[i].logits, plain[i].logits)
+            assert torch.equal(found[i].image, data[i].image) and found[i].name == data[i].name
+
+
+def test_what_is_there_is_not_computed_again(scenes, tmp_path, monkeypatch):
+    model, seen = teacher(), []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    write, files = frozen._write, []
+
+    def stops(path, *content):
+        if len(files) == 2:
+            raise KeyboardInterrupt
+        files.append(path)
+        write(path, *content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(frozen, "_write", stops)
+        freeze(model, scenes, tmp_path, 64)
+    assert sum(seen) == LENGTH and len(list(tmp_path.glob("*.safetensors"))) == 2
+    seen.clear()
+    data = freeze(model, scenes, tmp_path, 64)
+    assert sum(seen) == LENGTH - 10  # two files of five are there
+    seen.clear()
+    again = freeze(model, scenes, tmp_path, 64)
+    assert not seen and all(torch.equal(again[i].maps, data[i].maps) for i in range(LENGTH))
+    expected = freeze(model, scenes, tmp_path / "other", 64)
+    assert all(torch.equal(expected[i].maps, data[i].maps) for i in range(LENGTH))
+
+
+def test_a_file_that_is_half_written_is_not_taken(scenes, tmp_path, monkeypatch):
+    def half(tensors, path, about):
+        path.write_bytes(b"half a file")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(frozen, "save_file", half)
+        freeze(teacher(), scenes, tmp_path, 64)
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert len(freeze(teacher(), scenes, tmp_path, 64)) == LENGTH
+
+
+def test_the_store_of_another_teacher_data_set_or_method_is_refused(scenes, tmp_path):
+    freeze(teacher(), scenes, tmp_path, 64)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for change, named in (
+        ({"teacher": teacher(seed=1)}, "teacher and images="),
+        ({"dataset": Scenes("val", LENGTH, 64)}, "teacher and images="),
+        ({"size": 32}, "teacher and images="),
+        ({"method": "ixg"}, "method='gradcam', not 'ixg'"),
+        ({"at": "Mid3"}, "at='Final', not 'Mid3'"),
+        ({"contrast": True}, "contrast=False, not True"),
+        ({"dtype": "uint8"}, "dtype='float16', not 'uint8'"),
+    ):
+        how = {"teacher": teacher(), "dataset": scenes, "folder": tmp_path, "size": 64} | change
+        with pytest.raises(ValueError, match=f"holds explanations with {named}"):
+            freeze(**how)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ValueError, match="dtype is 'int8'; it must be one of float16, uint8"):
+        freeze(teacher(), scenes, tmp_path / "new", 64, dtype="int8")
+    with pytest.raises(KeyError, match="holds no image"):
+        with_transform(Scenes("val", 2, 64), frozen.Frozen(tmp_path))[0]
+    twice = Selection(scenes, np.array([0, 1, 1]))
+    with pytest.raises(ValueError, match="dataset holds 3 images, of 2 names; names must differ"):
+        freeze(teacher(), twice, tmp_path / "twice", 64)
+
+
+def test_several_processes_read_it(scenes, tmp_path):
+    data = freeze(teacher(), with_transform(scenes, train_transform(64)), tmp_path, 64)
+    plain = freeze(teacher(), with_transform(scenes, None), tmp_path, 64)
+    _ = data[0], plain[0]  # files that are open before the processes start
+    loader = DataLoader(plain, 4, collate_fn=collate, num_workers=2)
+    assert torch.equal(torch.cat([batch.maps for batch in loader]), batch_of(plain).maps)
+    copied = pickle.loads(pickle.dumps(plain))  # as a process that is spawned gets it
+    assert torch.equal(copied[3].maps, plain[3].maps)
+
+
+def test_a_student_learns_from_it_without_its_teacher(scenes, tmp_path):
+    model = teacher().eval()
+    data = freeze(model, scenes, tmp_path, 64)
+    batch = batch_of(data)
+    student = teacher(seed=1)
+    weights = {"kd": 1.0, "e2kd": 2.0}
+    live = distillation.Distill(model, student, batch.images, weights)(student.eval(), batch)
+    step = distillation.Distill(None, student, batch.images, weights)
+    for name, value in step(student, batch).items():
+        assert value.item() == pytest.approx(live[name].item(), rel=1e-3)
+    student.train()
+    history = training.fit(student, data, 20, 1e-2, LENGTH, step=step)
+    assert history[-1]["e2kd"] < 0.8 * history[0]["e2kd"]
+    with pytest.raises(ValueError, match="teacher is None, and the batch holds no logits and maps"):
+        step(student, batch_of(scenes))
+    with pytest.raises(ValueError, match="teacher is None, but at compare features"):
+        distillation.Distill(None, student, batch.images, {"at": 1.0})
+    assert json.loads((tmp_path / "store.json").read_text())["method"] == "gradcam"
