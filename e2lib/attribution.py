@@ -138,15 +138,16 @@ def explain(
         steps: quadrature points of Integrated Gradients, samples of Gradient SHAP.
         keep_modes: leave each module in train or eval mode, as it is, while a differentiable method runs: norm layers
             in train mode use the batch's statistics, and learn them. Maps at a layer before such a norm then depend
-            on all images of the batch. For training networks that have not learned their statistics yet.
+            on all images of the batch, and dropout draws random numbers. For training networks that have not learned
+            their statistics yet.
 
     Returns:
         `Explanation`: logits (B, C) of the one forward pass, and maps (B, K, H, W), signed, brought to the images'
         size bilinearly. K targets cost K backward passes for the batch.
 
     Raises:
-        ValueError: an unknown method or depth, `keep_modes` or targets as a function with a method that is for
-            evaluation only, `method="bcos"` on a network that is not B-cos, `create_graph=True` with
+        ValueError: an unknown method or depth, `keep_modes` or targets as a function with a method that explains the
+            input for evaluation, `method="bcos"` on a network that is not B-cos, `create_graph=True` with
             a method that is for evaluation only, images or targets of a wrong shape, type or range, `steps` below 1, a
             layer (B, h, w, C), `deeplift` on layers that captum has no rule for (LayerNorm, attention, B-cos).
 
@@ -233,9 +234,7 @@ def dynamic_weights(
         logits, layer = _forward(model, images, "Input", mode)
         weights = _score_weights(targets, logits)
         if weights.shape[1] != 1:
-            raise ValueError(
-                f"targets have shape {tuple(targets.shape)}; one target an image is wanted: (B,) or (B, C)"
-            )
+            raise ValueError(f"targets are {weights.shape[1]} an image; one is wanted: (B,) or (B, C)")
         (w,) = mode.gradients(logits, layer, weights, create_graph)
     return (logits, w) if create_graph else (logits.detach(), w.detach())
 

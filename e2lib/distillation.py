@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from e2lib.attribution import against_others, as_grid, dynamic_weights, explain, modes_restored
 from e2lib.datasets import Batch
+from e2lib.features import weights_key
 from e2lib.models import head_prefixes
 
 NOTHING = 1e-30  # a map that is nowhere larger is an all-zero map
@@ -180,7 +181,13 @@ def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's, over the last dimension; 0 where either is constant."""
-    return (_unit(a - a.mean(-1, keepdim=True)) * _unit(b - b.mean(-1, keepdim=True))).sum(-1)
+
+    def centred(x: Tensor) -> Tensor:
+        c = x - x.mean(-1, keepdim=True)
+        noise = 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # what rounding leaves of equal numbers
+        return _unit(torch.where(c.abs().amax(-1, keepdim=True) > noise, c, 0))
+
+    return (centred(a) * centred(b)).sum(-1)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -282,11 +289,20 @@ class Distill(nn.Module):
             raise ValueError(f"every is {every}; it must be at least 1")
         if "crd" in weights and count is None:
             raise ValueError("crd needs count, the number of images in the training data")
+        if count is not None and count < 1:
+            raise ValueError(f"count is {count}; it must be at least 1")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature is {temperature}; it must be above 0")
+        if every > 1 and list(weights) == ["e2kd"]:
+            raise ValueError(f"every is {every}, but e2kd is the only term: the other steps would have none")
         self.weights, self.temperature = {name: float(weight) for name, weight in weights.items()}, float(temperature)
         self.method, self.at, self.every, self.contrast = method, at, int(every), contrast
         self.teacher_size, self.count = teacher_size, count
         # In a list, so that it is no part of this module: neither trained nor saved.
-        self.teachers = [] if teacher is None else [copy.deepcopy(teacher).requires_grad_(False).eval()]
+        self.teachers = (
+            [] if teacher is None else [copy.deepcopy(teacher).to(images.device).requires_grad_(False).eval()]
+        )
+        self.known = None if teacher is None else weights_key(teacher)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         if teacher is None:
             if compared := [name for name in weights if name in LAYERS]:
@@ -315,7 +331,7 @@ class Distill(nn.Module):
     def extra_repr(self) -> str:
         """What `fit` knows a training by."""
         known = ("weights", "temperature", "method", "at", "every", "contrast", "teacher_size", "count")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in known)
+        return ", ".join([f"teacher={self.known!r}", *(f"{name}={getattr(self, name)!r}" for name in known)])
 
     def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss by name, weighted, each the mean over the batch."""
@@ -329,6 +345,7 @@ class Distill(nn.Module):
                     there, wanted = explanation(teacher, images, top_class(self.contrast), self.method, self.at)
                 else:
                     there = teacher(images)
+            others = {at: features.detach() for at, features in others.items()}
         if there is None and self.weights.keys() - set(WITHOUT_TEACHER):
             raise ValueError(
                 "teacher is None, and the batch holds no logits and maps; train on what frozen.freeze returns"
@@ -368,13 +385,17 @@ class Distill(nn.Module):
         if name == "review_kd":
             return self.learned["review_kd"](ours, theirs)
         if name == "crd":
+            if len(ours[0]) == 1:  # a last batch of one image has no negatives
+                return 0 * ours[0].mean()
             embedded = [f(x.mean((2, 3))) for f, x in zip(self.learned["crd"], (ours[0], theirs[0]), strict=True)]
             return crd(*embedded, self.count)
         return cat_kd(class_maps(student, ours[0]), class_maps(self.teachers[0], theirs[0]))
 
     def _for_teacher(self, images: Tensor) -> Tensor:
-        size = self.teacher_size
-        return images if size is None else F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        if self.teacher_size is None:
+            return images
+        # Clamped, as rounding can leave [0, 1].
+        return F.interpolate(images, (self.teacher_size,) * 2, mode="bilinear", antialias=True).clamp(0, 1)
 
     def _of(self, name: str) -> list[str]:
         found = [at for at in LAYERS[name] if at in self.layers]
@@ -451,12 +472,19 @@ def class_maps(model: nn.Module, features: Tensor) -> Tensor:
     """
     path = head_prefixes(model.net)[0].removesuffix(".weight").removesuffix(".").removesuffix(".linear")
     classifier = model.net.get_submodule(path)
-    pooled = getattr(model.net, "global_pool", "") != "token"  # a class token is no mean of cells
-    if pooled and isinstance(classifier, nn.Linear) and classifier.in_features == features.shape[1]:
+    if _averages(model.net) and isinstance(classifier, nn.Linear) and classifier.in_features == features.shape[1]:
         return F.conv2d(features, classifier.weight[:, :, None, None])
     if model.is_bcos and features.ndim == 4:
         return classifier(features)
     raise ValueError(f"class_maps: the classifier of {model.name!r}, {path}, is no linear layer on averaged features")
+
+
+def _averages(net: nn.Module) -> bool:
+    """Whether nothing but an average stands between the features at Final and a timm network's classifier."""
+    pool = getattr(net, "global_pool", getattr(getattr(net, "head", None), "global_pool", ""))
+    kind = pool if isinstance(pool, str) else getattr(pool, "pool_type", "")
+    norms = [getattr(net, "fc_norm", None), getattr(getattr(net, "head", None), "norm", None)]
+    return kind == "avg" and all(norm is None or isinstance(norm, nn.Identity) for norm in norms)
 
 
 @contextmanager

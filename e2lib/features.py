@@ -167,9 +167,13 @@ def _half(features: Tensor) -> Tensor:
 
 def key(network: nn.Module, dataset: Dataset, *others) -> str:
     """Sixteen hex digits that tell a network (its structure and weights), a data set and whatever else from others."""
-    digest = hashlib.sha256(f"{network} {' '.join(map(str, others))} {dataset.fingerprint()}".encode())
-    # Also what is outside the state_dict.
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+    return weights_key(network, f"{network} {' '.join(map(str, others))} {dataset.fingerprint()}")
+
+
+def weights_key(network: nn.Module, about: str = "") -> str:
+    """Sixteen hex digits that tell a network's parameters and buffers, and a text about it, from others."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):  # also those outside the state_dict
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -38,7 +38,8 @@ class Frozen:
 
     Args:
         folder: of the store.
-        then: transform of the Sample, which moves image, boxes and maps together (`datasets.Joint`).
+        then: transform of the Sample, which moves image, boxes and maps together (`datasets.Joint`). Its steps may move
+            pixels, not change colours: they would change the maps too.
     """
 
     folder: Path
@@ -131,7 +132,10 @@ def freeze(
     inner = dataset
     while isinstance(inner, Selection):
         inner = inner.dataset
-    frozen = Frozen(folder, inner.transform)
+    then = inner.transform
+    while isinstance(then, Frozen):  # of another teacher, which this one replaces
+        then = then.then
+    frozen = Frozen(folder, then)
     if len(frozen.position) < len(whole):
         raise ValueError(f"dataset holds {len(whole)} images, of {len(frozen.position)} names; names must differ")
     return with_transform(dataset, frozen)

@@ -248,6 +248,7 @@ def evaluate(
     device, classes = next(model.parameters()).device, len(dataset.classes)
     accuracy = MetricCollection({"F1": F1(classes), "mAP": MeanAP(classes)}).to(device)
     by_group = GroupAccuracy(dataset.groups, seen).to(device) if dataset.groups else None
+    grouped = bool(dataset.groups)
     alike = GroupAccuracy(dataset.groups or ["all"], seen).to(device) if teacher is not None else None
     where = {"EPG": EPG(), "IoU": IoUCurve() if threshold is None else IoU(threshold)} if method else {}
     where, on_object = {name: metric.to(device) for name, metric in where.items()}, OnObjectEPG().to(device)
@@ -286,7 +287,7 @@ def evaluate(
     if alike:
         shares = alike.compute()
         scores["agreement"] = 100 * shares.pop("accuracy").item()
-        pooled = [name for name in ("in distribution", "out of distribution", "worst group") if dataset.groups]
+        pooled = [name for name in ("in distribution", "out of distribution", "worst group") if grouped]
         scores |= {f"agreement, {name}": 100 * shares[name].item() for name in pooled if name in shares}
     if method:
         best = where["IoU"].best_threshold() if threshold is None else threshold

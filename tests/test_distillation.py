@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -342,6 +343,39 @@ def test_the_teacher_may_take_other_sizes(scenes):
     assert all(value.isfinite() for value in step(student, batch).values()) and seen == [(96, 96)]
 
 
+def test_terms_go_together_and_small_last_batches_pass(scenes):
+    teacher, student, batch = build("test_resnet"), build("test_resnet", 1), batch_of(scenes)
+    weights = {"crd": 1.0, "e2kd": 1.0, "kd": 1.0}
+    step = d.Distill(teacher, student, batch.images, weights, method="ixg", at="Input", count=8)
+    sum(step(student, batch).values()).backward()
+    assert step.learned["crd"][1].weight.grad.any()
+    one = collate([scenes[0]])
+    assert step(student.eval(), one)["crd"] == 0
+    white = replace(batch, images=torch.ones(8, 3, 112, 112))
+    other = d.Distill(teacher, student, white.images, {"e2kd": 1.0}, teacher_size=96)
+    assert other._for_teacher(white.images).max() <= 1 and other(student, white)["e2kd"].isfinite()
+
+
+def test_a_training_is_known_by_its_teacher(scenes):
+    images, student = batch_of(scenes).images, build("test_resnet", 1)
+    names = {repr(d.Distill(build("test_resnet", seed), student, images, {"kd": 1.0})) for seed in (0, 0, 2)}
+    assert len(names) == 2
+
+
+def test_constant_probabilities_give_no_gradient_of_rounding():
+    for count in (5, 10, 100):
+        student = torch.zeros(8, count, requires_grad=True)
+        d.dist(student, normal(8, count).float()).backward()
+        assert student.grad.abs().max() < 10
+
+
+def test_class_maps_are_refused_where_more_than_an_average_follows(scenes):
+    for name in ("test_convnext", "test_vit", "test_vit2"):
+        with pytest.raises(ValueError, match=f"class_maps: the classifier of '{name}'"):
+            model = build(name)
+            d.class_maps(model, torch.zeros(1, model.net.num_features, 2, 2))
+
+
 def test_class_maps_add_up_to_the_logits(scenes):
     images = batch_of(scenes).images
     for name in ("test_resnet", "test_efficientnet", "bcos_scenes"):
@@ -367,6 +401,9 @@ def test_what_cannot_be_distilled_is_named(scenes):
         ({"weights": {}}, "weights are empty"),
         ({"method": "occlusion"}, "method is 'occlusion'; it must be one of gradcam, ixg, bcos, weights"),
         ({"every": 0}, "every is 0; it must be at least 1"),
+        ({"every": 2, "weights": {"e2kd": 1.0}}, "every is 2, but e2kd is the only term"),
+        ({"temperature": -1}, "temperature is -1; it must be above 0"),
+        ({"count": 0}, "count is 0; it must be at least 1"),
         ({"weights": {"crd": 1.0}}, "crd needs count"),
         ({"student": models.build("test_resnet", 3)}, "student and teacher have 3 and 10 classes"),
     ):

@@ -126,6 +126,13 @@ def test_the_data_sets_own_transform_moves_them(scenes, tmp_path):
             assert torch.equal(found[i].image, data[i].image) and found[i].name == data[i].name
 
 
+def test_another_teacher_replaces_the_one_before(scenes, tmp_path):
+    first = freeze(teacher(seed=1), scenes, tmp_path / "first", 64)
+    found = freeze(teacher(), first, tmp_path / "second", 64)
+    expected = freeze(teacher(), scenes, tmp_path / "third", 64)
+    assert torch.equal(found[0].maps, expected[0].maps) and not torch.equal(found[0].logits, first[0].logits)
+
+
 def test_what_is_there_is_not_computed_again(scenes, tmp_path, monkeypatch):
     model, seen = teacher(), []
     model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))

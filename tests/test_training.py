@@ -142,6 +142,9 @@ def test_agreement_with_a_teacher_by_hand():
     scenes = Scenes("val", 6, 64)
     scores = training.evaluate(models.build("test_resnet", 10), scenes, teacher=models.build("test_resnet", 10))
     assert 0 <= scores["agreement"] <= 100 and set(scores) == {"F1", "mAP", "agreement"}
+    explained = training.evaluate(student, birds, 16, "ixg", "Final", seen=[5, 0, 0, 5], teacher=teacher)
+    assert explained["agreement"] == pytest.approx(100 * same.float().mean().item()) and "EPG" in explained
+    assert "agreement, out of distribution" in explained
 
 
 def test_the_committed_network_of_the_scenes_is_small_and_knows_them():
