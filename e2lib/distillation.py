@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from e2lib.attribution import against_others, as_grid, dynamic_weights, explain, modes_restored
 from e2lib.datasets import Batch
-from e2lib.features import weights_key
-from e2lib.models import head_prefixes
+from e2lib.models import head_prefixes, weights_key
 
 NOTHING = 1e-30  # a map that is nowhere larger is an all-zero map
 

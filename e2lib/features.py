@@ -1,7 +1,6 @@
 """What a frozen trunk makes of a data set's images, computed once and kept on disk: heads train on it in seconds."""
 
 import copy
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 from e2lib.attribution import modes_restored
 from e2lib.boxes import box_mask, mask_box
 from e2lib.datasets import Sample, Selection, collate
+from e2lib.models import weights_key
 
 
 class Features(Dataset):
@@ -168,14 +168,6 @@ def _half(features: Tensor) -> Tensor:
 def key(network: nn.Module, dataset: Dataset, *others) -> str:
     """Sixteen hex digits that tell a network (its structure and weights), a data set and whatever else from others."""
     return weights_key(network, f"{network} {' '.join(map(str, others))} {dataset.fingerprint()}")
-
-
-def weights_key(network: nn.Module, about: str = "") -> str:
-    """Sixteen hex digits that tell a network's parameters and buffers, and a text about it, from others."""
-    digest = hashlib.sha256(about.encode())
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):  # also those outside the state_dict
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:

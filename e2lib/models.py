@@ -216,6 +216,14 @@ def save(model: Model, path: str | Path) -> None:
     os.replace(temporary, path)
 
 
+def weights_key(network: nn.Module, about: str = "") -> str:
+    """Sixteen hex digits that tell a network's parameters and buffers, and a text about it, from others."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):  # also those outside the state_dict
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _timm(name: str, num_classes: int) -> nn.Module:
     arch = f"tf_{name}" if name in _IMAGENET else name
     if not timm.is_model(arch):
