@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from e2lib import models, runs, training
 from e2lib.datasets import Scenes
-from e2lib.datasets.scenes import DATA, cutouts
+from e2lib.datasets.scenes import CATEGORIES, DATA, cutouts
 
 INDEPENDENT = 0.2  # the correlation at which context says nothing about the objects
 SPLITS = [("val", 0.8), ("test", 0.8), ("test", INDEPENDENT), ("test_unseen", 0.8)]
@@ -119,7 +119,7 @@ def main() -> None:
     if args.check:
         for seed in args.seeds:
             torch.manual_seed(seed)
-            model = models.build(args.check, len(Scenes.classes), "imagenet")
+            model = models.build(args.check, len(CATEGORIES), "imagenet")
             finetune(model, [(5000, 3, 3e-4)], seed, 224, device, "bfloat16")
             report(model, SPLITS, 224, f"{args.check} seed {seed}")
         return
@@ -128,13 +128,13 @@ def main() -> None:
     tuned = []
     for seed in args.seeds:
         torch.manual_seed(seed)
-        model = models.build("bcos_scenes", len(Scenes.classes))
+        model = models.build("bcos_scenes", len(CATEGORIES))
         model.load_state_dict(model.state_dict() | trunk)
         # It soon knows 2000 scenes by heart: the second round is on others.
         tuned.append(finetune(model, [(2000, 6, 2e-3), (8000, 4, 1e-3)], seed, 128, device))
         report(model, SPLITS, 128, f"seed {seed}")
     models.save(tuned[0].half(), DATA / "bcos_scenes.safetensors")  # half precision: half the size
-    written = models.build("bcos_scenes", len(Scenes.classes), "scenes").to(device)
+    written = models.build("bcos_scenes", len(CATEGORIES), "scenes").to(device)
     report(written, SPLITS, 128, "the file that was written")
     print(f"{(time.time() - start) / 60:.0f} minutes")
 

@@ -158,6 +158,24 @@ def extract(
     return Features(path)
 
 
+def join(first: Features, second: Features) -> Features:
+    """What two trunks make of the same images, in one data set: the channels of the first, then those of the second.
+
+    Heads of either network find theirs by `models.Head.channels`: a teacher and a student can see the same views.
+    Raises ValueError for other images, views, or cells.
+    """
+    shapes = [(x.names, x.size, (*x.features.shape[:2], *x.features.shape[3:])) for x in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"features are {tuple(first.features.shape)} and {tuple(second.features.shape)}, of images of "
+            f"{first.size} and {second.size} pixels; both must be of the same images, views and cells"
+        )
+    result = copy.copy(first)
+    result.path = first.path.with_stem(f"{first.path.stem}-{second.path.stem}")  # part of the fingerprint; no file
+    result.features = torch.cat([first.features, second.features], 2)
+    return result
+
+
 def _half(features: Tensor) -> Tensor:
     half = features.cpu().half()
     if not half.isfinite().all():

@@ -165,19 +165,20 @@ class Head(nn.Module):
     Attributes:
         depths: "Final" -> path of the module whose output is that layer, as in `Model`.
         image_size: height and width of the images, in pixels, to which `explain` brings the maps.
+        channels: which of the features' channels it reads, a slice; all at first. For `features.join`.
         name, num_classes, is_bcos, logit_bias: as in `Model`.
     """
 
     def __init__(self, model: Model, size: int):
         super().__init__()
         self.name, self.num_classes, self.is_bcos = model.name, model.num_classes, model.is_bcos
-        self.logit_bias, self.image_size = model.logit_bias, (size, size)
+        self.logit_bias, self.image_size, self.channels = model.logit_bias, (size, size), slice(None)
         self.net = copy.copy(model.net)
         self.net._modules = model.net._modules | {name: nn.Identity() for name in _TRUNKS[type(model.net).__name__]}
         self.depths = {"Final": model.depths["Final"]}
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.net(features)
+        return self.net(features[:, self.channels])
 
 
 def split(model: Model, size: int) -> tuple[nn.Sequential, Head]:

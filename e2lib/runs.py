@@ -49,9 +49,13 @@ def device(name: str):
 
 
 def _known_data(name: str) -> str:
+    return _known_source(name, without=("imagefolder",))  # it has no boxes
+
+
+def _known_source(name: str, without: tuple[str, ...] = ()) -> str:
     from e2lib import datasets  # here, as torch above
 
-    known = [name for name in (*datasets.EMBEDDED, *datasets.ON_DISK) if name != "imagefolder"]  # it has no boxes
+    known = [name for name in (*datasets.EMBEDDED, *datasets.ON_DISK) if name not in without]
     if name not in known:
         raise ValueError(f"must be one of {', '.join(known)}")
     return name
@@ -80,14 +84,19 @@ def _known_rule(name: str) -> str:
     return name
 
 
-class Fit(BaseModel):
-    """How a network is trained: as for `training.fit`."""
+class Pace(BaseModel):
+    """How a network is trained, but for the epochs: as for `training.fit`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    epochs: Annotated[int, Field(strict=True, ge=1)]
     lr: Annotated[float, Field(gt=0)]
     batch_size: Annotated[int, Field(strict=True, ge=1)]
     workers: Annotated[int, Field(strict=True, ge=0)] = 0
+
+
+class Fit(Pace):
+    """With a number of epochs."""
+
+    epochs: Annotated[int, Field(strict=True, ge=1)]
 
 
 class Schedule(Fit):
@@ -105,10 +114,20 @@ class WholeSchedule(Fit):
     weight: Annotated[float, Field(gt=0)]  # λ
 
 
+class Explained(BaseModel):
+    """What a student's explanations are: as for `distillation.Distill`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    method: Literal["gradcam", "ixg", "bcos", "weights"]
+    at: Literal["Input", "Mid1", "Mid2", "Mid3", "Final"]
+
+
 # Every parameter that some notebook has: its type and limits. A new one takes one line here.
 TYPES = {
     "data": Annotated[str, AfterValidator(_known_data)],
     "data_root": Annotated[Path, AfterValidator(Path.expanduser)] | None,  # folder of the real data
+    "source": Annotated[str, AfterValidator(_known_source)],  # data for which no boxes are needed
+    "source_root": Annotated[Path, AfterValidator(Path.expanduser)] | None,
     "size": Annotated[int, Field(strict=True), AfterValidator(_known_size)],  # pixels a side
     "images": Annotated[int, Field(strict=True, ge=1)],  # how many are looked at, or trained with
     "measured": Annotated[int, Field(strict=True, ge=1)],  # validation images, and as many test images
@@ -116,6 +135,15 @@ TYPES = {
     "device": Annotated[Any, AfterValidator(device)],
     "model": Annotated[str, Field(min_length=1)],  # a name that models.build knows
     "weights": str | None,  # where the network starts: imagenet, scenes, a file, or None
+    "teacher": Annotated[str, Field(min_length=1)],  # as model, the student's
+    "teacher_weights": str | None,
+    "explained": Explained,
+    "lambda_e2kd": Annotated[float, Field(gt=0)],  # λ of the explanation term
+    # images a class, or all -> epochs
+    "shots": Annotated[
+        dict[Annotated[int, Field(ge=1)] | Literal["all"], Annotated[int, Field(ge=1)]], Field(min_length=1)
+    ],
+    "crops": bool,
     "depths": Annotated[list[Literal["Input", "Mid1", "Mid2", "Mid3", "Final"]], Field(min_length=1)],
     "lambdas": Annotated[
         dict[str, Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]], AfterValidator(_known_losses)
@@ -127,6 +155,9 @@ TYPES = {
     "dilations": Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)],
     "schedule": Schedule,
     "head_schedule": Fit,
+    "teacher_schedule": Fit | None,
+    "student_schedule": Fit,
+    "pace": Pace,
     "whole": WholeSchedule,  # the schedule of a whole network, where another one is that of its head
     "rule": Annotated[str, AfterValidator(_known_rule)],  # how an epoch is chosen
     "work": Annotated[Path, AfterValidator(Path.expanduser)] | None,  # folder that keeps trainings
@@ -155,8 +186,9 @@ def parameters(namespace: Mapping[str, Any]) -> BaseModel:
     except ValidationError as error:
         # pydantic's own text would repeat this less clearly
         raise ValueError("\n".join(_complaint(item, list(fields)) for item in error.errors())) from None
-    if {"data", "data_root"} <= fields.keys():
-        _check_root(checked.data, checked.data_root)
+    for name in ("data", "source"):
+        if {name, f"{name}_root"} <= fields.keys():
+            _check_root(name, getattr(checked, name), getattr(checked, f"{name}_root"))
     return checked
 
 
@@ -179,14 +211,14 @@ def _complaint(item: Mapping[str, Any], known: list[str]) -> str:
     return f"unknown parameter {name!r}: {hint}Here are {', '.join(known)}"
 
 
-def _check_root(data: str, root: Path | None) -> None:
+def _check_root(name: str, data: str, root: Path | None) -> None:
     from e2lib import datasets
 
+    given = f"parameter {name}_root={root and str(root)!r}"
     if data in datasets.EMBEDDED and root is not None:
-        raise ValueError(f"parameter data_root={str(root)!r}: data={data!r} is embedded, leave data_root=None")
+        raise ValueError(f"{given}: {name}={data!r} is embedded, leave {name}_root=None")
     if data in datasets.ON_DISK and (root is None or not root.is_dir()):
-        layout = datasets.ON_DISK[data].layout
-        raise ValueError(f"parameter data_root={root and str(root)!r}: data={data!r} needs a folder with {layout}")
+        raise ValueError(f"{given}: {name}={data!r} needs a folder with {datasets.ON_DISK[data].layout}")
 
 
 @dataclass(frozen=True)

@@ -234,11 +234,12 @@ def evaluate(
         teacher: a network of the same classes, for agreement; it runs in eval mode on the same images.
 
     Returns:
-        F1 (logit threshold 0, all classes pooled) and mAP; for data with groups also what `metrics.GroupAccuracy`
-        returns; with a teacher "agreement", the share of images on which both have the same top class
-        (Parchami-Araghi et al., ECCV 2024, section 4), and for data with groups "agreement, out of distribution" and
-        the like; with a method also EPG, IoU and its "IoU threshold" (a fraction), averaged over pairs of an image and
-        a present class with boxes, and "on-object EPG" where the data has segmentation masks.
+        F1 (logit threshold 0, all classes pooled) and mAP; for single-label data "accuracy", the share of images whose
+        top class is the right one; for data with groups also what `metrics.GroupAccuracy` returns; with a teacher
+        "agreement", the share of images on which both have the same top class (Parchami-Araghi et al., ECCV 2024,
+        section 4), and for data with groups "agreement, out of distribution" and the like; with a method also EPG, IoU
+        and its "IoU threshold" (a fraction), averaged over pairs of an image and a present class with boxes, and
+        "on-object EPG" where the data has segmentation masks.
 
     Raises:
         ValueError: an empty data set; a method and no threshold for data without boxes.
@@ -247,9 +248,11 @@ def evaluate(
         raise ValueError("dataset is empty; at least one image is needed")
     device, classes = next(model.parameters()).device, len(dataset.classes)
     accuracy = MetricCollection({"F1": F1(classes), "mAP": MeanAP(classes)}).to(device)
-    by_group = GroupAccuracy(dataset.groups, seen).to(device) if dataset.groups else None
-    grouped = bool(dataset.groups)
-    alike = GroupAccuracy(dataset.groups or ["all"], seen).to(device) if teacher is not None else None
+    grouped, single = bool(dataset.groups), not dataset.multilabel
+    right, alike = (
+        GroupAccuracy(dataset.groups or ["all"], seen).to(device) if wanted else None
+        for wanted in (grouped or single, teacher is not None)
+    )
     where = {"EPG": EPG(), "IoU": IoUCurve() if threshold is None else IoU(threshold)} if method else {}
     where, on_object = {name: metric.to(device) for name, metric in where.items()}, OnObjectEPG().to(device)
     if method:
@@ -277,12 +280,15 @@ def evaluate(
             else:
                 logits = model(batch.images)
             accuracy.update(logits, batch.labels)
-            if by_group:
-                by_group.update(logits, batch.labels, batch.groups)
+            if right:
+                right.update(logits, batch.labels, batch.groups.clamp(min=0))
             if alike:
                 top = F.one_hot(teacher(batch.images).argmax(1), classes)
                 alike.update(logits, top, batch.groups.clamp(min=0))
-    rates = accuracy.compute() | (by_group.compute() if by_group else {})
+    rates = accuracy.compute()
+    if right:
+        shares = right.compute()
+        rates |= shares if grouped else {"accuracy": shares["accuracy"]}
     scores = {name: 100 * value.item() for name, value in rates.items()}
     if alike:
         shares = alike.compute()

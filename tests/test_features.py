@@ -306,3 +306,34 @@ def test_what_is_drawn_later_does_not_depend_on_the_cache(birds, tmp_path):
         features.extract(trunk, birds, tmp_path)
         drawn.append(torch.rand(1).item())
     assert drawn[0] == drawn[1]
+
+
+def test_two_trunks_features_of_the_same_images(birds, tmp_path):
+    trunk, head = models.split(network(), 64)
+    other, _ = models.split(models.build("efficientnet_lite1", 2), 64)
+    found = [features.extract(network, birds, tmp_path, mirrored=True) for network in (trunk, other)]
+    both, twice = features.join(*found), features.join(found[0], found[0])
+    assert both.fingerprint() != twice.fingerprint() != found[0].fingerprint()
+    images = whole(both).images
+    assert images.shape == (6, 640, 2, 2)
+    views = [[torch.equal(images[i, k], found[k // 320].features[i, v, k % 320].float()) for k in (0, 320)]
+             for i in range(6) for v in (0, 1)]  # fmt: skip
+    assert all(first == second for first, second in views) and sum(map(sum, views)) == 12  # one view for both
+    images = whole(twice).images
+    first, second = copy.deepcopy(head).eval(), head.eval()
+    first.channels, second.channels = slice(0, 320), slice(320, 640)
+    targets = torch.zeros(6, dtype=torch.int64)
+    here, there = (explain(x, images, targets, "ixg", "Final") for x in (first, second))
+    assert torch.equal(here.logits, there.logits) and torch.equal(here.maps, there.maps) and here.maps.any()
+
+
+def test_features_of_other_images_are_not_joined(birds, tmp_path):
+    trunk, _ = models.split(network(), 64)
+    one = features.extract(trunk, birds, tmp_path)
+    for other in (
+        features.extract(trunk, SceneBirds("val", 6, 64), tmp_path),
+        features.extract(trunk, birds, tmp_path, mirrored=True),
+        features.extract(trunk, SceneBirds("train", 6, 96, 0.7), tmp_path),
+    ):
+        with pytest.raises(ValueError, match="both must be of the same images, views and cells"):
+            features.join(one, other)

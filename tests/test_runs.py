@@ -69,6 +69,20 @@ def test_unknown_names_and_wrong_values_are_refused(injected, complaint):
         runs.parameters(namespace(injected))
 
 
+def test_where_no_boxes_are_needed_the_data_may_have_none(tmp_path):
+    cell = "# Parameters: which\nsource = 'imagefolder'\nsource_root = {!r}\nshots = {{'50': 3, 'all': 1}}"
+
+    def read(root):
+        space = {}
+        exec(cell.format(root), space)  # what papermill makes of YAML has strings for keys
+        return runs.parameters(space | {"In": ["", cell.format(root)]})
+
+    found = read(str(tmp_path))
+    assert found.source == "imagefolder" and found.shots == {50: 3, "all": 1}
+    with pytest.raises(ValueError, match="parameter source_root='/nowhere': source='imagefolder' needs a folder with"):
+        read("/nowhere")
+
+
 def test_the_parameters_cell_comes_first():
     with pytest.raises(ValueError, match="first run the cell that begins with '# Parameters:'"):
         runs.parameters({"In": ["", "x = 1"], "x": 1})

@@ -139,6 +139,10 @@ def test_agreement_with_a_teacher_by_hand():
     assert scores["agreement, out of distribution"] == pytest.approx(100 * same[unseen].float().mean().item())
     assert scores["agreement, in distribution"] == pytest.approx(100 * same[~unseen].float().mean().item())
     assert training.evaluate(student, birds, teacher=student)["agreement"] == 100
+    single, ten = Scenes("val", 20, 64, objects=1), models.build("test_resnet", 10).eval()
+    found, top = training.evaluate(ten, single), ten(collate([single[i] for i in range(20)]).images).argmax(1)
+    assert set(found) == {"F1", "mAP", "accuracy"}
+    assert found["accuracy"] == pytest.approx(100 * (top == single.targets.argmax(1)).float().mean().item())
     scenes = Scenes("val", 6, 64)
     scores = training.evaluate(models.build("test_resnet", 10), scenes, teacher=models.build("test_resnet", 10))
     assert 0 <= scores["agreement"] <= 100 and set(scores) == {"F1", "mAP", "agreement"}

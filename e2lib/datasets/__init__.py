@@ -48,7 +48,14 @@ def load(
 
 
 def load_splits(
-    data: str, root: str | Path | None, size: int, length: int, held_out: int, seed: int = 0, **kwargs
+    data: str,
+    root: str | Path | None,
+    size: int,
+    length: int,
+    held_out: int,
+    seed: int = 0,
+    crops: bool = False,
+    **kwargs,
 ) -> tuple[Dataset, Dataset, Dataset]:
     """Training, validation and test images of a data set by name; no image is in two of them.
 
@@ -62,18 +69,19 @@ def load_splits(
         length: how many training images, at most.
         held_out: how many validation images, and how many test images, at most; always the same ones.
         seed: of the training images' composition, or choice.
+        crops: train on random crops (`crop_transform`), not on whole images.
         kwargs: further arguments of the data set.
 
     Raises:
         ValueError: as `load`; a transform among kwargs.
 
     Notes:
-        The labels of COCO's test images are not public: its val images are the test images here, and a tenth of its
-        train images, chosen by seed 0, are for validation.
+        The labels of COCO's and ImageNet's test images are not public: of COCO and of an imagefolder the val images are
+        the test images here, and a tenth of the train images, chosen by seed 0, are for validation.
     """
     if "transform" in kwargs:
         raise ValueError("load_splits sets the transforms itself; with_transform gives a data set another one")
-    if data != "coco":
+    if data not in ("coco", "imagefolder"):
         train = load(data, root, "train", size, length, seed, **kwargs)
         others = kwargs | {"correlation": 0.5} if data == "birds" else kwargs
         val, test = (load(data, root, split, size, held_out, **others) for split in ("val", "test"))
@@ -84,7 +92,7 @@ def load_splits(
         val, train = (Selection(whole, np.sort(part)) for part in (order[:tenth], order[tenth:]))
         train, val = at_most(train, length, seed), at_most(val, held_out)
         test = load(data, root, "val", size, held_out, **kwargs)
-    return with_transform(train, train_transform(size)), val, test
+    return with_transform(train, (crop_transform if crops else train_transform)(size)), val, test
 
 
 __all__ = [

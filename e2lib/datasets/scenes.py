@@ -358,7 +358,7 @@ def _overlap(a: _Placed, b: _Placed) -> float:
 
 
 class Scenes(_Composed):
-    """Multi-label scenes: one to three objects of ten categories on a background that goes with them.
+    """Scenes: one to three objects of ten categories on a background that goes with them; multi-label data.
 
     The background's group g is drawn uniformly from the five of HOMES, then each object's category: with probability
     `correlation` one of the two at home in g, else one of the other eight, uniformly. Hence every category is equally
@@ -367,12 +367,11 @@ class Scenes(_Composed):
     images are kept as uint8: 4 size^2 bytes each (64 KiB at 128 pixels, 200 KiB at 224) in every process that asks for
     them, besides 90 MB of decoded photographs.
 
-    split: train, val, test or test_unseen; size: 64 to 224 pixels; correlation: 0 to 1.
+    split: train, val, test or test_unseen; size: 64 to 224 pixels; correlation: 0 to 1; objects: at most so many in a
+    scene, 1 to 3 (1: single-label data); categories: all ten, or five, one of each home.
     Raises ValueError for anything else, a length below 1 or a negative seed.
     """
 
-    classes = CATEGORIES
-    multilabel = True
     kind, stream = "scene", 0
     area = (0.18, 0.33)
 
@@ -384,19 +383,30 @@ class Scenes(_Composed):
         correlation: float = 0.8,
         seed: int = 0,
         transform: Callable[[Sample], Sample] | None = None,
+        objects: int = 3,
+        categories: Sequence[str] = CATEGORIES,
     ) -> None:
         super().__init__(split, length, size, seed, transform)
         if not 0 <= correlation <= 1:
             raise ValueError(f"correlation of Scenes is {correlation}; it must be from 0 to 1 (0.2: independent)")
-        self.correlation = correlation
+        if objects not in (1, 2, 3):
+            raise ValueError(f"objects of Scenes is {objects}; it must be 1, 2 or 3")
+        homes = [[c for c in pair if c in categories] for pair in HOMES.values()]
+        if len(set(categories)) != len(categories) or sorted(categories) != sorted(sum(homes, [])):
+            raise ValueError(f"categories of Scenes are {list(categories)}; known are {', '.join(CATEGORIES)}")
+        if len({len(home) for home in homes}) > 1 or not homes[0]:
+            raise ValueError(f"categories of Scenes are {list(categories)}; take all, or one of each of {HOMES}")
+        self.correlation, self.objects = correlation, objects
+        self.classes, self.multilabel = list(categories), objects > 1
 
     def _choose(self, random: Callable[[], float]) -> tuple[list[int], str, list[tuple[list[int], int]], int]:
         group = _pick(list(HOMES), random())
-        others = [c for c in CATEGORIES if c not in HOMES[group]]
+        home = [c for c in HOMES[group] if c in self.classes]
+        others = [c for c in self.classes if c not in home]
         objects = []
-        for _ in range(1 + int(3 * random())):
-            category = _pick(HOMES[group] if random() < self.correlation else others, random())
-            objects.append((_pool(self.part, category), CATEGORIES.index(category)))
+        for _ in range(1 + int(self.objects * random())):
+            category = _pick(home if random() < self.correlation else others, random())
+            objects.append((_pool(self.part, category), self.classes.index(category)))
         return _pool_backgrounds(group), group, objects, -1
 
 

@@ -84,6 +84,18 @@ def test_splits_of_coco_share_no_image(tmp_path):
     assert names(load_splits("coco", tmp_path, 16, 10, 3, seed=6)[1]) == names(again)
 
 
+def test_splits_of_folders_share_no_image_and_are_cropped(tmp_path):
+    for split, count in (("train", 20), ("val", 3)):
+        for c in "ab":
+            (tmp_path / split / c).mkdir(parents=True)
+            for i in range(count):
+                Image.linear_gradient("L").convert("RGB").resize((16, 16)).save(tmp_path / split / c / f"{i}.png")
+    train, val, test = load_splits("imagefolder", tmp_path, 16, 100, 100, crops=True)
+    assert (len(train), len(val), len(test)) == (36, 4, 6) and not {*names(train)} & {*names(val)}
+    ranges = [{int(part[i].image.max()) - int(part[i].image.min()) for i in range(4)} for part in (train, test)]
+    assert max(ranges[1]) == min(ranges[1]) > max(ranges[0])  # a part of the gradient
+
+
 def test_birds_for_validation_and_test_are_on_both_places():
     train, val, test = load_splits("birds", None, 64, 30, 60)
     assert set(train.group_of) == {0, 3}

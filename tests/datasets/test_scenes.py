@@ -38,6 +38,46 @@ def test_number_of_objects():
     assert any(len(s.box_labels) > s.labels.sum() for s in Scenes("train", 50, size=64))  # two of a category
 
 
+def test_scenes_of_one_object_are_single_label_data():
+    data = Scenes("train", 1000, 64, objects=1)
+    assert not data.multilabel and Scenes("train", 1).multilabel
+    assert data.targets.sum(1).tolist() == [1] * 1000 and len(data[0].boxes) == 1
+    assert {len(Scenes("train", 100, 64, objects=2)[i].boxes) for i in range(30)} == {1, 2}
+    at_home = [data.record(i).context == _home(data.classes[data.targets[i].argmax()]) for i in range(300)]
+    assert 0.7 < np.mean(at_home) < 0.9  # 0.8
+
+
+def test_some_categories():
+    some = ["tool", "bird", "insect", "hoofed", "furry"]  # one of each home
+    data = Scenes("train", 1000, 64, objects=1, categories=some)
+    assert data.classes == some and data.targets.sum(0).min() > 150
+    found = [(data.record(i).objects[0], data[i]) for i in range(100)]
+    category = {row["name"]: row["category"] for row in scenes._rows("cutouts.csv")}
+    assert all(category[thing.name] == some[int(sample.labels.argmax())] for thing, sample in found)
+    at_home = [data.record(i).context == _home(some[data.targets[i].argmax()]) for i in range(300)]
+    assert 0.7 < np.mean(at_home) < 0.9
+    assert data.fingerprint() != Scenes("train", 1000, 64, objects=1, categories=some[::-1]).fingerprint()
+
+
+def _home(category):
+    return next(group for group, pair in HOMES.items() if category in pair)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"objects": 0}, "objects of Scenes is 0; it must be 1, 2 or 3"),
+        ({"categories": ["dog"]}, r"categories of Scenes are \['dog'\]; known are bird"),
+        ({"categories": ["bird", "bird"]}, "known are bird"),
+        ({"categories": ["bird", "sea", "insect"]}, "take all, or one of each of"),
+        ({"categories": []}, "take all, or one of each of"),
+    ],
+)
+def test_other_objects_and_categories_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Scenes("train", 1, **wrong)
+
+
 @BOTH
 def test_same_in_every_order_and_object(kind):
     forward, backward = kind("val", 12, size=64), kind("val", 12, size=64)

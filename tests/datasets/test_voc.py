@@ -9,6 +9,7 @@ from torchvision.datasets import VOCDetection, VOCSegmentation
 
 from e2lib.datasets import VOC, VOC_CLASSES, SceneBirds, Scenes, dilated, export_voc
 from e2lib.datasets import voc as voc_module
+from e2lib.datasets.scenes import CATEGORIES
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
 <bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"""
@@ -272,8 +273,8 @@ def test_what_voc_cannot_hold_is_named_and_nothing_is_left(tmp_path, toy, change
 
 def test_an_export_names_its_classes_and_refuses_others(tmp_path):
     base = export_voc(Scenes("train", 2, 64), tmp_path, "train")
-    assert (base / "classes.txt").read_text().split() == Scenes.classes
-    assert VOC(tmp_path, "train").classes == Scenes.classes
+    assert (base / "classes.txt").read_text().split() == CATEGORIES
+    assert VOC(tmp_path, "train").classes == CATEGORIES
     with pytest.raises(ValueError, match=r"classes.txt lists other classes than this data set, landbird, waterbird"):
         export_voc(SceneBirds("test", 2, 64), tmp_path, "test")
     assert not (base / "ImageSets/Main/test.txt").exists()
