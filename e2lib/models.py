@@ -1,4 +1,4 @@
-"""Backbones by name: timm, EfficientNet-Lite with ImageNet weights, B-cos nets, X-DNNs; their guidance depths."""
+"""Backbones by name: timm, ShuffleNets, EfficientNet-Lite with ImageNet weights, B-cos nets, X-DNNs; their depths."""
 
 import copy
 import difflib
@@ -12,11 +12,13 @@ from pathlib import Path
 import bcos.models.pretrained as bcos_nets
 import timm
 import torch
+import torchvision
 from bcos.data.transforms import AddInverse
 from bcos.models.resnet import BasicBlock, BcosResNet
 from bcos.models.vit import SimpleViT
 from bcos.modules import BcosConv2d, LogitLayer, norms
 from safetensors.torch import load_file, save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -44,11 +46,14 @@ _BCOS["bcos_scenes"] = partial(
 
 _XDNN = tuple(f"xdnn_resnet{n}" for n in (18, 34, 50, 101, 152))
 
+_SHUFFLENETS = tuple(f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0"))  # torchvision's
+
 # Modules whose outputs are Mid1, Mid2, Mid3, Final, by class of the net.
 _STAGES = {
     "BcosResNet": ("layer1", "layer2", "layer3", "layer4"),
     "BcosDenseNet": ("features.denseblock1", "features.denseblock2", "features.denseblock3", "features.norm5"),
     "BcosConvNeXt": ("features.2", "features.4", "features.6", "features.8"),
+    "ShuffleNetV2": ("maxpool", "stage2", "stage3", "conv5"),
 }
 # What comes before the last stage, in the order it runs, by class of the net: a trunk that can be run once for all.
 _TRUNKS = {
@@ -125,7 +130,8 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
 
     Args:
         name: efficientnet_lite0/1/2; bcos_scenes; bcos_<net of package bcos>; xdnn_resnet18/34/50/101/152 (no biases,
-            Fixup: net(a x) = a net(x) for a > 0, Hesse et al. 2021); or any name of timm.
+            Fixup: net(a x) = a net(x) for a > 0, Hesse et al. 2021); shufflenet_v2_x0_5/1_0/1_5/2_0 of torchvision; or
+            any name of timm.
         num_classes: number of logits (at least 2 for B-cos nets, whose logit bias is -log(num_classes - 1)).
         weights: None; "imagenet" (efficientnet_lite*); "scenes" (bcos_scenes); or the path of a .safetensors, .pt or
             .pth file of the net's tensors. The file's head is left out, and a new one stays, when only the head
@@ -147,7 +153,10 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
             if isinstance(module, LogitLayer):  # bcos keeps -log 999 whatever num_classes is
                 module.logit_bias = -math.log(num_classes - 1)
     else:
-        net = _xdnn(name.removeprefix("xdnn_"), num_classes) if name in _XDNN else _timm(name, num_classes)
+        if name in _XDNN:
+            net = _xdnn(name.removeprefix("xdnn_"), num_classes)
+        else:
+            net = (_shufflenet if name in _SHUFFLENETS else _timm)(name, num_classes)
         cfg = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3} if name in _IMAGENET else net.pretrained_cfg
         preprocess = Normalize(cfg["mean"], cfg["std"])
     for parent in list(net.modules()):
@@ -228,12 +237,20 @@ def weights_key(network: nn.Module, about: str = "") -> str:
 def _timm(name: str, num_classes: int) -> nn.Module:
     arch = f"tf_{name}" if name in _IMAGENET else name
     if not timm.is_model(arch):
-        known = [*_IMAGENET, *_BCOS, *_XDNN, *timm.list_models()]
+        known = [*_IMAGENET, *_BCOS, *_XDNN, *_SHUFFLENETS, *timm.list_models()]
         close = difflib.get_close_matches(name, known, n=5)
         raise ValueError(f"unknown model {name!r}; close names: {', '.join(close) or 'none'}")
     # Transformers then take any multiple of the patch size, as CNNs do.
     anysize = timm.models.is_model_in_modules(arch, ("vision_transformer", "deit", "eva"))
     return timm.create_model(arch, num_classes=num_classes, **({"dynamic_img_size": True} if anysize else {}))
+
+
+def _shufflenet(name: str, num_classes: int) -> nn.Module:
+    """A ShuffleNet (Ma et al., ECCV 2018), which says of itself what timm's networks say."""
+    net = torchvision.models.get_model(name, num_classes=num_classes)
+    net.pretrained_cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "classifier": "fc"}
+    net.num_features, net.global_pool = net.fc.in_features, "avg"
+    return net
 
 
 def _xdnn(arch: str, num_classes: int) -> nn.Module:

@@ -378,7 +378,7 @@ def test_class_maps_are_refused_where_more_than_an_average_follows(scenes):
 
 def test_class_maps_add_up_to_the_logits(scenes):
     images = batch_of(scenes).images
-    for name in ("test_resnet", "test_efficientnet", "bcos_scenes"):
+    for name in ("test_resnet", "test_efficientnet", "shufflenet_v2_x0_5", "bcos_scenes"):
         model = build(name).eval()
         found = []
         model.get_submodule(model.depths["Final"]).register_forward_hook(lambda m, i, o, found=found: found.append(o))

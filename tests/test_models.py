@@ -24,6 +24,7 @@ CNNS = (
     "densenet121",
     "efficientnet_lite0",
     "mobilenetv3_small_050",
+    "shufflenet_v2_x0_5",
     "test_convnext",
     "regnetz_005",
     "test_byobnet",
@@ -32,7 +33,15 @@ CNNS = (
     "bcos_densenet121",
     "bcos_convnext_tiny",
 )
-TWICE = ("test_resnet", "test_efficientnet", "mobilenetv3_small_050", "test_convnext", "test_vit", "bcos_scenes")
+TWICE = (
+    "test_resnet",
+    "test_efficientnet",
+    "mobilenetv3_small_050",
+    "shufflenet_v2_x0_5",
+    "test_convnext",
+    "test_vit",
+    "bcos_scenes",
+)
 VITS = ("test_vit", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "bcos_vitc_ti_patch1_14")
 
 
@@ -75,6 +84,8 @@ def test_depths_of_cnns_are_the_four_stages_up_to_the_map_before_pooling(name):
         # Named so in the three packages' classes; ConvNeXt's head has a norm before its convolution.
         head = getattr(model.net, "fc", getattr(model.net, "classifier", None))
         again = model.net.logit_layer(head(found["Final"]).mean((2, 3)))
+    elif name.startswith("shufflenet"):  # torchvision's
+        again = model.net.fc(found["Final"].mean((2, 3)))
     else:
         again = model.net.forward_head(found["Final"])
     torch.testing.assert_close(again, logits)
