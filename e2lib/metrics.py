@@ -397,6 +397,29 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     return F.cosine_similarity(*centred, dim=2).clamp(-1, 1)
 
 
+def shift_similarity(explain_fn: Callable[[Tensor], Tensor], images: Tensor, most: int = 16) -> Tensor:
+    """Do explanations move with the image? Cosine of those before and after a diagonal shift by 0 ... most pixels.
+
+    From the images (B, 3, H, W) windows of H - most by W - most pixels are cut, s pixels down and to the right. The
+    explanation of each, `explain_fn(window)` (B, K, H - most, W - most), is compared with that of the first window in
+    the pixels that both show: float (most + 1, B) in [-1, 1], 0 for a map that is zero there. A network that sees
+    patches of n pixels repeats itself every n (Parchami-Araghi et al., ECCV 2024, section 4).
+    Raises ValueError for `most` below 1, or images that leave no window with anything in common.
+    """
+    height, width = (side - most for side in images.shape[2:])
+    if most < 1 or min(height, width) <= most:
+        raise ValueError(f"most is {most}; it must be from 1 to less than half of the images' {images.shape[2:]}")
+    found, first = [], None
+    for s in tqdm(range(most + 1), desc="shifting", unit="pixel", leave=False):
+        maps = explain_fn(images[..., s : s + height, s : s + width]).detach()
+        if maps.ndim != 4 or maps.shape[2:] != (height, width):
+            raise ValueError(f"explain_fn returned {tuple(maps.shape)}; (B, K, {height}, {width}) is wanted")
+        first = maps if first is None else first
+        common = first[..., s:, s:].flatten(1), maps[..., : height - s, : width - s].flatten(1)
+        found.append(F.cosine_similarity(*(m / m.abs().amax(1, keepdim=True).clamp_min(1e-30) for m in common)))
+    return torch.stack(found)
+
+
 def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], seed: int = 0) -> dict[str, Tensor]:
     """Similarity of a model's maps to the maps of copies whose stages are randomised one after the other, last first.
 

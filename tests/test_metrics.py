@@ -423,3 +423,32 @@ def test_randomisation_fixes_the_explanations_random_numbers_and_defines_constan
     noise = metrics.randomisation(model, lambda m: torch.randn(1, 1, 4, 4))
     assert noise["none"].item() == pytest.approx(1) and noise["0"].item() == pytest.approx(1)
     assert metrics.randomisation(model, lambda m: torch.zeros(1, 1, 4, 4)) == {"none": 0, "0": 0}
+
+
+def test_explanations_that_move_with_the_image_and_by_patches():
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 24, 24)
+    same = metrics.shift_similarity(lambda x: x, images, 8)
+    assert same.shape == (9, 2) and torch.allclose(same, torch.ones(9, 2), atol=1e-5)
+
+    def patches(x):  # each of 4 pixels is explained by its mean
+        return nn.functional.avg_pool2d(x, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    found = metrics.shift_similarity(patches, images, 8).mean(1)
+    assert torch.allclose(found[::4], torch.ones(3), atol=1e-5) and found[[1, 2, 3, 5, 6, 7]].max() < 0.995
+
+
+def test_shifts_by_hand():
+    images = torch.arange(16.0).view(1, 1, 4, 4)
+    found = metrics.shift_similarity(lambda x: x * torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, -9]]), images, 1)
+    first, then = torch.tensor([5.0 * 5, 6 * 6, 9 * 8, -10 * 9]), torch.tensor([5.0, 6 * 2, 9 * 4, 10 * 5])
+    assert found[1].item() == pytest.approx((first @ then / first.norm() / then.norm()).item(), abs=1e-6)
+    assert metrics.shift_similarity(torch.zeros_like, images, 1).abs().max() == 0
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_shifts_without_anything_in_common_are_refused(most):
+    with pytest.raises(ValueError, match=f"most is {most}; it must be from 1 to less than half"):
+        metrics.shift_similarity(lambda x: x, torch.rand(1, 3, 4, 4), most)
+    with pytest.raises(ValueError, match=r"explain_fn returned \(1, 3, 1, 1\); \(B, K, 3, 3\) is wanted"):
+        metrics.shift_similarity(lambda x: x[..., :1, :1], torch.rand(1, 3, 4, 4), 1)
