@@ -491,6 +491,9 @@ def _explaining(
     finally:
         for module, detach in detachable.items():
             module.detach = detach
+        for buffer in model.buffers():  # B-cos norms update theirs with `.detach()`, which only marks: it would keep
+            if buffer.grad_fn is not None:  # the graph of every step so far
+                buffer.detach_()
 
 
 # ---- one forward pass that also hands out a layer

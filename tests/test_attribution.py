@@ -132,6 +132,15 @@ def test_norms_learn_their_statistics_where_modes_are_kept():
     )
 
 
+def test_norms_of_bcos_networks_do_not_keep_the_graph_of_the_steps_so_far():
+    model, (images, targets) = build("bcos_cnn").train(), batch()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    explain(model, images, targets, "bcos", create_graph=True, keep_modes=True)
+    found = dict(model.named_buffers())
+    assert any(not torch.equal(found[name], old) for name, old in before.items())
+    assert all(buffer.grad_fn is None and not buffer.requires_grad for buffer in found.values())
+
+
 def test_targets_may_be_a_function_of_the_logits():
     model, (images, _) = build("bcos_cnn").eval(), batch()
     with torch.no_grad():
