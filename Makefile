@@ -3,6 +3,7 @@ PYTHON ?= python3
 PRESET ?= laptop
 NOTEBOOKS ?=
 DEVICE ?= auto
+RUNS ?=
 python := .venv/bin/python
 run := $(python) -m e2lib.runs
 # glibc is to keep the memory of large tensors: giving it back and asking for it again slows guided steps more than plain ones.
@@ -18,8 +19,9 @@ help:
 	@echo "make lab    open the notebooks in JupyterLab"
 	@echo "make test   check everything: style, unit tests, notebooks in the smoke preset"
 	@echo "make setup  only install, into .venv (PYTHON=python3.12 chooses the Python, 3.11 or newer)"
-	@echo "make results    run the notebooks on guidance with three seeds, write notebooks/results.md (hours)"
-	@echo "make bench      measure what guidance costs, and write the table in README.md (20 minutes, nothing beside it)"
+	@echo "make results    run the notebooks from 04 on with three seeds, write notebooks/results.md (hours)"
+	@echo "                RUNS=\"07 08\" for some of those in notebooks/presets/results.yaml"
+	@echo "make bench      measure what guidance and distillation cost, and write the table in README.md (20 minutes, nothing beside it)"
 	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/, and the README picture"
 
 setup: .venv/ready
@@ -51,7 +53,7 @@ notebooks: setup
 	$(python) -m pytest tests/notebooks
 
 results: setup
-	$(run) results
+	$(run) results --runs "$(RUNS)"
 
 bench: setup
-	$(python) tests/bench/guidance.py
+	$(python) -m tests.bench

@@ -326,26 +326,28 @@ class _Gate(torch.autograd.Function):
 def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
     if input.ndim != 4 or isinstance(padding, str):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    switch = getattr(input, "explained_by", None)
     if torch.is_autocast_enabled(input.device.type):
         low = torch.get_autocast_dtype(input.device.type)
         input, weight, bias = input.to(low), weight.to(low), None if bias is None else bias.to(low)
     where = *(list(_pair(v)) for v in (stride, padding, dilation)), False, [0, 0], groups
-    return _Convolution.apply(input, weight, bias, _Weights.apply(weight, bias, [input], where), where)
+    return _Convolution.apply(input, weight, bias, _Weights.apply(weight, bias, [input], where), where, switch)
 
 
 class _Convolution(torch.autograd.Function):
     """conv2d; the gradient for the weights goes by way of `weights`, so that it is only computed where it is wanted."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, weights: Tensor, where: tuple) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, weights: Tensor, where: tuple, switch) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.where = where
+        ctx.where, ctx.switch = where, switch
         return torch.convolution(x, weight, bias, *where)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        return _Transposed.apply(grad, weight, [x], ctx.where), None, None, grad, None
+        wanted = ctx.switch is None or ctx.switch.closed
+        return _Transposed.apply(grad, weight, [x], ctx.where) if wanted else None, None, None, grad, None, None
 
 
 class _Weights(torch.autograd.Function):
@@ -523,7 +525,10 @@ def _forward(
         layer = layer if replace is None else replace
         found.append(layer if layer.requires_grad else layer.clone().requires_grad_())
         mode.found = True
-        return found[-1].clone()  # a clone: the network may go on in place without changing what was caught
+        passed = found[-1].clone()  # a clone: the network may go on in place without changing what was caught
+        if not layer.requires_grad:
+            passed.explained_by = mode  # its gradient is wanted by the explanation alone
+        return passed
 
     try:
         module = model.get_submodule(path)

@@ -89,7 +89,7 @@ class Pace(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     lr: Annotated[float, Field(gt=0)]
-    batch_size: Annotated[int, Field(strict=True, ge=1)]
+    batch_size: Annotated[int, Field(strict=True, ge=1)] = 32
     workers: Annotated[int, Field(strict=True, ge=0)] = 0
 
 
@@ -114,12 +114,69 @@ class WholeSchedule(Fit):
     weight: Annotated[float, Field(gt=0)]  # λ
 
 
+class Network(BaseModel):
+    """A network and where it starts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    model: Annotated[str, Field(min_length=1)]  # a name that models.build knows
+    weights: str | None  # imagenet, scenes, a file, or None
+
+
+class Student(Network, Pace):
+    """And how it learns."""
+
+
+class Trained(Student):
+    """With a number of epochs; 0: its weights are what it has learned."""
+
+    epochs: Annotated[int, Field(strict=True, ge=0)]
+
+
+class GuidedHead(Network):
+    """With the λ of the energy loss that guides it."""
+
+    energy: Annotated[float, Field(gt=0)]
+
+
+class Guided(Trained, GuidedHead):
+    """With that of L1 as well."""
+
+    l1: Annotated[float, Field(gt=0)]
+
+
+class Pupil(Trained):
+    """With the λ of its explanation term."""
+
+    weight: Annotated[float, Field(gt=0)]
+
+
+class WholeStudent(Network):
+    """With the λ of its explanation term, and images of its own."""
+
+    weight: Annotated[float, Field(gt=0)]
+    size: Annotated[int, Field(strict=True), AfterValidator(_known_size)]
+    images: Annotated[int, Field(strict=True, ge=1)]
+
+
 class Explained(BaseModel):
-    """What a student's explanations are: as for `distillation.Distill`."""
+    """What a student's explanations are, and the λ of their term: as for `distillation.Distill`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     method: Literal["gradcam", "ixg", "bcos", "weights"]
     at: Literal["Input", "Mid1", "Mid2", "Mid3", "Final"]
+    weight: Annotated[float, Field(gt=0)]
+    every: Annotated[int, Field(strict=True, ge=1)] = 1
+
+
+class Images(BaseModel):
+    """A second data set of a notebook."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    data: Annotated[str, AfterValidator(_known_data)]
+    data_root: Annotated[Path, AfterValidator(Path.expanduser)] | None
+    size: Annotated[int, Field(strict=True), AfterValidator(_known_size)]
+    images: Annotated[int, Field(strict=True, ge=1)]
+    measured: Annotated[int, Field(strict=True, ge=1)]
 
 
 # Every parameter that some notebook has: its type and limits. A new one takes one line here.
@@ -135,15 +192,26 @@ TYPES = {
     "device": Annotated[Any, AfterValidator(device)],
     "model": Annotated[str, Field(min_length=1)],  # a name that models.build knows
     "weights": str | None,  # where the network starts: imagenet, scenes, a file, or None
-    "teacher": Annotated[str, Field(min_length=1)],  # as model, the student's
-    "teacher_weights": str | None,
+    "teacher": Trained,
+    "student": Student,
     "explained": Explained,
-    "lambda_e2kd": Annotated[float, Field(gt=0)],  # λ of the explanation term
     # images a class, or all -> epochs
     "shots": Annotated[
         dict[Annotated[int, Field(ge=1)] | Literal["all"], Annotated[int, Field(ge=1)]], Field(min_length=1)
     ],
     "crops": bool,
+    "unrelated_root": Annotated[Path, AfterValidator(Path.expanduser)] | None,  # a folder of images of other classes
+    "vit": Trained,
+    "cnn": Trained,  # the teacher of other families
+    # family -> a name that models.build knows
+    "students": Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=1)],
+    "guided_head": GuidedHead,
+    "head": Pupil,
+    "network": WholeStudent,
+    "network_schedule": Fit,
+    "scenes": Images,
+    "guided": Guided,
+    "pupil": Pupil,
     "depths": Annotated[list[Literal["Input", "Mid1", "Mid2", "Mid3", "Final"]], Field(min_length=1)],
     "lambdas": Annotated[
         dict[str, Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]], AfterValidator(_known_losses)
@@ -155,9 +223,7 @@ TYPES = {
     "dilations": Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)],
     "schedule": Schedule,
     "head_schedule": Fit,
-    "teacher_schedule": Fit | None,
-    "student_schedule": Fit,
-    "pace": Pace,
+    "family_schedule": Fit,
     "whole": WholeSchedule,  # the schedule of a whole network, where another one is that of its head
     "rule": Annotated[str, AfterValidator(_known_rule)],  # how an epoch is chosen
     "work": Annotated[Path, AfterValidator(Path.expanduser)] | None,  # folder that keeps trainings
@@ -189,6 +255,8 @@ def parameters(namespace: Mapping[str, Any]) -> BaseModel:
     for name in ("data", "source"):
         if {name, f"{name}_root"} <= fields.keys():
             _check_root(name, getattr(checked, name), getattr(checked, f"{name}_root"))
+    if "scenes" in fields:
+        _check_root("scenes.data", checked.scenes.data, checked.scenes.data_root)
     return checked
 
 
@@ -266,9 +334,9 @@ class Run:
 def work_folder(parameters: BaseModel) -> Path:
     """The folder below `parameters.work` that belongs to these parameters alone; the device makes no difference.
 
-    Where `work` is None a temporary one, which is removed when the process ends.
+    Where `work` is None, or no parameter, a temporary one, which is removed when the process ends.
     """
-    if parameters.work is None:
+    if getattr(parameters, "work", None) is None:
         folder = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return Path(folder)
@@ -442,11 +510,20 @@ def repeated() -> list[tuple[str, Run]]:
     return found
 
 
-def collect() -> None:
-    """Executes what is not finished of `repeated`; joins their numbers in notebooks/results.csv and results.md."""
+def collect(names: str = "") -> None:
+    """Executes what is not finished of `repeated`; joins their numbers in notebooks/results.csv and results.md.
+
+    names: those that are wanted, "07 08-waterbirds"; the numbers of others stay as they are in the file. "" for all.
+    ValueError for one that results.yaml does not name.
+    """
     import pandas as pd
 
-    found = repeated()
+    found, file = repeated(), Path("notebooks", "results.csv")
+    known = list(dict.fromkeys(name for name, _ in found))
+    wanted = names.split() or known
+    if unknown := sorted({*wanted} - {*known}):
+        raise ValueError(f"unknown RUNS {' '.join(unknown)!r}: choose from {' '.join(known)}")
+    found = [(name, run) for name, run in found if name in wanted]
     for name, run in found:  # before hours of work, and before numbers are lost
         root = run.parameters.get("data_root")
         if root is not None and not (Path("notebooks") / root).is_dir():
@@ -456,16 +533,23 @@ def collect() -> None:
         if not run.marker.exists():
             execute(run, run.marker, f"{number}/{len(found)} ({run.preset})")
     table = pd.DataFrame([{"run": name} | row for name, run in found for row in recorded(run.output)])
-    _write(Path("notebooks", "results.csv"), table.to_csv(index=False, float_format="%.6g"))
+    if {*wanted} != {*known} and file.exists():
+        others = pd.read_csv(file, dtype={"run": str, "notebook": str}, keep_default_na=False, na_values=[""])
+        table = pd.concat([others[~others.run.isin(wanted)], table], ignore_index=True)
+        table = table.sort_values("run", key=lambda runs: runs.map(known.index), kind="stable")
+    _write(file, table.to_csv(index=False, float_format="%.6g"))
     _write(Path("notebooks", "results.md"), report(table))
 
 
 def report(table) -> str:
     """A DataFrame with a row for each seed and setting as Markdown: means ± standard deviations, a table a run."""
-    settings = ["data", "model", "images", "task", "head", "chosen by", "group labels"]
+    settings = ["data", "model", "images", "task", "student", "head", "chosen by", "group labels"]
     settings += ["at", "loss", "chosen for", "boxes"]
     metrics = ["worst group", "accuracy", "out of distribution"]
     metrics = [part for name in metrics for part in (name, f"gain, {name}")]
+    metrics += [f"gain over KD, {name}" for name in ("accuracy", "out of distribution")]
+    alike = ["agreement", "agreement, out of distribution"]
+    metrics += [part for name in alike for part in (name, f"gain over KD, {name}")]
     metrics += ["F1", "Δ F1", "EPG", "Δ EPG", "way", "of all boxes' gain", "IoU", "Δ IoU", "on-object EPG"]
     metrics += ["F1 without context", "Δ F1 without context"]
     text = (
@@ -474,7 +558,8 @@ def report(table) -> str:
         "it sees; the test images are always the same. Δ is the difference to the baseline of the same seed, which is "
         "trained for as many epochs at λ = 0 (so is *gain*), *way* the part of the way from the baseline's EPG to the "
         "ceiling, *F1 kept* the seeds whose choice kept the baseline's F1 on "
-        "validation images up to one point. The runs are described in presets/results.yaml.\n"
+        "validation images up to one point, *agreement* the share of images on which a student has its teacher's top "
+        "class. The runs are described in presets/results.yaml.\n"
     )
     for run, part in table.groupby("run", sort=False):
         part = part.dropna(axis=1, how="all")
@@ -589,6 +674,7 @@ def main() -> None:
     parser.add_argument("--preset", default="laptop")
     parser.add_argument("--notebooks", default="")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--runs", default="")
     parser.add_argument("--marker", type=Path)
     parser.add_argument("--position")
     given = parser.parse_args()
@@ -597,7 +683,7 @@ def main() -> None:
         if given.command == "run":
             sys.exit(run_all(*arguments))
         if given.command == "results":
-            collect()
+            collect(given.runs)
             return
         runs = plan(*arguments)
         if given.command == "publish":

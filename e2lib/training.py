@@ -215,7 +215,7 @@ def evaluate(
     contrast: bool = False,
     outside: bool = False,
     seen: Sequence[int] | None = None,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Tensor | None = None,
 ) -> dict[str, float]:
     """Measure `model` in eval mode on `dataset`; everything in per cent, from one forward pass an image.
 
@@ -231,7 +231,8 @@ def evaluate(
         contrast: explain the class against the others, as `guidance.Guide`.
         outside: the attribution is to lie outside the boxes, as `guidance.Guide`; on-object EPG stays as it is.
         seen: how many training images each group has, for `metrics.GroupAccuracy`.
-        teacher: a network of the same classes, for agreement; it runs in eval mode on the same images.
+        teacher: for agreement, a network of the same classes, which runs in eval mode on the same images; or its logits
+            (N, C) of these images.
 
     Returns:
         F1 (logit threshold 0, all classes pooled) and mAP; for single-label data "accuracy", the share of images whose
@@ -242,10 +243,14 @@ def evaluate(
         "on-object EPG" where the data has segmentation masks.
 
     Raises:
-        ValueError: an empty data set; a method and no threshold for data without boxes.
+        ValueError: an empty data set; a method and no threshold for data without boxes; teacher's logits of another
+            number of images.
     """
     if len(dataset) == 0:
         raise ValueError("dataset is empty; at least one image is needed")
+    said = teacher if isinstance(teacher, Tensor) else None
+    if said is not None and len(said) != len(dataset):
+        raise ValueError(f"teacher holds the logits of {len(said)} images, the data set has {len(dataset)}")
     device, classes = next(model.parameters()).device, len(dataset.classes)
     accuracy = MetricCollection({"F1": F1(classes), "mAP": MeanAP(classes)}).to(device)
     grouped, single = bool(dataset.groups), not dataset.multilabel
@@ -257,13 +262,15 @@ def evaluate(
     where, on_object = {name: metric.to(device) for name, metric in where.items()}, OnObjectEPG().to(device)
     if method:
         # A batch costs as many backward passes as its fullest image has classes: images with equally many go together.
-        dataset = Subset(dataset, dataset.targets.sum(1, dtype=torch.int64).argsort(stable=True).tolist())
+        order = dataset.targets.sum(1, dtype=torch.int64).argsort(stable=True)
+        dataset, said = Subset(dataset, order.tolist()), None if said is None else said.cpu()[order]
         if device.type == "cpu":  # where a large batch's activations cost more time to allocate than the batch saves
             batch_size = max(1, min(batch_size, CPU_PIXELS // dataset[0].image[0].numel()))
     loader = DataLoader(dataset, batch_size, collate_fn=collate, num_workers=workers)
-    with modes_restored(model), modes_restored(teacher or model), torch.no_grad():
+    parts = None if said is None else iter(said.to(device).split(batch_size))
+    with modes_restored(model), modes_restored(teacher if parts is None and teacher else model), torch.no_grad():
         model.eval()
-        if teacher is not None:
+        if teacher is not None and parts is None:
             teacher.eval()
         for batch in tqdm(loader, desc="measuring", unit="batch", leave=False):
             batch = batch.to(device)
@@ -283,7 +290,8 @@ def evaluate(
             if right:
                 right.update(logits, batch.labels, batch.groups.clamp(min=0))
             if alike:
-                top = F.one_hot(teacher(batch.images).argmax(1), classes)
+                there = teacher(batch.images) if parts is None else next(parts)
+                top = F.one_hot(there.argmax(1), classes)
                 alike.update(logits, top, batch.groups.clamp(min=0))
     rates = accuracy.compute()
     if right:

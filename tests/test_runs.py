@@ -367,6 +367,17 @@ def test_results_are_collected_from_every_seed(tmp_path, monkeypatch):
     assert runs.plan("laptop")[0].marker.exists()  # the first seed of the defaults is the laptop preset's run
     runs.collect()
     assert len(markers) == 4 and [marker.stat().st_mtime_ns for marker in markers] == before  # nothing ran again
+    csv = tmp_path / "notebooks" / "results.csv"
+    whole = csv.read_text()
+    csv.write_text(whole.replace("0.003", "0.004"))
+    for marker in markers:
+        if "large" in str(marker):
+            marker.unlink()
+    runs.collect("one")  # the other run stays as it is in the file, in its place
+    assert csv.read_text() == whole.replace("large|x,2,Input,0.003", "large|x,2,Input,0.004")
+    assert not list((tmp_path / "runs" / "results" / "large-0").rglob("*.json"))
+    with pytest.raises(ValueError, match="unknown RUNS 'two': choose from one large"):
+        runs.collect("one two")
 
 
 def test_a_notebook_without_numbers_is_named(tmp_path):

@@ -139,6 +139,18 @@ def test_agreement_with_a_teacher_by_hand():
     assert scores["agreement, out of distribution"] == pytest.approx(100 * same[unseen].float().mean().item())
     assert scores["agreement, in distribution"] == pytest.approx(100 * same[~unseen].float().mean().item())
     assert training.evaluate(student, birds, teacher=student)["agreement"] == 100
+    with torch.no_grad():
+        said = teacher.eval()(batch.images)
+    scores = [training.evaluate(student, birds, 7, teacher=t) for t in (teacher, said)]
+    assert scores[0] == scores[1]
+    several, network = Scenes("val", 9, 64), models.build("test_resnet", 10).eval()
+    with torch.no_grad():
+        answers = network(collate([several[i] for i in range(9)]).images)
+    said = torch.cat([answers[:4], -answers[4:]])
+    how = {"method": "ixg", "at": "Final", "threshold": 0.5}  # images are explained in another order
+    assert training.evaluate(network, several, 4, teacher=said, **how)["agreement"] == pytest.approx(100 * 4 / 9)
+    with pytest.raises(ValueError, match="teacher holds the logits of 3 images, the data set has"):
+        training.evaluate(student, birds, teacher=torch.zeros(3, 2))
     single, ten = Scenes("val", 20, 64, objects=1), models.build("test_resnet", 10).eval()
     found, top = training.evaluate(ten, single), ten(collate([single[i] for i in range(20)]).images).argmax(1)
     assert set(found) == {"F1", "mAP", "accuracy"}

@@ -1,13 +1,7 @@
-"""What guidance costs: ratios to plain training and to plain evaluation, medians within one run; and memory.
+"""What guidance costs: ratios to plain training and to plain evaluation, medians within one run; and memory."""
 
-`make bench` writes the table into README.md. Run it on a machine that does nothing else: these are wall times.
-"""
-
-import argparse
 import multiprocessing
 import os
-import platform
-import re
 import statistics
 import tempfile
 import threading
@@ -25,13 +19,11 @@ from tqdm import tqdm
 from e2lib import datasets, models, training
 from e2lib.guidance import Guide
 
-README = Path(__file__).parents[2] / "README.md"
-PRESETS = README.parent / "notebooks" / "presets" / "paper"
+PRESETS = Path(__file__).parents[2] / "notebooks" / "presets" / "paper"
 SIZE, BATCH, ROUNDS = 224, 8, 7
 LABELS = {1: 34, 2: 38, 3: 24}  # evaluated images with so many classes: 1.9 on average, as in VOC
 GPU = 1000  # images a second of plain ResNet-50 training: what the estimate of GPU hours supposes
 TRAIN = {"voc": 2501, "coco": 74_505}  # images; nine tenths of COCO's, the rest is for validation
-PLACE = re.compile("(?<=<!-- make bench -->\n).*?(?=<!-- end -->)", re.DOTALL)
 Row = tuple[str, str, str]
 
 
@@ -195,38 +187,3 @@ def hours() -> list[Row]:
         rows.append((p["data"], name, TRAIN[p["data"]] * seconds))
     slower = GPU * statistics.median(step_times("resnet50", [], 2)["plain"]) / BATCH
     return [(data, name, f"{seconds / slower / 3600:.1f}") for data, name, seconds in rows]
-
-
-def table(head: Row, rows: list[Row]) -> str:
-    """Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ("---", "---", "---"), *rows])
-
-
-def main() -> None:
-    """Measure everything, print the table and write it into the README."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, nargs="*", default=[5000, 50_000], help="counts for the memory")
-    counts = parser.parse_args().images
-    if len(PLACE.findall(README.read_text())) != 1:
-        raise ValueError(f"{README.name} must have one place <!-- make bench --> ... <!-- end --> for the table")
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
-    rows = steps("resnet50", {"Final": 1.10, "Input": 2.2})
-    rows += steps("efficientnet_lite0", {"Final": 1.10})
-    rows += steps("bcos_resnet18", {"Input": 1.5})
-    rows += few_boxes("resnet50", 1.10)
-    rows += evaluation("resnet50", 4)
-    for count in counts:
-        rows += memory("mobilenetv3_small_050", 1.5, count)
-    machine = f"{platform.machine()}, 2 threads, torch {torch.__version__.partition('+')[0]}, float32, 224 pixels"
-    text = table(("what", "measured", "aimed at: at most"), rows)
-    text += f"\n\nMedians on {machine}. Plain steps update norm statistics, guided ones do not.\n\n"
-    text += table(("data", "network, preset of notebook 04", "GPU hours, estimated"), hours())
-    text += "\n\nBy step times measured on the same machine, for a GPU that trains ResNet-50 with "
-    text += f"{GPU} images a second; without the time that measuring takes."
-    print(text)
-    README.write_text(PLACE.sub(lambda _: f"{text}\n", README.read_text()))
-
-
-if __name__ == "__main__":
-    main()

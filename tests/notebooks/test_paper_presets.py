@@ -1,6 +1,7 @@
-"""The presets of guidance at paper scale: two steps of each on a small tree in the real layout, without weights."""
+"""The presets at paper scale: two steps of each on a small tree in the real layout, without weights."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from e2lib import datasets, features, models, runs, training
+from e2lib import datasets, features, frozen, models, runs, training
+from e2lib.distillation import Distill
 from e2lib.guidance import Guide
 from tests.notebooks.test_notebooks import NOTEBOOKS, ROOT
 
-PRESETS = sorted((ROOT / "notebooks" / "presets" / "paper").glob("0[45]*.yaml"))
+PAPER = ROOT / "notebooks" / "presets" / "paper"
+PRESETS = sorted(PAPER.glob("0[45]*.yaml"))
 SETS = ("voc", "coco")
 NETWORKS = ("resnet50", "xdnn_resnet50", "bcos_resnet50", "bcos_densenet121", "bcos_simple_vit_s_patch16_224")
 
@@ -112,6 +115,123 @@ def test_two_steps_of_the_preset_for_waterbirds(tmp_path):
         guide = Guide("energy", "bcos", at, p.whole.weight, contrast=True, absolute=True)
         assert training.fit(whole, train, 1, p.whole.lr, batch_size=2, step=guide)[0]["guidance"] > 0
     assert "worst group" in training.evaluate(whole, val, 2, "bcos", "Mid3", contrast=True)
+
+
+@pytest.fixture(scope="module")
+def folders(trees):
+    """ImageNet and SUN397, as folders of classes."""
+    for name, categories in (("imagenet", ["bird", "sea"]), ("sun397", ["tool", "music"])):
+        scenes = datasets.Scenes("train", 300, 64, objects=1)
+        for split, most in (("train", 12), ("val", 4)):
+            for c in categories:
+                folder = trees / name / split / c
+                folder.mkdir(parents=True)
+                for i in scenes.images_with(scenes.classes.index(c))[:most]:
+                    Image.fromarray(scenes[i].image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    return trees
+
+
+def prepared(path, root):
+    """The parameters of a preset with the small data, as its notebook gets them."""
+    values = read(path) | {"device": "cpu"}
+    for name in ("data_root", "source_root", "unrelated_root"):
+        if name in values:
+            values[name] = str(root / Path(values[name]).name)
+    if "scenes" in values:
+        values["scenes"] |= {"data_root": str(root / Path(values["scenes"]["data_root"]).name)}
+    return runs.parameters(values)
+
+
+def network(name, classes):
+    torch.manual_seed(0)
+    return models.build(name, classes)
+
+
+def two_steps(teacher, student, part, terms, lr, **how):
+    """Distil on two batches of two; the gradient of each term reaches the student, and is finite."""
+    batch = datasets.collate([part[i] for i in range(2)])
+    step = Distill(teacher, student, batch.images, terms, count=len(part), **how)
+    training.fit(student, datasets.at_most(part, 4), 1, lr, batch_size=2, step=step)
+    step.steps.zero_()
+    for name, term in step(student, batch).items():
+        gradients = torch.autograd.grad(term, list(student.parameters()), allow_unused=True, retain_graph=True)
+        assert 0 < max(g.abs().max().item() for g in gradients if g is not None) < float("inf"), name
+
+
+RIVALS = {"cross_entropy", "kd", "e2kd", "fitnet", "at", "review_kd", "cat_kd", "crd", "dkd", "dist"}
+
+
+@pytest.mark.parametrize("path", sorted(PAPER.glob("07*.yaml")), ids=lambda path: path.stem)
+def test_two_steps_of_distilling_with_few_images(path, folders):
+    p = prepared(path, folders)
+    train, _, test = datasets.load_splits(p.source, p.source_root, p.size, 40, 4, p.seed, p.crops)
+    teacher, student = (network(like.model, len(train.classes)) for like in (p.teacher, p.student))
+    how = {"method": p.explained.method, "at": p.explained.at}
+    two_steps(teacher, student, datasets.few_shot(train, 2), dict.fromkeys(sorted(RIVALS), 1.0), p.student.lr, **how)
+    assert set(p.shots) == {50, 200, "all"} and p.crops and p.teacher.epochs == 0
+    assert 0 <= training.evaluate(student, test, 2, teacher=teacher)["agreement"] <= 100
+
+
+def test_the_papers_pairs_have_presets():
+    pairs = {(p["teacher"]["model"], p["student"]["model"]) for p in map(read, PAPER.glob("07*.yaml"))}
+    assert pairs == {
+        ("resnet34", "resnet18"),
+        ("bcos_resnet34", "bcos_resnet18"),
+        ("bcos_densenet169", "bcos_resnet18"),
+    }
+    birds = {(p["guided_head"]["model"], p["network"]["model"]) for p in map(read, PAPER.glob("08*.yaml"))}
+    others = {"convnext_tiny", "efficientnet_b0", "mobilenetv3_large_100", "shufflenet_v2_x1_0"}
+    assert birds == {("resnet50", name) for name in {"resnet18"} | others}
+
+
+@pytest.mark.parametrize("path", sorted(PAPER.glob("08*.yaml")), ids=lambda path: path.stem)
+def test_two_steps_of_the_right_reasons(path, trees, tmp_path):
+    for number, correlation in enumerate((1.0, 0.5, 0.5)):
+        (tmp_path / "waterbirds").mkdir(exist_ok=True)
+        export_waterbirds(datasets.SceneBirds("train", 8, 64, correlation), tmp_path / "waterbirds", number)
+    (tmp_path / "voc").symlink_to(trees / "voc")
+    p = prepared(path, tmp_path)
+    train, _, test = datasets.load_splits(p.data, p.data_root, p.size, 4, 2, p.seed)
+    plain, how = datasets.with_transform(train, datasets.eval_transform(p.size)), {"method": "ixg", "at": "Final"}
+    teacher, student, whole = (network(like.model, 2) for like in (p.guided_head, p.head, p.network))
+    (there, teacher_head), (here, head) = (models.split(net, p.size) for net in (teacher, student))
+    both = features.join(*(features.extract(trunk, plain, tmp_path, mirrored=True) for trunk in (here, there)))
+    width = 256  # of ResNet-18's layer3
+    head.channels, teacher_head.channels = slice(width), slice(width, None)
+    terms = {"kd": 1.0, "e2kd": p.head.weight}
+    two_steps(teacher_head, head, both, terms, p.head.lr, contrast=True, **how)
+    kept = frozen.freeze(teacher, train, tmp_path / "store", p.size, dtype="uint8", contrast=True, **how)
+    two_steps(None, whole, kept, terms, p.network_schedule.lr, contrast=True, **how)
+    m = p.scenes
+    several = datasets.load_splits(m.data, m.data_root, m.size, 4, 2, p.seed)[0]
+    expert, pupil = (network(like.model, len(several.classes)) for like in (p.guided, p.pupil))
+    terms = {"multi_label_kd": 1.0, "e2kd": p.pupil.weight}
+    two_steps(expert, pupil, several, terms, p.pupil.lr, method="weights", at="Input")
+
+
+@pytest.mark.parametrize("path", sorted(PAPER.glob("09*.yaml")), ids=lambda path: path.stem)
+def test_two_steps_of_other_architectures(path, folders):
+    p = prepared(path, folders)
+    train = datasets.load_splits(p.source, p.source_root, p.size, 40, 4, p.seed)[0]
+    unrelated = datasets.load("imagefolder", p.unrelated_root, "train", p.size, 4)
+    assert not {*unrelated.classes} & {*train.classes}
+    teacher, vit, cnn = (network(like.model, len(train.classes)) for like in (p.teacher, p.vit, p.cnn))
+    terms, how = {"kd": 1.0, "e2kd": p.explained.weight}, {"method": p.explained.method, "at": p.explained.at}
+    two_steps(teacher, vit, train, terms, p.vit.lr, every=p.explained.every, **how)
+    two_steps(teacher, network(p.teacher.model, len(train.classes)), unrelated, terms, p.teacher.lr, **how)
+    assert set(p.students) == {"ConvNeXt", "MobileNet", "ShuffleNet", "EfficientNet"}
+    for name in p.students.values():
+        two_steps(cnn, network(name, len(train.classes)), train, terms, p.family_schedule.lr, method="gradcam")
+
+
+@pytest.mark.parametrize("path", sorted(PAPER.glob("10*.yaml")), ids=lambda path: path.stem)
+def test_two_steps_of_frozen_explanations(path, folders, tmp_path):
+    p = prepared(path, folders)
+    train = datasets.load_splits(p.source, p.source_root, p.size, 40, 4, p.seed, p.crops)[0]
+    teacher, student = (network(like.model, len(train.classes)) for like in (p.teacher, p.student))
+    how = {"method": p.explained.method, "at": p.explained.at}
+    kept = frozen.freeze(teacher, datasets.few_shot(train, 2), tmp_path, p.size, **how)
+    two_steps(None, student, kept, {"kd": 1.0, "e2kd": p.explained.weight}, p.student.lr, **how)
 
 
 def read(path):
