@@ -21,11 +21,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import nbformat
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 PRESETS = ("smoke", "laptop", "paper")
 DEVICES = r"auto|cpu|cuda(:\d+)?"
@@ -49,10 +49,14 @@ def device(name: str):
 
 
 def _known_data(name: str) -> str:
-    return _known_source(name, without=("imagefolder",))  # it has no boxes
+    return _known(name, without=("imagefolder",))  # it has no boxes
 
 
-def _known_source(name: str, without: tuple[str, ...] = ()) -> str:
+def _known_source(name: str) -> str:
+    return _known(name, without=("voc", "coco"))  # their images have several labels
+
+
+def _known(name: str, without: tuple[str, ...]) -> str:
     from e2lib import datasets  # here, as torch above
 
     known = [name for name in (*datasets.EMBEDDED, *datasets.ON_DISK) if name not in without]
@@ -127,9 +131,21 @@ class Student(Network, Pace):
 
 
 class Trained(Student):
+    """With a number of epochs."""
+
+    epochs: Annotated[int, Field(strict=True, ge=1)]
+
+
+class Teacher(Student):
     """With a number of epochs; 0: its weights are what it has learned."""
 
     epochs: Annotated[int, Field(strict=True, ge=0)]
+
+
+class Unrelated(Trained):
+    """A student that sees the images of another folder; None: of embedded data."""
+
+    root: Annotated[Path, AfterValidator(Path.expanduser)] | None
 
 
 class GuidedHead(Network):
@@ -167,6 +183,12 @@ class Explained(BaseModel):
     weight: Annotated[float, Field(gt=0)]
     every: Annotated[int, Field(strict=True, ge=1)] = 1
 
+    @model_validator(mode="after")
+    def _weights_are_of_the_input(self) -> Self:
+        if self.method == "weights" and self.at != "Input":
+            raise ValueError("at must be Input for method weights")
+        return self
+
 
 class Images(BaseModel):
     """A second data set of a notebook."""
@@ -192,7 +214,7 @@ TYPES = {
     "device": Annotated[Any, AfterValidator(device)],
     "model": Annotated[str, Field(min_length=1)],  # a name that models.build knows
     "weights": str | None,  # where the network starts: imagenet, scenes, a file, or None
-    "teacher": Trained,
+    "teacher": Teacher,
     "student": Student,
     "explained": Explained,
     # images a class, or all -> epochs
@@ -200,11 +222,10 @@ TYPES = {
         dict[Annotated[int, Field(ge=1)] | Literal["all"], Annotated[int, Field(ge=1)]], Field(min_length=1)
     ],
     "crops": bool,
-    "unrelated_root": Annotated[Path, AfterValidator(Path.expanduser)] | None,  # a folder of images of other classes
+    "unrelated": Unrelated,
     "vit": Trained,
-    "cnn": Trained,  # the teacher of other families
-    # family -> a name that models.build knows
-    "students": Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=1)],
+    "cnn": Teacher,  # the teacher of other families
+    "students": Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)],  # names of other families
     "guided_head": GuidedHead,
     "head": Pupil,
     "network": WholeStudent,
@@ -257,6 +278,8 @@ def parameters(namespace: Mapping[str, Any]) -> BaseModel:
             _check_root(name, getattr(checked, name), getattr(checked, f"{name}_root"))
     if "scenes" in fields:
         _check_root("scenes.data", checked.scenes.data, checked.scenes.data_root)
+    if {"unrelated", "source"} <= fields.keys():
+        _check_root("source", checked.source, checked.unrelated.root, "unrelated.root")
     return checked
 
 
@@ -279,12 +302,13 @@ def _complaint(item: Mapping[str, Any], known: list[str]) -> str:
     return f"unknown parameter {name!r}: {hint}Here are {', '.join(known)}"
 
 
-def _check_root(name: str, data: str, root: Path | None) -> None:
+def _check_root(name: str, data: str, root: Path | None, where: str = "") -> None:
     from e2lib import datasets
 
-    given = f"parameter {name}_root={root and str(root)!r}"
+    where = where or f"{name}_root"
+    given = f"parameter {where}={root and str(root)!r}"
     if data in datasets.EMBEDDED and root is not None:
-        raise ValueError(f"{given}: {name}={data!r} is embedded, leave {name}_root=None")
+        raise ValueError(f"{given}: {name}={data!r} is embedded, leave {where}=None")
     if data in datasets.ON_DISK and (root is None or not root.is_dir()):
         raise ValueError(f"{given}: {name}={data!r} needs a folder with {datasets.ON_DISK[data].layout}")
 
@@ -536,7 +560,10 @@ def collect(names: str = "") -> None:
     if {*wanted} != {*known} and file.exists():
         others = pd.read_csv(file, dtype={"run": str, "notebook": str}, keep_default_na=False, na_values=[""])
         table = pd.concat([others[~others.run.isin(wanted)], table], ignore_index=True)
-        table = table.sort_values("run", key=lambda runs: runs.map(known.index), kind="stable")
+        place = {name: i for i, name in enumerate(known)}  # runs that results.yaml no longer names come last
+        table = table.sort_values(
+            "run", key=lambda runs: runs.map(lambda run: place.get(run, len(place))), kind="stable"
+        )
     _write(file, table.to_csv(index=False, float_format="%.6g"))
     _write(Path("notebooks", "results.md"), report(table))
 
@@ -554,9 +581,11 @@ def report(table) -> str:
     metrics += ["F1 without context", "Δ F1 without context"]
     text = (
         "# Results\n\nWritten by `make results`, as is results.csv (more columns). In per cent, on test images; "
-        "λ and epoch are chosen on validation images. ± is the standard deviation over seeds, of training and of what "
+        "λ and epoch are chosen on validation images; from 07 on λ is what the notebook says, and the last epoch is "
+        "taken. ± is the standard deviation over seeds, of training and of what "
         "it sees; the test images are always the same. Δ is the difference to the baseline of the same seed, which is "
-        "trained for as many epochs at λ = 0 (so is *gain*), *way* the part of the way from the baseline's EPG to the "
+        "trained for as many epochs at λ = 0 (so is *gain*; *gain over KD*: to plain distillation of the same seed), "
+        "*way* the part of the way from the baseline's EPG to the "
         "ceiling, *F1 kept* the seeds whose choice kept the baseline's F1 on "
         "validation images up to one point, *agreement* the share of images on which a student has its teacher's top "
         "class. The runs are described in presets/results.yaml.\n"

@@ -376,7 +376,10 @@ def test_results_are_collected_from_every_seed(tmp_path, monkeypatch):
     runs.collect("one")  # the other run stays as it is in the file, in its place
     assert csv.read_text() == whole.replace("large|x,2,Input,0.003", "large|x,2,Input,0.004")
     assert not list((tmp_path / "runs" / "results" / "large-0").rglob("*.json"))
-    with pytest.raises(ValueError, match="unknown RUNS 'two': choose from one large"):
+    (presets / "results.yaml").write_text("seeds: [0, 2]\nruns:\n  one: {notebook: '07'}\n  new: {notebook: '07'}\n")
+    runs.collect("one")  # rows of a run that is no longer named are kept, as the last ones
+    assert [line.partition(",")[0] for line in csv.read_text().splitlines()[1:]] == ["one"] * 2 + ["large"] * 2
+    with pytest.raises(ValueError, match="unknown RUNS 'two': choose from one new"):
         runs.collect("one two")
 
 
@@ -406,6 +409,34 @@ def test_a_schedule_is_checked_by_field():
     assert "parameter schedule.epochs=0" in str(caught.value) and "unknown parameter 'schedule.eposs'" in str(
         caught.value
     )
+
+
+def namespace_of(cell):
+    held = {"In": ["", cell]}
+    exec(cell, held)
+    return held
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("explained = {'method': 'weights', 'at': 'Final', 'weight': 1.0}", "at must be Input for method weights"),
+        ("teacher = {'model': 'a', 'weights': None, 'lr': 0.1, 'epochs': -1}", "parameter teacher.epochs=-1"),
+        ("vit = {'model': 'a', 'weights': None, 'lr': 0.1, 'epochs': 0}", "parameter vit.epochs=0"),
+        ("source = 'voc'", "parameter source='voc': must be one of scenes, birds, waterbirds, imagefolder"),
+        (
+            "source = 'scenes'\nunrelated = {'root': 'x', 'model': 'a', 'weights': None, 'lr': 0.1, 'epochs': 1}",
+            "parameter unrelated.root='x': source='scenes' is embedded, leave unrelated.root=None",
+        ),
+        (
+            "scenes = {'data': 'voc', 'data_root': 'x', 'size': 64, 'images': 1, 'measured': 1}",
+            "parameter scenes.data_root='x': scenes.data='voc' needs a folder with VOCdevkit",
+        ),
+    ],
+)
+def test_parameters_of_distillation_are_checked(line, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        runs.parameters(namespace_of(f"# Parameters: some\n{line}"))
 
 
 def test_results_that_name_an_unknown_parameter_are_refused(tmp_path, monkeypatch):

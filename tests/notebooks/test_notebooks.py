@@ -115,8 +115,11 @@ def preset_problems(path):
             yield f"presets/{preset}/{file.name} names {', '.join(sorted(unknown))}, which its parameters cell lacks"
         if preset == "laptop" and any(defaults.get(name) != value for name, value in values.items()):
             yield f"presets/laptop/{file.name} differs from the parameters cell"
-        # the folder and the GPU of the paper preset are not everywhere
-        checked = {name: value for name, value in (defaults | values).items() if name not in ("data_root", "device")}
+        # the folders and the GPU of the paper preset are not everywhere
+        elsewhere = ("data_root", "source_root", "source", "device")
+        checked = {name: value for name, value in (defaults | values).items() if name not in elsewhere}
+        if "scenes" in checked:
+            checked["scenes"] = checked["scenes"] | {"data": "scenes", "data_root": None}
         cell = "\n".join([runs.OWN_CELL, *(f"{name} = {value!r}" for name, value in checked.items())])
         try:
             runs.parameters(checked | {"In": [cell]})

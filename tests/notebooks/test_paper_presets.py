@@ -126,7 +126,8 @@ def folders(trees):
             for c in categories:
                 folder = trees / name / split / c
                 folder.mkdir(parents=True)
-                for i in scenes.images_with(scenes.classes.index(c))[:most]:
+                images = scenes.images_with(scenes.classes.index(c))
+                for i in images[:most] if split == "train" else images[-most:]:
                     Image.fromarray(scenes[i].image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
     return trees
 
@@ -134,11 +135,12 @@ def folders(trees):
 def prepared(path, root):
     """The parameters of a preset with the small data, as its notebook gets them."""
     values = read(path) | {"device": "cpu"}
-    for name in ("data_root", "source_root", "unrelated_root"):
+    for name in ("data_root", "source_root"):
         if name in values:
             values[name] = str(root / Path(values[name]).name)
-    if "scenes" in values:
-        values["scenes"] |= {"data_root": str(root / Path(values["scenes"]["data_root"]).name)}
+    for name, field in (("scenes", "data_root"), ("unrelated", "root")):
+        if name in values:
+            values[name] |= {field: str(root / Path(values[name][field]).name)}
     return runs.parameters(values)
 
 
@@ -168,8 +170,9 @@ def test_two_steps_of_distilling_with_few_images(path, folders):
     teacher, student = (network(like.model, len(train.classes)) for like in (p.teacher, p.student))
     how = {"method": p.explained.method, "at": p.explained.at}
     two_steps(teacher, student, datasets.few_shot(train, 2), dict.fromkeys(sorted(RIVALS), 1.0), p.student.lr, **how)
-    assert set(p.shots) == {50, 200, "all"} and p.crops and p.teacher.epochs == 0
-    assert 0 <= training.evaluate(student, test, 2, teacher=teacher)["agreement"] <= 100
+    assert p.shots == {50: 250, 200: 125, "all": 200} and p.crops and p.teacher.epochs == 0
+    assert p.explained.weight in ((1, 5, 10) if p.explained.method == "gradcam" else (0.2, 1, 5, 10))
+    assert len(test) == 4 and training.evaluate(teacher, test, 2, teacher=teacher)["agreement"] == 100
 
 
 def test_the_papers_pairs_have_presets():
@@ -180,6 +183,7 @@ def test_the_papers_pairs_have_presets():
         ("bcos_densenet169", "bcos_resnet18"),
     }
     birds = {(p["guided_head"]["model"], p["network"]["model"]) for p in map(read, PAPER.glob("08*.yaml"))}
+    assert {p["network_schedule"]["epochs"] for p in map(read, PAPER.glob("08*.yaml"))} == {700}
     others = {"convnext_tiny", "efficientnet_b0", "mobilenetv3_large_100", "shufflenet_v2_x1_0"}
     assert birds == {("resnet50", name) for name in {"resnet18"} | others}
 
@@ -213,14 +217,15 @@ def test_two_steps_of_the_right_reasons(path, trees, tmp_path):
 def test_two_steps_of_other_architectures(path, folders):
     p = prepared(path, folders)
     train = datasets.load_splits(p.source, p.source_root, p.size, 40, 4, p.seed)[0]
-    unrelated = datasets.load("imagefolder", p.unrelated_root, "train", p.size, 4)
+    unrelated = datasets.load("imagefolder", p.unrelated.root, "train", p.size, 4)
     assert not {*unrelated.classes} & {*train.classes}
     teacher, vit, cnn = (network(like.model, len(train.classes)) for like in (p.teacher, p.vit, p.cnn))
     terms, how = {"kd": 1.0, "e2kd": p.explained.weight}, {"method": p.explained.method, "at": p.explained.at}
     two_steps(teacher, vit, train, terms, p.vit.lr, every=p.explained.every, **how)
-    two_steps(teacher, network(p.teacher.model, len(train.classes)), unrelated, terms, p.teacher.lr, **how)
-    assert set(p.students) == {"ConvNeXt", "MobileNet", "ShuffleNet", "EfficientNet"}
-    for name in p.students.values():
+    two_steps(teacher, network(p.unrelated.model, len(train.classes)), unrelated, terms, p.unrelated.lr, **how)
+    assert (p.vit.model, p.vit.epochs, p.explained.every) == ("bcos_simple_vit_ti_patch16_224", 150, 4)
+    assert p.teacher.model == "bcos_densenet169" and p.teacher.epochs == 0
+    for name in p.students:
         two_steps(cnn, network(name, len(train.classes)), train, terms, p.family_schedule.lr, method="gradcam")
 
 
@@ -230,6 +235,7 @@ def test_two_steps_of_frozen_explanations(path, folders, tmp_path):
     train = datasets.load_splits(p.source, p.source_root, p.size, 40, 4, p.seed, p.crops)[0]
     teacher, student = (network(like.model, len(train.classes)) for like in (p.teacher, p.student))
     how = {"method": p.explained.method, "at": p.explained.at}
+    assert (p.teacher.model, p.student.model, p.shots) == ("bcos_densenet169", "bcos_resnet18", {50: 250, 200: 125})
     kept = frozen.freeze(teacher, datasets.few_shot(train, 2), tmp_path, p.size, **how)
     two_steps(None, student, kept, {"kd": 1.0, "e2kd": p.explained.weight}, p.student.lr, **how)
 
