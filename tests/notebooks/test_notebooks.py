@@ -35,6 +35,11 @@ def test_each_preset_belongs_to_a_notebook():
     assert presets and {path.stem.partition("-")[0] for path in presets} <= numbers
 
 
+def test_papermill_can_note_down_each_preset():
+    for path in (ROOT / "notebooks" / "presets").glob("*/*.yaml"):
+        json.dumps(yaml.safe_load(path.read_text()), sort_keys=True)  # a TypeError for keys of several types
+
+
 def problems(path: Path) -> list[str]:
     """What is wrong with the notebook in file `path`, one line each."""
     notebook = runs.read(path)
