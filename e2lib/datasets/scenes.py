@@ -372,6 +372,7 @@ class Scenes(_Composed):
     Raises ValueError for anything else, a length below 1 or a negative seed.
     """
 
+    classes, multilabel = CATEGORIES, True  # unless `categories` and `objects` say otherwise
     kind, stream = "scene", 0
     area = (0.18, 0.33)
 

@@ -40,7 +40,8 @@ def test_number_of_objects():
 
 def test_scenes_of_one_object_are_single_label_data():
     data = Scenes("train", 1000, 64, objects=1)
-    assert not data.multilabel and Scenes("train", 1).multilabel
+    assert not data.multilabel and Scenes("train", 1).multilabel and Scenes.multilabel
+    assert Scenes.classes == Scenes("train", 1).classes == data.classes
     assert data.targets.sum(1).tolist() == [1] * 1000 and len(data[0].boxes) == 1
     assert {len(Scenes("train", 100, 64, objects=2)[i].boxes) for i in range(30)} == {1, 2}
     at_home = [data.record(i).context == _home(data.classes[data.targets[i].argmax()]) for i in range(300)]
