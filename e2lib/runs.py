@@ -328,8 +328,11 @@ class Run:
 
     @functools.cached_property
     def key(self) -> str:
-        """Twelve hex digits: the hash of the notebook's cells, its parameters and e2lib's code."""
-        cells = [(cell.cell_type, cell.source) for cell in own_cells(read(self.notebook))]
+        """Twelve hex digits: the hash of the notebook's code cells, its parameters and e2lib's code.
+
+        Not of its text, which changes no number and is written when the numbers are known.
+        """
+        cells = [cell.source for cell in code_cells(read(self.notebook))]
         here = Path(__file__).parent
         code = [(path.relative_to(here).as_posix(), path.read_text()) for path in sorted(here.rglob("*.py"))]
         return _hash([cells, self.parameters, code])
@@ -617,7 +620,7 @@ def report(table) -> str:
 
 
 def publish(runs: list[Run]) -> None:
-    """Writes executed notebooks over their sources, without what only papermill or this machine needs.
+    """Writes the outputs of executed notebooks into their sources, without what only papermill or this machine needs.
 
     FileNotFoundError for a run that is not finished, ValueError for one whose preset is not the notebook's defaults.
     """
@@ -627,10 +630,9 @@ def publish(runs: list[Run]) -> None:
         own = defaults(run.notebook)
         if changed := {name: value for name, value in run.parameters.items() if own.get(name) != value}:
             raise ValueError(f"PRESET {run.preset} differs from the parameters cell of {run.notebook}: {changed}")
-        notebook = read(run.output)
-        notebook.cells = own_cells(notebook)
-        for number, cell in enumerate(code_cells(notebook), 1):
-            cell.outputs = [output for output in cell.outputs if not _is_bar(output)]
+        notebook, executed = read(run.notebook), read(run.output)
+        for number, (cell, done) in enumerate(zip(code_cells(notebook), code_cells(executed), strict=True), 1):
+            cell.outputs = [output for output in done.outputs if not _is_bar(output)]
             for item in [cell, *(output for output in cell.outputs if output.output_type == "execute_result")]:
                 item.execution_count = number
         for cell in notebook.cells:
@@ -638,7 +640,7 @@ def publish(runs: list[Run]) -> None:
         card = notebook.metadata.get("e2lib", {})
         card |= {"minutes": json.loads(run.marker.read_text())["minutes"], "source": source_hash(notebook)}
         kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-        kept = {"widgets": notebook.metadata.widgets} if "widget-view" in str(notebook.cells) else {}
+        kept = {"widgets": executed.metadata.widgets} if "widget-view" in str(notebook.cells) else {}
         notebook.metadata = {"e2lib": card, "kernelspec": kernel, "language_info": {"name": "python"}} | kept
         _write(run.notebook, nbformat.writes(notebook) + "\n")
 

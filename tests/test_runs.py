@@ -248,9 +248,10 @@ def test_key_follows_what_goes_in_and_nothing_else(project, monkeypatch):
     notebook = runs.read(path)
     notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="1")]
     notebook.metadata["e2lib"]["minutes"] = 5
+    notebook.cells[0].source = "# Other title"
     nbformat.write(notebook, path)
     assert key() == first
-    notebook.cells[0].source = "# Other title"
+    notebook.cells[2].source = "2"
     nbformat.write(notebook, path)
     second = key()
     (code / "sub" / "deep.py").write_text("a = 2")
@@ -309,8 +310,12 @@ def test_publish_keeps_outputs_and_leaves_the_rest(project, monkeypatch):
     with pytest.raises(FileNotFoundError, match="01_first has no finished run with PRESET laptop"):
         runs.publish([one])
     runs.execute(one, one.marker, "1/1")
+    notebook = runs.read(path)
+    notebook.cells[0].source = "# Title, now that the numbers are known"
+    nbformat.write(notebook, path)
     runs.publish([one])
     text = path.read_text()
+    assert "numbers are known" in text
     assert not any(word in text for word in ("papermill", str(project), "widget", "iopub", "it/s"))
     cells = runs.read(path).cells
     assert [cell.get("execution_count") for cell in cells] == [None, 1, 2, 3]
