@@ -1,7 +1,7 @@
 """Parameters of notebooks, and their execution: a run is named by the hash of what goes in, finished by its marker.
 
 `python -m e2lib.runs run` executes notebooks: Snakemake starts `execute` once for each that is not finished.
-`python -m e2lib.runs publish` writes executed notebooks over their sources.
+`python -m e2lib.runs publish` writes their outputs into their sources.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
@@ -222,6 +222,7 @@ TYPES = {
         dict[Annotated[int, Field(ge=1)] | Literal["all"], Annotated[int, Field(ge=1)]], Field(min_length=1)
     ],
     "crops": bool,
+    "birds": Pupil,
     "unrelated": Unrelated,
     "vit": Trained,
     "cnn": Teacher,  # the teacher of other families
@@ -552,10 +553,10 @@ def collect(names: str = "") -> None:
         raise ValueError(f"unknown RUNS {' '.join(unknown)!r}: choose from {' '.join(known)}")
     found = [(name, run) for name, run in found if name in wanted]
     for name, run in found:  # before hours of work, and before numbers are lost
-        root = run.parameters.get("data_root")
-        if root is not None and not (Path("notebooks") / root).is_dir():
-            where = Path("notebooks") / root
-            raise FileNotFoundError(f"results.yaml: {name} needs {where}; put the data there, or take out the run")
+        for where in _roots(run.parameters):
+            if not (Path("notebooks") / where).is_dir():
+                where = Path("notebooks") / where
+                raise FileNotFoundError(f"results.yaml: {name} needs {where}; put the data there, or take out the run")
     for number, (_, run) in enumerate(found, 1):
         if not run.marker.exists():
             execute(run, run.marker, f"{number}/{len(found)} ({run.preset})")
@@ -569,6 +570,15 @@ def collect(names: str = "") -> None:
         )
     _write(file, table.to_csv(index=False, float_format="%.6g"))
     _write(Path("notebooks", "results.md"), report(table))
+
+
+def _roots(parameters: dict[str, Any]) -> Iterator[str]:
+    """Folders of data that parameters name, also those within others."""
+    for name, value in parameters.items():
+        if isinstance(value, dict):
+            yield from _roots(value)
+        elif str(name).endswith("root") and value is not None:
+            yield value
 
 
 def report(table) -> str:

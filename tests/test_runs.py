@@ -386,6 +386,11 @@ def test_results_are_collected_from_every_seed(tmp_path, monkeypatch):
     assert [line.partition(",")[0] for line in csv.read_text().splitlines()[1:]] == ["one"] * 2 + ["large"] * 2
     with pytest.raises(ValueError, match="unknown RUNS 'two': choose from one new"):
         runs.collect("one two")
+    (presets / "results.yaml").write_text(
+        "seeds: [0]\nruns:\n  one: {notebook: '07', parameters: {model: {data_root: nowhere}}}\n"
+    )
+    with pytest.raises(FileNotFoundError, match="one needs notebooks/nowhere; put the data there"):
+        runs.collect()
 
 
 def test_a_notebook_without_numbers_is_named(tmp_path):
