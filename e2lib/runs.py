@@ -149,9 +149,10 @@ class Unrelated(Trained):
 
 
 class GuidedHead(Network):
-    """With the λ of the energy loss that guides it."""
+    """With the λ of the energy loss that guides it, and a number of epochs."""
 
     energy: Annotated[float, Field(gt=0)]
+    epochs: Annotated[int, Field(strict=True, ge=1)]
 
 
 class Guided(Trained, GuidedHead):
