@@ -4,13 +4,16 @@ PRESET ?= laptop
 NOTEBOOKS ?=
 DEVICE ?= auto
 RUNS ?=
+SWEEP ?=
+PROFILE ?=
+JOBS ?= 0
 python := .venv/bin/python
 run := $(python) -m e2lib.runs
 # glibc is to keep the memory of large tensors: giving it back and asking for it again slows guided steps more than plain ones.
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 
-.PHONY: help setup run test lab notebooks results bench
+.PHONY: help setup run test lab notebooks results sweep bench
 
 help:
 	@echo "make run    execute the notebooks into runs/PRESET/; second time: only what is not finished"
@@ -21,6 +24,8 @@ help:
 	@echo "make setup  only install, into .venv (PYTHON=python3.12 chooses the Python, 3.11 or newer)"
 	@echo "make results    run the notebooks from 04 on with three seeds, write notebooks/results.md (hours)"
 	@echo "                RUNS=\"07 08\" for some of those in notebooks/presets/results.yaml"
+	@echo "make sweep      run a grid: SWEEP=notebooks/sweeps/NAME.yaml; one job a GPU, or JOBS=2 at once; PROFILE=slurm"
+	@echo "                make results SWEEP=... writes its numbers to runs/sweeps/NAME/results.csv"
 	@echo "make bench      measure what guidance and distillation cost, and write the table in README.md (20 minutes, nothing beside it)"
 	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/, and the README picture"
 
@@ -53,7 +58,10 @@ notebooks: setup
 	$(python) -m pytest tests/notebooks
 
 results: setup
-	$(run) results --runs "$(RUNS)"
+	$(if $(SWEEP),$(python) -m e2lib.sweeps results "$(SWEEP)",$(run) results --runs "$(RUNS)")
+
+sweep: setup
+	@$(python) -m e2lib.sweeps run "$(SWEEP)" --profile "$(PROFILE)" --jobs "$(JOBS)"
 
 bench: setup
 	$(python) -m tests.bench

@@ -12,13 +12,14 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
@@ -209,6 +210,8 @@ TYPES = {
     "source": Annotated[str, AfterValidator(_known_source)],  # data for which no boxes are needed
     "source_root": Annotated[Path, AfterValidator(Path.expanduser)] | None,
     "size": Annotated[int, Field(strict=True), AfterValidator(_known_size)],  # pixels a side
+    "results": Annotated[Path, AfterValidator(Path.expanduser)],  # files of numbers, and of claims
+    "claims": Annotated[Path, AfterValidator(Path.expanduser)],
     "images": Annotated[int, Field(strict=True, ge=1)],  # how many are looked at, or trained with
     "measured": Annotated[int, Field(strict=True, ge=1)],  # validation images, and as many test images
     "seed": Annotated[int, Field(strict=True, ge=0)],
@@ -267,14 +270,9 @@ def parameters(namespace: Mapping[str, Any]) -> BaseModel:
     names = list(assigned(own[-1])) if own else [name for name in TYPES if name in namespace]
     if not names:
         raise ValueError(f"no parameter is set: first run the cell that begins with {OWN_CELL!r}")
-    fields = {name: (TYPES[name], ...) for name in names if name in TYPES}
-    model = create_model("Parameters", __config__=ConfigDict(extra="forbid", frozen=True), **fields)
     given = [*names, *(name for source in injected for name in assigned(source))]
-    try:
-        checked = model(**{name: namespace[name] for name in given})
-    except ValidationError as error:
-        # pydantic's own text would repeat this less clearly
-        raise ValueError("\n".join(_complaint(item, list(fields)) for item in error.errors())) from None
+    checked = validated(names, {name: namespace[name] for name in given})
+    fields = type(checked).model_fields
     for name in ("data", "source"):
         if {name, f"{name}_root"} <= fields.keys():
             _check_root(name, getattr(checked, name), getattr(checked, f"{name}_root"))
@@ -283,6 +281,25 @@ def parameters(namespace: Mapping[str, Any]) -> BaseModel:
     if {"unrelated", "source"} <= fields.keys():
         _check_root("source", checked.source, checked.unrelated.root, "unrelated.root")
     return checked
+
+
+def validated(names: Iterable[str], values: Mapping[str, Any]) -> BaseModel:
+    """`values` of the parameters `names`, checked one by one: types and limits, not whether folders exist.
+
+    ValueError names each that is unknown, missing or wrong.
+    """
+    model = _model(tuple(name for name in names if name in TYPES))
+    try:
+        return model(**values)
+    except ValidationError as error:
+        # pydantic's own text would repeat this less clearly
+        raise ValueError("\n".join(_complaint(item, list(model.model_fields)) for item in error.errors())) from None
+
+
+@functools.cache
+def _model(names: tuple[str, ...]) -> type[BaseModel]:
+    fields = {name: (TYPES[name], ...) for name in names}
+    return create_model("Parameters", __config__=ConfigDict(extra="forbid", frozen=True), **fields)
 
 
 def assigned(source: str) -> dict[str, ast.expr]:
@@ -334,10 +351,9 @@ class Run:
 
         Not of its text, which changes no number and is written when the numbers are known.
         """
-        cells = [cell.source for cell in code_cells(read(self.notebook))]
-        here = Path(__file__).parent
-        code = [(path.relative_to(here).as_posix(), path.read_text()) for path in sorted(here.rglob("*.py"))]
-        return _hash([cells, self.parameters, code])
+        files = [self.notebook, *sorted(Path(__file__).parent.rglob("*.py"))]
+        states = [(path, state.st_mtime_ns, state.st_size) for path in files for state in [path.stat()]]
+        return digest([_code(tuple(states)), self.parameters])
 
     @property
     def output(self) -> Path:
@@ -360,6 +376,15 @@ class Run:
         return self.output.with_name(".state") / f"{self.name}.error"
 
 
+@functools.lru_cache(maxsize=16)  # of ten thousand runs of a sweep each asks
+def _code(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """The hash of the code cells of the first file, a notebook, and of the other files; their states tell edits."""
+    (notebook, *_), *others = files
+    cells = [cell.source for cell in code_cells(read(notebook))]
+    here = Path(__file__).parent
+    return digest([cells, [(path.relative_to(here).as_posix(), path.read_text()) for path, *_ in others]])
+
+
 def work_folder(parameters: BaseModel) -> Path:
     """The folder below `parameters.work` that belongs to these parameters alone; the device makes no difference.
 
@@ -370,7 +395,7 @@ def work_folder(parameters: BaseModel) -> Path:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return Path(folder)
     values = parameters.model_dump(mode="json", exclude={"device", "work"})
-    return parameters.work / _hash(values)
+    return parameters.work / digest(values)
 
 
 def plan(preset: str, notebooks: str = "", device: str = "auto") -> list[Run]:
@@ -405,8 +430,11 @@ def plan(preset: str, notebooks: str = "", device: str = "auto") -> list[Run]:
     return runs
 
 
-def execute(run: Run, marker: Path, position: str) -> None:
-    """Executes a notebook with papermill; SystemExit names the notebook, the cell and the error where it fails."""
+def execute(run: Run, marker: Path, position: str = "") -> None:
+    """Executes a notebook with papermill; SystemExit names the notebook, the cell and the error where it fails.
+
+    position: "2/10", for the progress bar; without it there is none.
+    """
     import papermill
 
     run.marker.parent.mkdir(parents=True, exist_ok=True)
@@ -425,7 +453,7 @@ def execute(run: Run, marker: Path, position: str) -> None:
             kernel_name="python3",
             language="python",
             cwd=run.notebook.parent,
-            progress_bar={"desc": f"notebook {position}: {run.name}", "mininterval": interval},
+            progress_bar=position and {"desc": f"notebook {position}: {run.name}", "mininterval": interval},
             extra_arguments=["--log-level=ERROR"],  # the kernel's warnings about itself
         )
     except Exception as caught:  # of whatever kind: what was executed is kept for a look, and other notebooks go on
@@ -443,11 +471,28 @@ def execute(run: Run, marker: Path, position: str) -> None:
         other.unlink()
     os.replace(part, run.output)
     state = {"notebook": run.name, "preset": run.preset, "parameters": run.parameters, "minutes": round(minutes, 2)}
-    _write(run.marker, json.dumps(state, indent=1))
+    state |= {"device": _machine(run), "commit": _commit()}
+    write(run.marker, json.dumps(state, indent=1))
+
+
+def _machine(run: Run) -> str:
+    """What the notebook ran on: a GPU's name, or the processor's kind and the threads that torch takes of it."""
+    import torch
+
+    chosen = run.parameters.get("device", "auto") if "device" in assigned(_parameters_cell(run.notebook)) else "cpu"
+    if (kind := device(chosen)).type == "cuda":
+        return torch.cuda.get_device_name(kind)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _commit() -> str:
+    """The revision of the working directory's repository, with -dirty where it was edited; empty outside of one."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _fail(run: Run, trouble: str) -> NoReturn:
-    _write(run.error, trouble)
+    write(run.error, trouble)
     sys.exit(f"{run.notebook}: {trouble}")
 
 
@@ -520,6 +565,13 @@ def recorded(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    """The numbers of a finished run, each row with the minutes, device and git revision of the run."""
+    state = json.loads(run.marker.read_text())
+    about = {name: state[name] for name in ("minutes", "device", "commit")}
+    return [row | about for row in recorded(run.output)]
+
+
 def repeated() -> list[tuple[str, Run]]:
     """The runs that notebooks/presets/results.yaml names, with their names there, each with every seed.
 
@@ -561,7 +613,7 @@ def collect(names: str = "") -> None:
     for number, (_, run) in enumerate(found, 1):
         if not run.marker.exists():
             execute(run, run.marker, f"{number}/{len(found)} ({run.preset})")
-    table = pd.DataFrame([{"run": name} | row for name, run in found for row in recorded(run.output)])
+    table = pd.DataFrame([{"run": name} | row for name, run in found for row in rows_of(run)])
     if {*wanted} != {*known} and file.exists():
         others = pd.read_csv(file, dtype={"run": str, "notebook": str}, keep_default_na=False, na_values=[""])
         table = pd.concat([others[~others.run.isin(wanted)], table], ignore_index=True)
@@ -569,8 +621,8 @@ def collect(names: str = "") -> None:
         table = table.sort_values(
             "run", key=lambda runs: runs.map(lambda run: place.get(run, len(place))), kind="stable"
         )
-    _write(file, table.to_csv(index=False, float_format="%.6g"))
-    _write(Path("notebooks", "results.md"), report(table))
+    write(file, table.to_csv(index=False, float_format="%.6g"))
+    write(Path("notebooks", "results.md"), report(table))
 
 
 def _roots(parameters: dict[str, Any]) -> Iterator[str]:
@@ -653,7 +705,7 @@ def publish(runs: list[Run]) -> None:
         kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
         kept = {"widgets": executed.metadata.widgets} if "widget-view" in str(notebook.cells) else {}
         notebook.metadata = {"e2lib": card, "kernelspec": kernel, "language_info": {"name": "python"}} | kept
-        _write(run.notebook, nbformat.writes(notebook) + "\n")
+        write(run.notebook, nbformat.writes(notebook) + "\n")
 
 
 def _is_bar(output: nbformat.NotebookNode) -> bool:
@@ -696,14 +748,16 @@ def _parameters_cell(path: Path) -> str:
 
 def source_hash(notebook: nbformat.NotebookNode) -> str:
     """Twelve hex digits of the hash of the code cells: tells whether the outputs are those of the present code."""
-    return _hash([cell.source for cell in code_cells(notebook)])
+    return digest([cell.source for cell in code_cells(notebook)])
 
 
-def _hash(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Twelve hex digits that tell a JSON value from others."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Replaces the file in one step."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)

@@ -1,0 +1,279 @@
+"""Grids of runs: one YAML file names a notebook and what varies; what is not finished is executed, in parallel.
+
+`python -m e2lib.sweeps run FILE` (in `make sweep`) starts Snakemake, which starts `execute` once a job: on this
+machine, or, with a profile, on a cluster. `python -m e2lib.sweeps results FILE` makes one table of what is finished.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tqdm import tqdm
+
+from e2lib import runs
+
+PROFILES = Path("notebooks", "sweeps", "profiles")
+
+
+class Sweep(BaseModel):
+    """What a sweep's YAML file holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    notebook: Annotated[str, Field(pattern=r"^\d\d$")]  # its number
+    preset: str = ""  # a file in notebooks/presets without its ending; "": laptop/NN
+    parameters: dict[str, Any] = {}  # of all jobs, besides the preset's
+    # A parameter, or a field of one ("schedule.lr"), or "preset" -> its values
+    axes: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+    gpus: Annotated[int, Field(ge=0, le=1)] = 1  # a job wants, where there are some
+
+
+@dataclass(frozen=True)
+class Job:
+    """One point of the grid. Jobs that start from the same network wait for the first of them, which trains it."""
+
+    run: runs.Run
+    point: dict[str, Any]  # axis -> value
+    after: runs.Run | None
+
+
+def read(path: Path) -> Sweep:
+    """The sweep in file `path`; ValueError names the file, the field and what is wrong."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no sweep {path}")
+    try:
+        return Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{path}: {wrong}") from error
+
+
+def plan(path: Path) -> list[Job]:
+    """The jobs of a sweep, in the order of its axes, the last one varying fastest. Every parameter is checked.
+
+    Each has a folder of its own below runs/sweeps/, named by a hash of its parameters. Which parameters the network
+    that jobs start from depends on, the notebook's metadata say ("starts from"); jobs that agree in these share it.
+    """
+    sweep = read(path)
+    found = {notebook.name[:2]: notebook for notebook in Path("notebooks").glob("[0-9][0-9]_*.ipynb")}
+    if sweep.notebook not in found:
+        raise ValueError(f"{path}: notebook: there is no {sweep.notebook}; choose from {' '.join(sorted(found))}")
+    notebook = found[sweep.notebook]
+    own = runs.defaults(notebook)
+    chosen = sweep.axes.get("preset", [sweep.preset or f"laptop/{sweep.notebook}"])
+    presets = {name: _preset(path, name) for name in chosen}
+    shared = runs.read(notebook).metadata.get("e2lib", {}).get("starts from", [])
+    names = [name for name in own if name != "device"]  # checked where the job runs
+    jobs, firsts = [], {}
+    for values in itertools.product(*sweep.axes.values()):
+        point = dict(zip(sweep.axes, values, strict=True))
+        parameters = presets[point.get("preset", chosen[0])] | sweep.parameters
+        for axis, value in point.items():
+            if axis != "preset":
+                _set(parameters, own, axis, value, path)
+        try:
+            runs.validated(names, {k: v for k, v in (own | parameters).items() if k != "device"})
+        except ValueError as error:
+            raise ValueError(f"{path}: {point}: {error}") from error
+        folder = f"sweeps/{path.stem}/{runs.digest(parameters)}"
+        run = runs.Run(notebook, folder, parameters)
+        start = runs.digest([(own | parameters)[name] for name in shared]) if shared else run.preset
+        jobs.append(Job(run, point, firsts.get(start)))
+        firsts.setdefault(start, run)
+    if len({job.run.preset for job in jobs}) < len(jobs):
+        raise ValueError(f"{path}: axes: a value is named twice")
+    return jobs
+
+
+def _preset(path: Path, name: str) -> dict[str, Any]:
+    file = Path("notebooks", "presets", f"{name}.yaml")
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: preset: there is no {file}")
+    return yaml.safe_load(file.read_text()) or {}
+
+
+def _set(parameters: dict[str, Any], own: dict[str, Any], axis: str, value: Any, path: Path) -> None:
+    """Sets a parameter, or a field of one, leaving the objects of the preset as they are."""
+    name, *fields = axis.split(".")
+    if name not in own:
+        raise ValueError(f"{path}: axes: {axis}: the notebook has no parameter {name!r}; it has {', '.join(own)}")
+    if not fields:
+        parameters[name] = value
+        return
+    content = parameters.get(name, own[name])
+    if len(fields) > 1 or not isinstance(content, dict):
+        raise ValueError(f"{path}: axes: {axis}: {name}={content!r} has no such field")
+    parameters[name] = content | {fields[0]: value}
+
+
+def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
+    """Executes what is not finished of the sweep, shows how far it is, and returns Snakemake's exit status.
+
+    profile: a folder of notebooks/sweeps/profiles: where jobs run. "": here, one on each GPU, or one where there is
+    none; or `jobs_at_once`, which share the processor's cores.
+    """
+    jobs = plan(path)
+    if profile and not (PROFILES / profile).is_dir():
+        known = ", ".join(sorted(folder.name for folder in PROFILES.iterdir()))
+        raise ValueError(f"unknown PROFILE {profile!r}: choose from {known}")
+    folder = Path("runs", "sweeps", path.stem)
+    folder.mkdir(parents=True, exist_ok=True)
+    cards = 0 if profile else len(_cards())
+    at_once = jobs_at_once or max(1, cards)
+    threads = 0 if profile else max(1, (os.cpu_count() or 1) // at_once)
+    for job in jobs:
+        job.run.error.unlink(missing_ok=True)
+    file = folder / "plan.json"
+    describe(jobs, file, threads)
+    call = command(file, read(path).gpus)
+    call += ["--keep-going", "--scheduler", "greedy"]
+    call += ["--profile", str(PROFILES / profile)] if profile else ["--cores", str(at_once)]
+    call += ["--resources", f"gpu={cards}"] if cards else []
+    with (folder / "snakemake.log").open("w") as log:
+        process = subprocess.Popen(call, stdout=log, stderr=subprocess.STDOUT)
+        _watch(process, jobs, path.stem)
+    missing = [job for job in jobs if not job.run.marker.exists()]
+    print(f"{path.stem}: {len(jobs) - len(missing)} of {len(jobs)} jobs done; runs are in {folder}{os.sep}")
+    failed = [job for job in missing if job.run.error.exists()]
+    for job in failed[:10]:
+        print(f"  failed: {job.point}: {job.run.error.read_text()}")
+    if len(failed) > 10:
+        print(f"  and {len(failed) - 10} others")
+    if process.returncode and not failed:  # no notebook's fault
+        print((folder / "snakemake.log").read_text())
+    return process.returncode
+
+
+def describe(jobs: list[Job], file: Path, threads: int) -> None:
+    """Writes the plan that the sweeps' Snakefile and `execute` read. threads: of each job, 0 for its own choice."""
+    described = {
+        str(job.run.marker): {
+            "notebook": str(job.run.notebook),
+            "preset": job.run.preset,
+            "parameters": job.run.parameters,
+            "after": [str(job.after.marker)] if job.after else [],
+            "threads": threads,
+        }
+        for job in jobs
+    }
+    runs.write(file, json.dumps(described))
+
+
+def command(file: Path, gpus: int) -> list[str]:
+    """How Snakemake is called for the plan in `file`, but for where the jobs run."""
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(Path("notebooks", "sweeps", "Snakefile"))]
+    # The names of the markers tell what is finished; no lock, because a killed Snakemake would leave it behind.
+    words += ["--directory", ".", "--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete"]
+    return [*words, "--config", f"plan={file}", f"gpus={gpus}"]
+
+
+def _watch(process: subprocess.Popen, jobs: list[Job], name: str) -> None:
+    """A progress bar over the markers, until the process ends."""
+    markers = {job.run.marker for job in jobs}
+    done = {marker for marker in markers if marker.exists()}
+    try:
+        with tqdm(total=len(jobs), initial=len(done), desc=f"sweep {name}", unit="job") as bar:
+            while True:
+                ended = process.poll() is not None
+                new = {marker for marker in markers - done if marker.exists()}
+                done |= new
+                bar.update(len(new))
+                if ended:
+                    return
+                time.sleep(0.5)
+    except BaseException:
+        process.terminate()  # Snakemake stops its jobs
+        process.wait()
+        raise
+
+
+def execute(file: Path, marker: str) -> None:
+    """Runs the job that the plan in `file` describes for `marker`, on a GPU that no other job has."""
+    job = json.loads(file.read_text())[marker]
+    run = runs.Run(Path(job["notebook"]), job["preset"], job["parameters"])
+    if job["threads"]:
+        os.environ["OMP_NUM_THREADS"] = str(job["threads"])
+    with _card():
+        runs.execute(run, Path(marker))
+
+
+@functools.cache
+def _cards() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch  # here: on a login node nothing needs it
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name for name in named.split(",") if name] if named else [str(i) for i in range(torch.cuda.device_count())]
+
+
+@contextlib.contextmanager
+def _card() -> Iterator[None]:
+    """Lets this process, and what it starts, see one GPU that no other job on this machine uses, if there is one.
+
+    A lock that the system gives back when a process ends, however it ends.
+    """
+    folder = Path(tempfile.gettempdir())
+    for name in _cards():
+        with (folder / f"e2lib-gpu-{os.getuid()}-{name.replace('/', '_')}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            os.environ["CUDA_VISIBLE_DEVICES"] = name
+            yield
+            return
+    if _cards():
+        raise RuntimeError(f"other jobs use every GPU of this machine ({', '.join(_cards())}); start fewer at once")
+    yield
+
+
+def results(path: Path) -> Path:
+    """Writes runs/sweeps/NAME/results.csv, the rows that finished jobs recorded, with the values of the axes."""
+    import pandas as pd
+
+    jobs = [job for job in plan(path) if job.run.marker.exists()]
+    if not jobs:
+        raise ValueError(f"{path}: no job is finished; make sweep SWEEP={path}")
+    table = pd.DataFrame([job.point | row for job in jobs for row in runs.rows_of(job.run)])
+    file = Path("runs", "sweeps", path.stem, "results.csv")
+    runs.write(file, table.to_csv(index=False, float_format="%.6g"))
+    return file
+
+
+def main() -> None:
+    """The command line of this module; the Makefile and the sweeps' Snakefile call it."""
+    parser = argparse.ArgumentParser(prog="python -m e2lib.sweeps", description=__doc__)
+    parser.add_argument("command", choices=["run", "execute", "results"])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--profile", default="")
+    parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--marker")
+    given = parser.parse_args()
+    try:
+        if given.command == "run":
+            sys.exit(run_all(given.file, given.profile, given.jobs))
+        if given.command == "results":
+            print(f"written: {results(given.file)}")
+            return
+        execute(given.file, given.marker)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on with what is not finished")
+
+
+if __name__ == "__main__":
+    main()

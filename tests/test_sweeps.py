@@ -1,0 +1,194 @@
+"""Sweeps: planned and checked before anything runs, interrupted and finished, shared work done once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from e2lib import sweeps
+
+ROOT = Path(__file__).parents[1]
+PARAMETERS = "# Parameters: a\nimages = 10\nschedule = {'epochs': 1, 'lr': 0.1, 'start_epochs': 0}\nseed = 0"
+# The network at the start is a file, which only the first job of a seed finds missing.
+JOB = """import json, os, time
+from pathlib import Path
+import pandas as pd
+from e2lib import runs
+shared = Path(f"../start-{seed}")
+trained = not shared.exists()
+if trained:
+    time.sleep(float(os.environ.get("SLOW", 0)))
+    shared.write_text("")
+with open("../log", "a") as log:
+    log.write(json.dumps([seed, images, trained, os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()]) + "\\n")
+time.sleep(float(os.environ.get("SLOW", 0)))
+runs.record(pd.DataFrame([{"notebook": "07", "score": images + seed}]))"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with a notebook 07, a sweep of it, and the sweeps' Snakefile; the working directory of the test."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks" / "sweeps").mkdir(parents=True)
+    (tmp_path / "notebooks" / "presets" / "laptop").mkdir(parents=True)
+    (tmp_path / "notebooks" / "presets" / "laptop" / "07.yaml").write_text("# the defaults")
+    source = (ROOT / "notebooks" / "sweeps" / "Snakefile").read_text()
+    (tmp_path / "notebooks" / "sweeps" / "Snakefile").write_text(source)
+    cells = [new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(JOB)]
+    notebook = new_notebook(cells=cells, metadata={"e2lib": {"starts from": ["seed", "schedule"]}})
+    nbformat.write(notebook, tmp_path / "notebooks" / "07_a.ipynb")
+    return tmp_path
+
+
+def sweep(project: Path, axes: str = "{seed: [0, 1], images: [10, 20, 30]}", more: str = "") -> Path:
+    path = project / "notebooks" / "sweeps" / "small.yaml"
+    path.write_text(f"notebook: '07'\naxes: {axes}\n{more}")
+    return path
+
+
+def run(path: Path, *options: str, start=subprocess.run, session=False, **variables):
+    command = [sys.executable, "-m", "e2lib.sweeps", "run", str(path), *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    return start(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=session
+    )
+
+
+def logged(project: Path) -> list[list]:
+    return [json.loads(line) for line in (project / "log").read_text().splitlines()]
+
+
+def test_a_plan_has_a_job_for_each_point_and_the_first_of_a_start_comes_first(project):
+    jobs = sweeps.plan(sweep(project, "{seed: [0, 1], schedule.epochs: [1, 2], images: [10, 20]}"))
+    assert len(jobs) == len({job.run.marker for job in jobs}) == 8
+    assert jobs[3].point == {"seed": 0, "schedule.epochs": 2, "images": 20}
+    assert jobs[3].run.parameters["schedule"] == {"epochs": 2, "lr": 0.1, "start_epochs": 0}
+    runs = [job.run for job in jobs]
+    assert [runs.index(job.after) if job.after else None for job in jobs] == [None, 0, None, 2, None, 4, None, 6]
+
+
+@pytest.mark.parametrize(
+    ("axes", "more", "complaint"),
+    [
+        ("{sede: [0]}", "", "axes: sede: the notebook has no parameter 'sede'; it has images, schedule, seed"),
+        ("{seed: [0, -1]}", "", r"\{'seed': -1\}: parameter seed=-1"),
+        ("{seed: []}", "", "axes.seed: List should have at least 1 item"),
+        ("{seed: [0, 0]}", "", "axes: a value is named twice"),
+        ("{seed.a: [0]}", "", "axes: seed.a: seed=0 has no such field"),
+        ("{schedule.eposs: [1]}", "", "unknown parameter 'schedule.eposs'"),
+        ("{seed: [0]}", "gpu: 1", "gpu: Extra inputs are not permitted"),
+        ("{seed: [0]}", "parameters: {size: 64}", "unknown parameter 'size'"),
+    ],
+)
+def test_wrong_sweeps_are_refused_before_anything_runs(project, axes, more, complaint):
+    path = sweep(project, axes, more)
+    with pytest.raises(ValueError, match=f"small.yaml: .*{complaint}"):
+        sweeps.plan(path)
+
+
+def test_missing_files_and_notebooks_are_named(project):
+    path = sweep(project, more="preset: paper/07")
+    with pytest.raises(FileNotFoundError, match="small.yaml: preset: there is no notebooks/presets/paper/07.yaml"):
+        sweeps.plan(path)
+    path.write_text("notebook: '08'\naxes: {seed: [0]}")
+    with pytest.raises(ValueError, match="small.yaml: notebook: there is no 08; choose from 07"):
+        sweeps.plan(path)
+    with pytest.raises(FileNotFoundError, match="there is no sweep .*large.yaml"):
+        sweeps.plan(path.with_name("large.yaml"))
+
+
+def test_a_preset_can_be_an_axis(project):
+    (project / "notebooks" / "presets" / "laptop" / "07-large.yaml").write_text("images: 99")
+    jobs = sweeps.plan(sweep(project, "{preset: [laptop/07, laptop/07-large], seed: [0, 1]}"))
+    assert [job.run.parameters.get("images") for job in jobs] == [None, None, 99, 99]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_of_the_repository_can_be_planned(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert sweeps.plan(path)
+
+
+def test_a_sweep_is_run_once_and_makes_one_table(project):
+    path = sweep(project)
+    done = run(path, "--jobs", "2")
+    assert done.returncode == 0, done.stdout
+    assert "small: 6 of 6 jobs done; runs are in runs/sweeps/small/" in done.stdout and "6/6" in done.stdout
+    assert [seed for seed, _, trained, *_ in logged(project) if trained] in ([0, 1], [1, 0])  # shared work is done once
+    table = pd.read_csv(sweeps.results(path))
+    assert sorted(table.score) == [10, 11, 20, 21, 30, 31]
+    assert {"seed", "images", "minutes", "device", "commit"} <= {*table}
+    again = run(path)
+    assert again.returncode == 0 and len(logged(project)) == 6
+    sweep(project, "{seed: [0, 1], images: [10, 20, 30, 40]}")
+    assert run(path, "--jobs", "2").returncode == 0 and len(logged(project)) == 8  # only the new points
+
+
+def test_a_killed_sweep_goes_on_with_what_is_missing(project):
+    path = sweep(project)
+    killed = run(path, "--jobs", "2", start=subprocess.Popen, session=True, SLOW="2")
+    while not (project / "log").exists() or len(logged(project)) < 3:
+        assert killed.poll() is None, killed.stdout.read()
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)  # the sweep, Snakemake, and, as below, a notebook in the middle
+    killed.communicate()
+    for *_, process in logged(project):
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    finished = {job.run.marker for job in sweeps.plan(path) if job.run.marker.exists()}
+    assert 0 < len(finished) < 6
+    times = {marker: marker.stat().st_mtime_ns for marker in finished}
+    done = run(path, "--jobs", "2")
+    assert done.returncode == 0, done.stdout
+    assert times == {marker: marker.stat().st_mtime_ns for marker in finished}
+    assert sorted(pd.read_csv(sweeps.results(path)).score) == [10, 11, 20, 21, 30, 31]
+
+
+def test_a_failing_job_is_named_and_the_others_go_on(project):
+    path = sweep(project)
+    notebook = project / "notebooks" / "07_a.ipynb"
+    content = nbformat.read(notebook, as_version=4)
+    content.cells[1].source = "assert images != 20, 'no luck'\n" + content.cells[1].source
+    nbformat.write(content, notebook)
+    done = run(path, "--jobs", "2")
+    assert done.returncode != 0
+    assert "small: 4 of 6 jobs done" in done.stdout
+    assert "failed: {'seed': 1, 'images': 20}: code cell 2" in done.stdout and "no luck" in done.stdout
+
+
+def test_each_job_sees_a_gpu_of_its_own(project, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(project))
+    path = sweep(project, "{seed: [0, 1, 2, 3]}")
+    done = run(path, CUDA_VISIBLE_DEVICES="5,7", SLOW="2")
+    assert done.returncode == 0, done.stdout
+    seen = [card for *_, card, _ in logged(project)]
+    assert sorted(seen) == ["5", "5", "7", "7"] and sorted(seen[:2]) == ["5", "7"]
+
+
+def test_profiles_are_refused_by_name(project):
+    (project / "notebooks" / "sweeps" / "profiles" / "slurm").mkdir(parents=True)
+    done = run(sweep(project), "--profile", "slum")
+    assert done.returncode != 0 and "unknown PROFILE 'slum': choose from slurm" in done.stdout
+
+
+def test_ten_thousand_jobs_are_planned_within_a_minute(project):
+    path = sweep(
+        project, f"{{seed: [{', '.join(map(str, range(100)))}], images: [{', '.join(map(str, range(1, 101)))}]}}"
+    )
+    start = time.perf_counter()
+    jobs = sweeps.plan(path)
+    assert len(jobs) == 10_000 and sum(job.after is None for job in jobs) == 100
+    sweeps.describe(jobs, project / "plan.json", threads=1)
+    dry = sweeps.command(project / "plan.json", gpus=0) + ["--cores", "2", "--dry-run", "--quiet", "all"]
+    subprocess.run(dry, check=True, capture_output=True)
+    assert time.perf_counter() - start < 60
