@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset
 from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
@@ -22,6 +23,12 @@ from e2lib.metrics import EPG, F1, GroupAccuracy, IoU, IoUCurve, MeanAP, OnObjec
 CPU_PIXELS = 8 * 224 * 224  # in a batch that is explained on a CPU
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
+
+
+def processes() -> tuple[int, int]:
+    """This process's number, and how many train together (`torchrun`); (0, 1) for one alone."""
+    together = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
 
 
 def train_head_only(model: nn.Module) -> nn.Module:
@@ -56,12 +63,17 @@ def fit(
     are all frozen run in eval mode: norm layers keep their statistics. Modes, and torch's random number generators, are
     restored at the end.
 
+    Several processes (`processes`) share each batch, and step by the gradient of the whole of it: that of one process,
+    for losses that are means over images. Each draws random numbers of its own, and norm layers that learn statistics
+    see its share; after each epoch these are averaged. All processes call `after_epoch`; the first one writes the
+    checkpoint, which goes on bit for bit only with one process.
+
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
         dataset: Samples of one size; with a checkpoint, one of `e2lib.datasets`, whose labels are known.
         epochs: passes over the data set.
         lr: the learning rate at the start.
-        batch_size: images a step.
+        batch_size: images a step, of all processes together.
         seed: of the order of the images, and of all random numbers in steps and transforms.
         step: (model, Batch) -> terms of the loss by name: `classify`, a `guidance.Guide`, a `distillation.Distill`. Of
             one that is a Module the parameters are trained too, and saved in the checkpoint.
@@ -96,7 +108,9 @@ def fit(
     device = trainable[0].device
     low = _bfloat16(precision, device)
     order = torch.Generator().manual_seed(seed)
-    loader = DataLoader(dataset, batch_size, shuffle=True, collate_fn=collate, generator=order, num_workers=workers)
+    rank, world = processes()
+    batches = _Share(BatchSampler(RandomSampler(dataset, generator=order), batch_size, drop_last=False), rank, world)
+    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, generator=order, num_workers=workers)
     optimizer = torch.optim.Adam(trainable, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
     settings = {"images": len(dataset), "epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
@@ -109,13 +123,18 @@ def fit(
         settings["trained parameters"] = [name for name, p in model.named_parameters() if p.requires_grad]
     history: list[dict[str, float]] = []
     state = {"model": model, "optimizer": optimizer, "schedule": schedule} | learned
+    if world > 1:  # all begin with the first one's network
+        for tensor in [
+            *model.state_dict().values(),
+            *(t for part in learned.values() for t in part.state_dict().values()),
+        ]:
+            dist.broadcast(tensor, 0)
     with modes_restored(model), torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + rank)
         if checkpoint is not None and Path(checkpoint).exists():
             history = _resume(Path(checkpoint), settings, state, order)
-        bar = tqdm(
-            total=epochs * len(loader), initial=len(history) * len(loader), unit="step", leave=False, disable=not epochs
-        )
+        quiet, done = not epochs or rank > 0, len(history) * len(loader)
+        bar = tqdm(total=epochs * len(loader), initial=done, unit="step", leave=False, disable=quiet)
         with bar:
             for epoch in range(len(history) + 1, epochs + 1):
                 bar.set_description(f"training, epoch {epoch}/{epochs}")
@@ -123,29 +142,66 @@ def fit(
                     if any(True for _ in module.parameters()):
                         module.train(any(p.requires_grad for p in module.parameters()))
                 totals: dict[str, float] = {}
-                for batch in map(lambda b: b.to(device), loader):
+                for number, batch in enumerate(map(lambda b: b.to(device), loader)):
+                    mine = batches.count(number, len(dataset))
                     with torch.autocast(device.type, torch.bfloat16, enabled=low):
                         terms = step(model, batch)
-                    loss = sum(terms.values())
+                    loss = sum(terms.values()) * (mine[0] * world / mine[1] if world > 1 else 1)
                     values = {name: term.item() for name, term in terms.items()}
                     _check(values, batch, lr)
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
+                    if world > 1:
+                        for p in trainable:  # one process's share may leave a parameter out
+                            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                        _average([p.grad for p in trainable])
                     norm = nn.utils.clip_grad_norm_(trainable, 1.0)
                     _check({"gradient's norm": norm.item()}, batch, lr)
                     optimizer.step()
                     schedule.step()
                     for name, value in values.items():
-                        totals[name] = totals.get(name, 0.0) + value * len(batch.names)
+                        totals[name] = totals.get(name, 0.0) + value * mine[0]
                     bar.update()
                     bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+                if world > 1:
+                    sums = torch.tensor(list(totals.values()), dtype=torch.float64, device=device)
+                    dist.all_reduce(sums)
+                    totals = dict(zip(totals, sums.tolist(), strict=True))
+                    _average([buffer for buffer in model.buffers() if buffer.is_floating_point()])
                 history.append({name: total / len(dataset) for name, total in totals.items()})
                 if after_epoch is not None:
                     with torch.random.fork_rng(range(torch.cuda.device_count())):  # to measure changes no training
                         after_epoch(epoch)
-                if checkpoint is not None:
+                if checkpoint is not None and rank == 0:
                     _save(Path(checkpoint), settings, state, order, history)
+                if world > 1:
+                    dist.barrier()
     return history
+
+
+class _Share:
+    """Of each batch of a sampler, what one of several processes takes; at least one image, which may count nothing."""
+
+    def __init__(self, batches: BatchSampler, rank: int, world: int):
+        self.batches, self.rank, self.world = batches, rank, world
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self):
+        return (batch[self.rank :: self.world] or batch[:1] for batch in self.batches)
+
+    def count(self, number: int, images: int) -> tuple[int, int]:
+        """How many images of the batch of this number count here, and how many it has in all."""
+        size = min(self.batches.batch_size, images - number * self.batches.batch_size)
+        return len(range(self.rank, size, self.world)), size
+
+
+def _average(tensors: list[Tensor]) -> None:
+    """Replace each by its mean over processes."""
+    for tensor in tensors:
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
 
 
 def _bfloat16(precision: str, device: torch.device) -> bool:
@@ -219,6 +275,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Measure `model` in eval mode on `dataset`; everything in per cent, from one forward pass an image.
 
+    Several processes (`processes`) share the images, and all get the scores of all.
+
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
         dataset: Samples of one size.
@@ -266,13 +324,18 @@ def evaluate(
         dataset, said = Subset(dataset, order.tolist()), None if said is None else said.cpu()[order]
         if device.type == "cpu":  # where a large batch's activations cost more time to allocate than the batch saves
             batch_size = max(1, min(batch_size, CPU_PIXELS // dataset[0].image[0].numel()))
+    rank, world = processes()
+    if world > 1:
+        if len(dataset) < world:
+            raise ValueError(f"dataset has {len(dataset)} images, fewer than the {world} processes that measure")
+        dataset, said = Subset(dataset, range(rank, len(dataset), world)), None if said is None else said[rank::world]
     loader = DataLoader(dataset, batch_size, collate_fn=collate, num_workers=workers)
     parts = None if said is None else iter(said.to(device).split(batch_size))
     with modes_restored(model), modes_restored(teacher if parts is None and teacher else model), torch.no_grad():
         model.eval()
         if teacher is not None and parts is None:
             teacher.eval()
-        for batch in tqdm(loader, desc="measuring", unit="batch", leave=False):
+        for batch in tqdm(loader, desc="measuring", unit="batch", leave=False, disable=rank > 0):
             batch = batch.to(device)
             if method:
                 present = batch.present()
@@ -308,6 +371,9 @@ def evaluate(
         scores["EPG"] = 100 * where["EPG"].compute().item()
         scores["IoU"] = 100 * where["IoU"].compute().max().item()
         scores["IoU threshold"] = best
-    if on_object.pairs:
+    pairs = on_object.pairs.clone()
+    if world > 1:  # one process may have none
+        dist.all_reduce(pairs)
+    if pairs:
         scores["on-object EPG"] = 100 * on_object.compute().item()
     return scores
