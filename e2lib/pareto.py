@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -126,7 +127,8 @@ def search(
 ) -> ParetoArchive:
     """Fine-tune a copy of `start` with each guide, and put it into an archive after every epoch.
 
-    Interrupted, the same call goes on after the last finished epoch.
+    Interrupted, the same call goes on after the last finished epoch. Of several processes (`training.processes`) the
+    first one writes; all need to see the folder.
 
     Args:
         start: the network to begin with; it is not changed.
@@ -157,13 +159,15 @@ def search(
             if value != about[name]:
                 found = f"{folder} holds a search with {name}={value!r}"
                 raise ValueError(f"{found}, not {about[name]!r}; name another folder")
-    _replace(card, about)
-    for number, guide in enumerate(tqdm(guides, desc="settings", unit="setting", leave=False)):
+    if training.processes()[0] == 0:
+        _replace(card, about)
+    rank, world = training.processes()
+    for number, guide in enumerate(tqdm(guides, desc="settings", unit="setting", leave=False, disable=rank > 0)):
         model = copy.deepcopy(start)
         record = _Recorder(archive, model, guide, val, batch_size, workers)
         checkpoint = archive.folder / f"{number}.pt"
         training.fit(model, train, epochs, lr, batch_size, seed, guide, "auto", workers, checkpoint, record)
-    return archive
+    return ParetoArchive(folder) if world > 1 else archive
 
 
 @dataclass
@@ -185,5 +189,10 @@ class _Recorder:
         guide = self.guide
         scores = training.evaluate(self.model, self.val, self.batch_size, guide.method, guide.at, workers=self.workers)
         scores["seconds"] = sum(self.times) / len(self.times)
-        self.archive.add(self.model, asdict(guide) | {"epoch": epoch}, scores)
+        rank, world = training.processes()
+        if rank == 0:
+            self.archive.add(self.model, asdict(guide) | {"epoch": epoch}, scores)
+        if world > 1:
+            dist.barrier()
+            self.archive = ParetoArchive(self.archive.folder, self.archive.measures)
         self.begun = time.perf_counter()
