@@ -48,8 +48,8 @@ def join(parameters: dict[str, Any], own: dict[str, Any]) -> tuple[int, int]:
     if cuda:
         torch.cuda.set_device(local)
         parameters["device"] = f"cuda:{local}"
-    # Some wait while the first one measures or explains a whole data set.
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(days=1))
+    # What some metrics add up lies on the CPU. Processes may wait for long where one of them has more to do.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(days=1))
     return dist.get_rank(), world
 
 
@@ -69,7 +69,10 @@ def execute(notebook: Path, parameters: dict[str, Any], show: bool) -> list[dict
             with capture_output(stdout=not show, stderr=False) as captured:
                 done = shell.run_cell(text, store_history=True)
             if not done.success:
-                sys.exit(f"{notebook}: code cell {number} ({source.splitlines()[0]!r}) failed")
+                error = done.error_before_exec or done.error_in_exec
+                sys.exit(
+                    f"{notebook}: code cell {number} ({source.splitlines()[0]!r}): {type(error).__name__}: {error}"
+                )
             for output in captured.outputs:
                 if table := output.data.get(runs.NUMBERS):
                     rows += [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
@@ -93,6 +96,8 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
     output = given.output and given.output.absolute()
+    if output:  # before the training
+        output.parent.mkdir(parents=True, exist_ok=True)
     silent = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(open(os.devnull, "w"))  # noqa: SIM115
     with silent:
         rows = execute(given.notebook.absolute(), parameters, show=rank == 0)

@@ -6,11 +6,13 @@ the logits stay (Parchami-Araghi et al.: Good Teachers Explain, ECCV 2024).
 
 import json
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -23,6 +25,7 @@ from e2lib.attribution import modes_restored
 from e2lib.datasets import Sample, Selection, collate, eval_transform, with_transform
 from e2lib.distillation import NOTHING, explanation, top_class
 from e2lib.features import key
+from e2lib.training import processes
 
 TYPES = ("float16", "uint8")
 CARD = "store.json"
@@ -87,7 +90,8 @@ def freeze(
 ) -> Dataset:
     """Explain the teacher's top class of every image of `dataset`, once; the data set with these maps and logits.
 
-    What an interrupted call has left in the folder is not computed again.
+    What an interrupted call has left in the folder is not computed again. Several processes (`training.processes`) that
+    see the same folder share the work.
 
     Args:
         teacher: images (B, 3, H, W) in [0, 1] to logits (B, C); runs in eval mode.
@@ -113,7 +117,8 @@ def freeze(
     device = next(teacher.parameters()).device
     parts = [range(i, min(i + SHARD, len(whole))) for i in range(0, len(whole), SHARD)]
     paths = [folder / f"{number:06d}.safetensors" for number in range(len(parts))]
-    missing = [(path, part) for path, part in zip(paths, parts, strict=True) if not path.exists()]
+    rank, world = processes() if _common(folder) else (0, 1)
+    missing = [(path, part) for path, part in zip(paths, parts, strict=True) if not path.exists()][rank::world]
     bar = tqdm(total=sum(len(part) for _, part in missing), desc="explaining", unit="image", leave=False)
     with modes_restored(teacher), bar:
         teacher.eval()
@@ -129,6 +134,8 @@ def freeze(
                 names += batch.names
                 bar.update(len(batch.names))
             _write(path, *map(torch.cat, zip(*found, strict=True)), names)
+    if world > 1:
+        dist.barrier()
     inner = dataset
     while isinstance(inner, Selection):
         inner = inner.dataset
@@ -139,6 +146,17 @@ def freeze(
     if len(frozen.position) < len(whole):
         raise ValueError(f"dataset holds {len(whole)} images, of {len(frozen.position)} names; names must differ")
     return with_transform(dataset, frozen)
+
+
+def _common(folder: Path) -> bool:
+    """Whether several processes were given the same folder."""
+    if processes()[1] == 1:
+        return False
+    low = torch.tensor([zlib.crc32(str(folder.resolve()).encode())])
+    high = low.clone()
+    dist.all_reduce(low, dist.ReduceOp.MIN)
+    dist.all_reduce(high, dist.ReduceOp.MAX)
+    return bool(low == high)
 
 
 def _stored(maps: Tensor, dtype: str) -> Tensor:

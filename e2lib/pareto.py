@@ -163,7 +163,7 @@ def search(
         _replace(card, about)
     rank, world = training.processes()
     for number, guide in enumerate(tqdm(guides, desc="settings", unit="setting", leave=False, disable=rank > 0)):
-        model = copy.deepcopy(start)
+        model, archive = copy.deepcopy(start), ParetoArchive(folder)  # read anew: another process may have written
         record = _Recorder(archive, model, guide, val, batch_size, workers)
         checkpoint = archive.folder / f"{number}.pt"
         training.fit(model, train, epochs, lr, batch_size, seed, guide, "auto", workers, checkpoint, record)

@@ -349,11 +349,14 @@ class Run:
     def key(self) -> str:
         """Twelve hex digits: the hash of the notebook's code cells, its parameters and e2lib's code.
 
-        Not of its text, which changes no number and is written when the numbers are known.
+        And the files of numbers and claims that it reads. Not its text, which changes no number and is written when the
+        numbers are known.
         """
         files = [self.notebook, *sorted(Path(__file__).parent.rglob("*.py"))]
         states = [(path, state.st_mtime_ns, state.st_size) for path in files for state in [path.stat()]]
-        return digest([_code(tuple(states)), self.parameters])
+        code, own = _source(tuple(states))
+        files = [(own | self.parameters)[name] for name in ("results", "claims") if name in own]
+        return digest([code, self.parameters, *((self.notebook.parent / file).read_text() for file in files)])
 
     @property
     def output(self) -> Path:
@@ -377,12 +380,16 @@ class Run:
 
 
 @functools.lru_cache(maxsize=16)  # of ten thousand runs of a sweep each asks
-def _code(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """The hash of the code cells of the first file, a notebook, and of the other files; their states tell edits."""
+def _source(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, dict[str, Any]]:
+    """The hash of the code cells of the first file, a notebook, and of the other files; and the notebook's defaults.
+
+    The files' states tell whether they were edited.
+    """
     (notebook, *_), *others = files
     cells = [cell.source for cell in code_cells(read(notebook))]
     here = Path(__file__).parent
-    return digest([cells, [(path.relative_to(here).as_posix(), path.read_text()) for path, *_ in others]])
+    code = digest([cells, [(path.relative_to(here).as_posix(), path.read_text()) for path, *_ in others]])
+    return code, defaults(notebook)
 
 
 def work_folder(parameters: BaseModel) -> Path:
@@ -442,6 +449,7 @@ def execute(run: Run, marker: Path, position: str = "") -> None:
         _fail(run, "the notebook, its preset or e2lib was edited while other notebooks ran; run it again")
     os.environ.pop("MPLBACKEND", None)  # the kernel's own choice puts figures into the notebook
     part = run.output.with_name(f".{run.name}.{os.getpid()}.ipynb").absolute()
+    commit = _commit()  # before: the code may be edited while this runs
     interval = 0.1 if sys.stderr.isatty() else 20  # seconds between updates of the bar: few in a log file
     start = time.monotonic()
     error = None
@@ -471,7 +479,7 @@ def execute(run: Run, marker: Path, position: str = "") -> None:
         other.unlink()
     os.replace(part, run.output)
     state = {"notebook": run.name, "preset": run.preset, "parameters": run.parameters, "minutes": round(minutes, 2)}
-    state |= {"device": _machine(run), "commit": _commit()}
+    state |= {"device": _machine(run), "commit": commit}
     write(run.marker, json.dumps(state, indent=1))
 
 
@@ -487,8 +495,11 @@ def _machine(run: Run) -> str:
 
 def _commit() -> str:
     """The revision of the working directory's repository, with -dirty where it was edited; empty outside of one."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else ""
+    asked = (["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain"])
+    head, edited = (subprocess.run(command, capture_output=True, text=True) for command in asked)
+    if head.returncode:
+        return ""
+    return head.stdout.strip() + ("-dirty" if edited.stdout.strip() else "")
 
 
 def _fail(run: Run, trouble: str) -> NoReturn:
@@ -615,7 +626,9 @@ def collect(names: str = "") -> None:
             execute(run, run.marker, f"{number}/{len(found)} ({run.preset})")
     table = pd.DataFrame([{"run": name} | row for name, run in found for row in rows_of(run)])
     if {*wanted} != {*known} and file.exists():
-        others = pd.read_csv(file, dtype={"run": str, "notebook": str}, keep_default_na=False, na_values=[""])
+        others = pd.read_csv(
+            file, dtype={"run": str, "notebook": str, "commit": str}, keep_default_na=False, na_values=[""]
+        )
         table = pd.concat([others[~others.run.isin(wanted)], table], ignore_index=True)
         place = {name: i for i, name in enumerate(known)}  # runs that results.yaml no longer names come last
         table = table.sort_values(

@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ class Job:
 
     run: runs.Run
     point: dict[str, Any]  # axis -> value
-    after: runs.Run | None
+    start: str  # tells the network that it starts from
 
 
 def read(path: Path) -> Sweep:
@@ -77,7 +78,7 @@ def plan(path: Path) -> list[Job]:
     presets = {name: _preset(path, name) for name in chosen}
     shared = runs.read(notebook).metadata.get("e2lib", {}).get("starts from", [])
     names = [name for name in own if name != "device"]  # checked where the job runs
-    jobs, firsts = [], {}
+    jobs = []
     for values in itertools.product(*sweep.axes.values()):
         point = dict(zip(sweep.axes, values, strict=True))
         parameters = presets[point.get("preset", chosen[0])] | sweep.parameters
@@ -91,8 +92,7 @@ def plan(path: Path) -> list[Job]:
         folder = f"sweeps/{path.stem}/{runs.digest(parameters)}"
         run = runs.Run(notebook, folder, parameters)
         start = runs.digest([(own | parameters)[name] for name in shared]) if shared else run.preset
-        jobs.append(Job(run, point, firsts.get(start)))
-        firsts.setdefault(start, run)
+        jobs.append(Job(run, point, start))
     if len({job.run.preset for job in jobs}) < len(jobs):
         raise ValueError(f"{path}: axes: a value is named twice")
     return jobs
@@ -125,29 +125,38 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
     profile: a folder of notebooks/sweeps/profiles: where jobs run. "": here, one on each GPU, or one where there is
     none; or `jobs_at_once`, which share the processor's cores.
     """
-    jobs = plan(path)
+    jobs, sweep = plan(path), read(path)
     if profile and not (PROFILES / profile).is_dir():
         known = ", ".join(sorted(folder.name for folder in PROFILES.iterdir()))
         raise ValueError(f"unknown PROFILE {profile!r}: choose from {known}")
     folder = Path("runs", "sweeps", path.stem)
     folder.mkdir(parents=True, exist_ok=True)
-    cards = 0 if profile else len(_cards())
+    cards = 0 if profile or not sweep.gpus else len(_cards())
     at_once = jobs_at_once or max(1, cards)
     threads = 0 if profile else max(1, (os.cpu_count() or 1) // at_once)
     for job in jobs:
         job.run.error.unlink(missing_ok=True)
     file = folder / "plan.json"
-    describe(jobs, file, threads)
-    call = command(file, read(path).gpus)
+    describe(jobs, file, threads, pick=not profile and sweep.gpus > 0)
+    call = command(file, sweep.gpus)
     call += ["--keep-going", "--scheduler", "greedy"]
     call += ["--profile", str(PROFILES / profile)] if profile else ["--cores", str(at_once)]
     call += ["--resources", f"gpu={cards}"] if cards else []
-    with (folder / "snakemake.log").open("w") as log:
-        process = subprocess.Popen(call, stdout=log, stderr=subprocess.STDOUT)
+    with (folder / "lock").open("w") as lock, (folder / "snakemake.log").open("w") as log:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"sweep {path.stem} is running already; wait for it, or stop it and its Snakemake"
+            ) from None
+        # Snakemake holds the lock too: were this process killed, its jobs would go on.
+        process = subprocess.Popen(call, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
         _watch(process, jobs, path.stem)
     missing = [job for job in jobs if not job.run.marker.exists()]
     print(f"{path.stem}: {len(jobs) - len(missing)} of {len(jobs)} jobs done; runs are in {folder}{os.sep}")
     failed = [job for job in missing if job.run.error.exists()]
+    if len(failed) < len(missing):
+        print(f"  {len(missing) - len(failed)} did not run")
     for job in failed[:10]:
         print(f"  failed: {job.point}: {job.run.error.read_text()}")
     if len(failed) > 10:
@@ -157,15 +166,23 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
     return process.returncode
 
 
-def describe(jobs: list[Job], file: Path, threads: int) -> None:
-    """Writes the plan that the sweeps' Snakefile and `execute` read. threads: of each job, 0 for its own choice."""
+def describe(jobs: list[Job], file: Path, threads: int, pick: bool = False) -> None:
+    """Writes the plan that the sweeps' Snakefile and `execute` read.
+
+    A job waits for the first one of its start only until some job of that start is finished.
+
+    threads: of each job, 0 for its own choice. pick: jobs choose themselves a GPU that is free.
+    """
+    started = {job.start for job in jobs if job.run.marker.exists()}
+    first = {job.start: job for job in reversed(jobs)}
     described = {
         str(job.run.marker): {
             "notebook": str(job.run.notebook),
             "preset": job.run.preset,
             "parameters": job.run.parameters,
-            "after": [str(job.after.marker)] if job.after else [],
+            "after": [] if job.start in started or job is first[job.start] else [str(first[job.start].run.marker)],
             "threads": threads,
+            "pick": pick,
         }
         for job in jobs
     }
@@ -206,7 +223,7 @@ def execute(file: Path, marker: str) -> None:
     run = runs.Run(Path(job["notebook"]), job["preset"], job["parameters"])
     if job["threads"]:
         os.environ["OMP_NUM_THREADS"] = str(job["threads"])
-    with _card():
+    with _card() if job["pick"] else contextlib.nullcontext():
         runs.execute(run, Path(marker))
 
 
@@ -241,13 +258,18 @@ def _card() -> Iterator[None]:
 
 
 def results(path: Path) -> Path:
-    """Writes runs/sweeps/NAME/results.csv, the rows that finished jobs recorded, with the values of the axes."""
+    """Writes runs/sweeps/NAME/results.csv: the rows that finished jobs recorded, and in "axis …" the axes' values."""
     import pandas as pd
 
-    jobs = [job for job in plan(path) if job.run.marker.exists()]
+    every = plan(path)
+    jobs = [job for job in every if job.run.marker.exists()]
     if not jobs:
         raise ValueError(f"{path}: no job is finished; make sweep SWEEP={path}")
-    table = pd.DataFrame([job.point | row for job in jobs for row in runs.rows_of(job.run)])
+    print(f"{len(jobs)} of {len(every)} jobs are finished")
+    points = [{f"axis {name}": str(value) for name, value in job.point.items()} for job in jobs]
+    table = pd.DataFrame(
+        [point | row for point, job in zip(points, jobs, strict=True) for row in runs.rows_of(job.run)]
+    )
     file = Path("runs", "sweeps", path.stem, "results.csv")
     runs.write(file, table.to_csv(index=False, float_format="%.6g"))
     return file
@@ -262,6 +284,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=0)
     parser.add_argument("--marker")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: the same command goes on with what is not finished"))
     try:
         if given.command == "run":
             sys.exit(run_all(given.file, given.profile, given.jobs))

@@ -1,5 +1,6 @@
 """Fit a classifier to a data set, with any step, and measure it: accuracy, and where its explanations lie."""
 
+import functools
 import hashlib
 import math
 import os
@@ -64,8 +65,9 @@ def fit(
     restored at the end.
 
     Several processes (`processes`) share each batch, and step by the gradient of the whole of it: that of one process,
-    for losses that are means over images. Each draws random numbers of its own, and norm layers that learn statistics
-    see its share; after each epoch these are averaged. All processes call `after_epoch`; the first one writes the
+    for losses that are means over images (GroupDRO, DIST and CRD compare images; each process compares its share). Each
+    draws random numbers of its own, and norm layers that learn statistics see its share; after each epoch these are
+    averaged. All processes call `after_epoch`; the first one writes the
     checkpoint, which goes on bit for bit only with one process.
 
     Args:
@@ -110,7 +112,11 @@ def fit(
     order = torch.Generator().manual_seed(seed)
     rank, world = processes()
     batches = _Share(BatchSampler(RandomSampler(dataset, generator=order), batch_size, drop_last=False), rank, world)
-    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, generator=order, num_workers=workers)
+    # The seed that workers get is the same in all processes: they are told apart.
+    apart = functools.partial(_apart, rank) if world > 1 else None
+    loader = DataLoader(
+        dataset, batch_sampler=batches, collate_fn=collate, generator=order, num_workers=workers, worker_init_fn=apart
+    )
     optimizer = torch.optim.Adam(trainable, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
     settings = {"images": len(dataset), "epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
@@ -133,6 +139,8 @@ def fit(
         torch.manual_seed(seed + rank)
         if checkpoint is not None and Path(checkpoint).exists():
             history = _resume(Path(checkpoint), settings, state, order)
+            if world > 1:  # the file holds the first one's random state
+                torch.manual_seed(seed + rank + 1000 * len(history))
         quiet, done = not epochs or rank > 0, len(history) * len(loader)
         bar = tqdm(total=epochs * len(loader), initial=done, unit="step", leave=False, disable=quiet)
         with bar:
@@ -195,6 +203,10 @@ class _Share:
         """How many images of the batch of this number count here, and how many it has in all."""
         size = min(self.batches.batch_size, images - number * self.batches.batch_size)
         return len(range(self.rank, size, self.world)), size
+
+
+def _apart(rank: int, worker: int) -> None:
+    torch.manual_seed(torch.initial_seed() + 1000 * rank)
 
 
 def _average(tensors: list[Tensor]) -> None:

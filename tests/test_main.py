@@ -19,11 +19,13 @@ p = runs.parameters(globals())
 data = datasets.Scenes("train", p.images, 64, objects=1)
 torch.manual_seed(p.seed)
 net = models.build("test_convnext", len(data.classes), None)
-archive = pareto.search(net, data, data, [Guide("energy", "ixg", "Final", 3.0)], 2, 1e-3, p.work or "alone", 4)
+guides = [Guide("energy", "ixg", "Final", weight) for weight in (1.0, 3.0)]
+archive = pareto.search(net, data, data, guides, 2, 1e-3, p.work or "alone", 4)
 best = archive.load(archive.choose("EPG", {}), net)
 scores = training.evaluate(best, data, method="ixg", at="Final")
 print("processes:", training.processes()[1])
-runs.record(pd.DataFrame([{"notebook": "04", "seed": p.seed} | scores]))"""
+points = sum(point["setting"]["epoch"] for point in archive.points)
+runs.record(pd.DataFrame([{"notebook": "04", "seed": p.seed, "points": points} | scores]))"""
 
 
 @pytest.fixture
@@ -43,12 +45,21 @@ def call(notebook: Path, *options: str, world: int = 1):
 def test_two_processes_give_the_numbers_of_one(notebook):
     folder, found = notebook.parent, {}
     for world in (1, 2):
-        options = ["-p", "seed", "3", "-p", "work", str(folder / f"work-{world}"), "-o", str(folder / f"{world}.json")]
+        options = [
+            "-p",
+            "seed",
+            "3",
+            "-p",
+            "work",
+            str(folder / f"work-{world}"),
+            "-o",
+            str(folder / "new" / f"{world}.json"),
+        ]
         done = call(notebook, *options, world=world)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(f"processes: {world}") == 1  # the first process alone is heard
-        [found[world]] = json.loads((folder / f"{world}.json").read_text())
-    assert found[1]["seed"] == 3 and found[1]["EPG"] > 0
+        [found[world]] = json.loads((folder / "new" / f"{world}.json").read_text())
+    assert found[1]["seed"] == 3 and found[1]["points"] == 2 * (1 + 2) and found[1]["EPG"] > 0
     assert found[2] == pytest.approx(found[1], abs=0.1)
 
 
@@ -56,6 +67,6 @@ def test_wrong_calls_are_refused_by_name(notebook):
     done = call(notebook, "-p", "sede", "3")
     assert done.returncode != 0 and "has no parameter sede; it has images, seed, work, device" in done.stderr
     done = call(notebook, "-p", "seed", "-1")
-    assert done.returncode != 0 and "parameter seed=-1" in done.stdout and "code cell 2" in done.stderr
+    assert done.returncode != 0 and "code cell 2" in done.stderr and "parameter seed=-1" in done.stderr
     done = call(notebook, world=2)
     assert done.returncode != 0 and "parameter work=None: several processes need a folder" in done.stderr

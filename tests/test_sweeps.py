@@ -71,8 +71,19 @@ def test_a_plan_has_a_job_for_each_point_and_the_first_of_a_start_comes_first(pr
     assert len(jobs) == len({job.run.marker for job in jobs}) == 8
     assert jobs[3].point == {"seed": 0, "schedule.epochs": 2, "images": 20}
     assert jobs[3].run.parameters["schedule"] == {"epochs": 2, "lr": 0.1, "start_epochs": 0}
-    runs = [job.run for job in jobs]
-    assert [runs.index(job.after) if job.after else None for job in jobs] == [None, 0, None, 2, None, 4, None, 6]
+    assert waiting(jobs, project) == [None, 0, None, 2, None, 4, None, 6]
+    for finished in (jobs[1], jobs[4]):  # whoever it was has trained the network at the start
+        finished.run.marker.parent.mkdir(parents=True)
+        finished.run.marker.touch()
+    assert waiting(jobs, project) == [None, None, None, 2, None, None, None, 6]
+
+
+def waiting(jobs, project):
+    """For each job of the plan the number of the one that it waits for."""
+    sweeps.describe(jobs, project / "plan.json", threads=1)
+    after = [job["after"] for job in json.loads((project / "plan.json").read_text()).values()]
+    markers = [str(job.run.marker) for job in jobs]
+    return [markers.index(one[0]) if one else None for one in after]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +136,9 @@ def test_a_sweep_is_run_once_and_makes_one_table(project):
     assert [seed for seed, _, trained, *_ in logged(project) if trained] in ([0, 1], [1, 0])  # shared work is done once
     table = pd.read_csv(sweeps.results(path))
     assert sorted(table.score) == [10, 11, 20, 21, 30, 31]
-    assert {"seed", "images", "minutes", "device", "commit"} <= {*table}
+    assert {"minutes", "device", "commit"} <= {*table} and (
+        table["axis images"] + table["axis seed"] == table.score
+    ).all()
     again = run(path)
     assert again.returncode == 0 and len(logged(project)) == 6
     sweep(project, "{seed: [0, 1], images: [10, 20, 30, 40]}")
@@ -152,6 +165,22 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(project):
     assert done.returncode == 0, done.stdout
     assert times == {marker: marker.stat().st_mtime_ns for marker in finished}
     assert sorted(pd.read_csv(sweeps.results(path)).score) == [10, 11, 20, 21, 30, 31]
+
+
+def test_a_stopped_sweep_stops_its_jobs_and_a_second_one_is_refused(project):
+    path = sweep(project)
+    first = run(path, "--jobs", "2", start=subprocess.Popen, SLOW="3")
+    while not (project / "log").exists():
+        assert first.poll() is None, first.stdout.read()
+        time.sleep(0.1)
+    second = run(path)
+    assert second.returncode != 0 and "sweep small is running already" in second.stdout
+    first.terminate()
+    assert "stopped: the same command goes on" in first.communicate()[0]
+    before = len(logged(project))
+    assert before < 6
+    time.sleep(5)
+    assert len(logged(project)) == before  # no job went on
 
 
 def test_a_failing_job_is_named_and_the_others_go_on(project):
@@ -187,7 +216,7 @@ def test_ten_thousand_jobs_are_planned_within_a_minute(project):
     )
     start = time.perf_counter()
     jobs = sweeps.plan(path)
-    assert len(jobs) == 10_000 and sum(job.after is None for job in jobs) == 100
+    assert len(jobs) == 10_000 and len({job.start for job in jobs}) == 100
     sweeps.describe(jobs, project / "plan.json", threads=1)
     dry = sweeps.command(project / "plan.json", gpus=0) + ["--cores", "2", "--dry-run", "--quiet", "all"]
     subprocess.run(dry, check=True, capture_output=True)
