@@ -293,7 +293,7 @@ def validated(names: Iterable[str], values: Mapping[str, Any]) -> BaseModel:
         return model(**values)
     except ValidationError as error:
         # pydantic's own text would repeat this less clearly
-        raise ValueError("\n".join(_complaint(item, list(model.model_fields)) for item in error.errors())) from None
+        raise ValueError("\n".join(_complaint(item, model) for item in error.errors())) from None
 
 
 @functools.cache
@@ -312,8 +312,11 @@ def assigned(source: str) -> dict[str, ast.expr]:
     return found
 
 
-def _complaint(item: Mapping[str, Any], known: list[str]) -> str:
-    name = ".".join(map(str, item["loc"]))
+def _complaint(item: Mapping[str, Any], model: type[BaseModel]) -> str:
+    name, known = ".".join(map(str, item["loc"])), list(model.model_fields)
+    if len(item["loc"]) > 1:  # a field of a parameter
+        outer = item["loc"][0]
+        known = [f"{outer}.{field}" for field in getattr(model.model_fields[outer].annotation, "model_fields", ())]
     if item["type"] != "extra_forbidden":
         return f"parameter {name}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
     close = difflib.get_close_matches(name, known, n=1)

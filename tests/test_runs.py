@@ -420,9 +420,9 @@ def test_a_schedule_is_checked_by_field():
     exec(cell, held)
     with pytest.raises(ValueError) as caught:
         runs.parameters(held)
-    assert "parameter schedule.epochs=0" in str(caught.value) and "unknown parameter 'schedule.eposs'" in str(
-        caught.value
-    )
+    message = str(caught.value)
+    assert "parameter schedule.epochs=0" in message
+    assert "unknown parameter 'schedule.eposs': did you mean 'schedule.epochs'? Here are schedule.lr" in message
 
 
 def namespace_of(cell):
