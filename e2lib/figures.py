@@ -212,6 +212,36 @@ def show_groups(table: pd.DataFrame, groups: Sequence[str], unseen: Sequence[str
     return figure
 
 
+def show_claims(table: pd.DataFrame) -> Figure:
+    """What `claims.judge` returns: for each claim and data set our mean and its interval, and the others' numbers.
+
+    The x axis counts points above the claim's bound, linearly up to 5 on either side and logarithmically beyond.
+    """
+    figure, axis = plt.subplots(figsize=(11, 0.6 + 0.32 * len(table)))
+    for y, row in enumerate(table.itertuples()):
+        first = y == 0 or table.claim.iloc[y - 1] != row.claim
+        colour = {"holds": COLOURS[2], "does not hold": COLOURS[3]}.get(row.here, "0.4")
+        low, high, mean = (value - row.above for value in (row.low, row.high, row.ours))
+        axis.plot([low, high], [y, y], color=colour, linewidth=3, solid_capstyle="butt", alpha=0.6)
+        axis.plot(mean, y, "o", color=colour, label="ours" if y == 0 else None)
+        if first:
+            said = [value - row.above for value in row.reproductions.values()]
+            axis.plot(said, [y] * len(said), "x", color="0.2", label="_")
+            if pd.notna(row.paper_says):
+                axis.plot(row.paper_says - row.above, y, "kD", markersize=6, markerfacecolor="none")
+            axis.axhline(y - 0.5, color="0.85", linewidth=0.8)
+            axis.text(1.01, y, row.verdict, transform=axis.get_yaxis_transform(), va="center", fontsize=10)
+    names = table.data.where(table.claim.duplicated(), table.claim + "   " + table.data)
+    axis.axvline(0, color="black", linestyle=":")
+    axis.set_xscale("symlog", linthresh=5)
+    ticks = [-50, -10, -2, 0, 2, 10, 50]
+    axis.set(xticks=ticks, xticklabels=ticks, yticks=range(len(table)), ylim=(len(table) - 0.5, -0.5))
+    axis.set_yticklabels(names, fontsize=9)
+    axis.set(xlabel="points above the bound", title="● ours, 95 % interval over seeds   ◇ paper   × reproductions")
+    sns.despine(figure)
+    return figure
+
+
 def add_box(axis: Axes, box: Sequence[float], colour) -> None:
     """Draw a half-open box (x1, y1, x2, y2), in pixels, on an axis that shows an image."""
     x1, y1, x2, y2 = box

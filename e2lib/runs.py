@@ -30,6 +30,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 PRESETS = ("smoke", "laptop", "paper")
 DEVICES = r"auto|cpu|cuda(:\d+)?"
+FILES = {"results": "results.csv", "claims": "claims.yaml"}  # parameter -> what it is by default, beside the notebooks
 NUMBERS = "application/vnd.e2lib.numbers+json"  # rows of numbers in a notebook's output
 # A notebook's own parameters cell goes on after the colon; the cell that papermill injects begins with the bare word.
 OWN_CELL, INJECTED_CELL = "# Parameters:", "# Parameters\n"
@@ -210,8 +211,8 @@ TYPES = {
     "source": Annotated[str, AfterValidator(_known_source)],  # data for which no boxes are needed
     "source_root": Annotated[Path, AfterValidator(Path.expanduser)] | None,
     "size": Annotated[int, Field(strict=True), AfterValidator(_known_size)],  # pixels a side
-    "results": Annotated[Path, AfterValidator(Path.expanduser)],  # files of numbers, and of claims
-    "claims": Annotated[Path, AfterValidator(Path.expanduser)],
+    "results": Annotated[Path, AfterValidator(Path.expanduser)] | None,  # file of numbers, and of claims; None: FILES
+    "claims": Annotated[Path, AfterValidator(Path.expanduser)] | None,
     "images": Annotated[int, Field(strict=True, ge=1)],  # how many are looked at, or trained with
     "measured": Annotated[int, Field(strict=True, ge=1)],  # validation images, and as many test images
     "seed": Annotated[int, Field(strict=True, ge=0)],
@@ -358,7 +359,7 @@ class Run:
         files = [self.notebook, *sorted(Path(__file__).parent.rglob("*.py"))]
         states = [(path, state.st_mtime_ns, state.st_size) for path in files for state in [path.stat()]]
         code, own = _source(tuple(states))
-        files = [(own | self.parameters)[name] for name in ("results", "claims") if name in own]
+        files = [(own | self.parameters)[name] or file for name, file in FILES.items() if name in own]
         return digest([code, self.parameters, *((self.notebook.parent / file).read_text() for file in files)])
 
     @property

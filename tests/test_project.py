@@ -87,7 +87,10 @@ def test_continuous_integration_runs_the_tests():
 
 
 def test_gpu_workflow_runs_the_laptop_preset_on_a_gpu_runner():
-    assert commands("gpu") == ["make run PRESET=laptop DEVICE=cuda"]
+    first, nightly = commands("gpu")
+    assert first == "make run PRESET=laptop DEVICE=cuda"
+    compared = "e2lib.claims notebooks/claims.yaml runs/before.csv notebooks/results.csv"
+    assert nightly.splitlines()[-1].endswith(compared) and "make results" in nightly
     [job] = load(".github/workflows/gpu.yml")["jobs"].values()
     assert "gpu" in job["runs-on"]
 
