@@ -90,11 +90,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="where the recorded numbers go, as JSON")
     given = parser.parse_args()
     os.environ["MPLBACKEND"] = "Agg"
-    try:
+    with runs.plainly():
         parameters = values(given)
         rank, world = join(parameters, runs.defaults(given.notebook))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(str(error))
     output = given.output and given.output.absolute()
     if output:  # before the training
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from e2lib.runs import FILES
+from e2lib.runs import FILES, plainly
 
 FOLDER = Path(__file__).parents[1] / "notebooks"  # of the repository
 HOLDS, NOT, OPEN, MIXED = "holds", "does not hold", "undecided", "mixed"
@@ -159,10 +159,8 @@ def main() -> None:
     for name in ("claims", "before", "after"):
         parser.add_argument(name, type=Path)
     given = parser.parse_args()
-    try:
+    with plainly():
         found = changed(read(given.claims), load(given.before), load(given.after))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(str(error))
     if found:
         sys.exit("\n".join(["verdicts that changed:", *found]))
     print("no verdict changed")

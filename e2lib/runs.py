@@ -7,6 +7,7 @@
 import argparse
 import ast
 import atexit
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -780,6 +781,17 @@ def write(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Of what is wrong with a command, or an interruption, the message alone."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on with what is not finished")
+
+
 def main() -> None:
     """The command line of this module; the Makefile and the Snakefile call it."""
     parser = argparse.ArgumentParser(prog="python -m e2lib.runs", description=__doc__)
@@ -792,7 +804,7 @@ def main() -> None:
     parser.add_argument("--position")
     given = parser.parse_args()
     arguments = given.preset, given.notebooks, given.device
-    try:
+    with plainly():
         if given.command == "run":
             sys.exit(run_all(*arguments))
         if given.command == "results":
@@ -803,10 +815,6 @@ def main() -> None:
             publish(runs)
         else:
             execute(runs[0], given.marker, given.position)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on with what is not finished")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Job:
 def read(path: Path) -> Sweep:
     """The sweep in file `path`; ValueError names the file, the field and what is wrong."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no sweep {path}")
+        raise FileNotFoundError(f"there is no sweep {path}: SWEEP=notebooks/sweeps/NAME.yaml names one")
     try:
         return Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValidationError as error:
@@ -285,17 +285,13 @@ def main() -> None:
     parser.add_argument("--marker")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: the same command goes on with what is not finished"))
-    try:
+    with runs.plainly():
         if given.command == "run":
             sys.exit(run_all(given.file, given.profile, given.jobs))
         if given.command == "results":
             print(f"written: {results(given.file)}")
             return
         execute(given.file, given.marker)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on with what is not finished")
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ def fit(
     Several processes (`processes`) share each batch, and step by the gradient of the whole of it: that of one process,
     for losses that are means over images (GroupDRO, DIST and CRD compare images; each process compares its share). Each
     draws random numbers of its own, and norm layers that learn statistics see its share; after each epoch these are
-    averaged. All processes call `after_epoch`; the first one writes the
-    checkpoint, which goes on bit for bit only with one process.
+    averaged. All processes call `after_epoch`; the first one writes the checkpoint, from which only a single process
+    goes on bit for bit.
 
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
