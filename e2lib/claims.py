@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from e2lib import tables
 from e2lib.runs import FILES, plainly
 
 FOLDER = Path(__file__).parents[1] / "notebooks"  # of the repository
@@ -25,11 +26,11 @@ class _Model(BaseModel):
 
 
 class Ours(_Model):
-    """One number a seed: a column of results.csv in the row that `where` describes, less that of the row `minus`."""
+    """One number a seed: a metric of results.csv where `where` describes the row, less that of the row `minus`."""
 
     run: str  # as in presets/results.yaml
-    where: dict[str, str | float]  # column -> value
-    value: str  # a column, in per cent or points
+    where: dict[str, str | float]  # column, or name of a setting -> value
+    value: str  # a metric, in per cent or points
     minus: dict[str, str | float] | None = None  # what differs from `where` in the other row
 
 
@@ -140,10 +141,8 @@ def judge(claims: list[Claim], results: pd.DataFrame) -> pd.DataFrame:
 
 
 def load(path: str | Path | None = None) -> pd.DataFrame:
-    """The numbers in a file that `make results` wrote; None: the repository's."""
-    return pd.read_csv(
-        path or FOLDER / FILES["results"], dtype={"run": str, "commit": str}, keep_default_na=False, na_values=[""]
-    )
+    """The numbers in a file that `make results` wrote, a row for each setting and seed; None: the repository's."""
+    return tables.wide(tables.read(path or FOLDER / FILES["results"]))
 
 
 def changed(claims: list[Claim], before: pd.DataFrame, after: pd.DataFrame) -> list[str]:

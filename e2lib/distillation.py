@@ -329,7 +329,9 @@ class Distill(nn.Module):
 
     def extra_repr(self) -> str:
         """What `fit` knows a training by."""
-        known = ("weights", "temperature", "method", "at", "every", "contrast", "teacher_size", "count")
+        known = ["weights", "temperature", "teacher_size", "count"]
+        if "e2kd" in self.weights:  # without it these make no difference
+            known += ["method", "at", "every", "contrast"]
         return ", ".join([f"teacher={self.known!r}", *(f"{name}={getattr(self, name)!r}" for name in known)])
 
     def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -2,13 +2,13 @@
 
 import copy
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from e2lib.attribution import modes_restored
 from e2lib.boxes import box_mask, mask_box
 from e2lib.datasets import Sample, Selection, collate
+from e2lib.disk import replacing
 from e2lib.models import weights_key
 
 
@@ -126,36 +127,39 @@ def extract(
     """
     folder = Path(folder)
     path = folder / f"{key(trunk, dataset, mirrored)}.safetensors"
-    if not path.exists():
-        device = next(trunk.parameters()).device
-        # A generator of its own: otherwise what is drawn afterwards would depend on whether the features were known.
-        own = torch.Generator()
-        loader = DataLoader(dataset, batch_size, collate_fn=collate, num_workers=workers, generator=own)
-        parts: dict[str, list[Tensor]] = {name: [] for name in ("features", "boxes", "box_labels", "group_of", "boxed")}
-        names, counts = [], []
-        with modes_restored(trunk):
-            trunk.eval()
-            for batch in tqdm(loader, desc="features", unit="batch", leave=False):
-                images = batch.images.to(device)
-                views = (images, images.flip(3)) if mirrored else (images,)
-                parts["boxes"].append(_mirrored(torch.cat(batch.boxes), batch.size[1])[: len(views)])
-                parts["features"].append(torch.stack([_half(trunk(view)) for view in views], 1))
-                parts["box_labels"] += batch.box_labels
-                parts["group_of"].append(batch.groups)
-                parts["boxed"].append(batch.annotated)
-                counts += [len(labels) for labels in batch.box_labels]
-                names += batch.names
-        tensors = {name: torch.cat(values, 1 if name == "boxes" else 0) for name, values in parts.items()}
-        tensors |= {"targets": dataset.targets, "starts": torch.tensor(np.cumsum([0, *counts]))}
-        about = {"classes": dataset.classes, "groups": dataset.groups, "multilabel": dataset.multilabel}
-        about |= {"size": batch.size, "names": names}
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"about": json.dumps(about)}
-        )
-        os.replace(temporary, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # of several runs that want them the first one computes, the others wait
+        if not path.exists():
+            _extract(trunk, dataset, path, mirrored, batch_size, workers)
     return Features(path)
+
+
+def _extract(trunk: nn.Module, dataset: Dataset, path: Path, mirrored: bool, batch_size: int, workers: int) -> None:
+    device = next(trunk.parameters()).device
+    # A generator of its own: otherwise what is drawn afterwards would depend on whether the features were known.
+    own = torch.Generator()
+    loader = DataLoader(dataset, batch_size, collate_fn=collate, num_workers=workers, generator=own)
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("features", "boxes", "box_labels", "group_of", "boxed")}
+    names, counts = [], []
+    with modes_restored(trunk):
+        trunk.eval()
+        for batch in tqdm(loader, desc="features", unit="batch", leave=False):
+            images = batch.images.to(device)
+            views = (images, images.flip(3)) if mirrored else (images,)
+            parts["boxes"].append(_mirrored(torch.cat(batch.boxes), batch.size[1])[: len(views)])
+            parts["features"].append(torch.stack([_half(trunk(view)) for view in views], 1))
+            parts["box_labels"] += batch.box_labels
+            parts["group_of"].append(batch.groups)
+            parts["boxed"].append(batch.annotated)
+            counts += [len(labels) for labels in batch.box_labels]
+            names += batch.names
+    tensors = {name: torch.cat(values, 1 if name == "boxes" else 0) for name, values in parts.items()}
+    tensors |= {"targets": dataset.targets, "starts": torch.tensor(np.cumsum([0, *counts]))}
+    about = {"classes": dataset.classes, "groups": dataset.groups, "multilabel": dataset.multilabel}
+    about |= {"size": batch.size, "names": names}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as part:
+        save_file(tensors, part, {"about": json.dumps(about)})
 
 
 def join(first: Features, second: Features) -> Features:

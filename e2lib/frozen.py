@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from e2lib.attribution import modes_restored
 from e2lib.datasets import Sample, Selection, collate, eval_transform, with_transform
+from e2lib.disk import replacing
 from e2lib.distillation import NOTHING, explanation, top_class
 from e2lib.features import key
 from e2lib.training import processes
@@ -167,10 +168,9 @@ def _stored(maps: Tensor, dtype: str) -> Tensor:
 
 
 def _write(path: Path, maps: Tensor, logits: Tensor, names: list[str]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {"maps": maps.contiguous(), "logits": logits.contiguous()}
-    save_file(tensors, temporary, {"names": json.dumps(names)})
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        save_file(tensors, part, {"names": json.dumps(names)})
 
 
 def _claim(folder: Path, about: dict) -> None:
@@ -184,6 +184,5 @@ def _claim(folder: Path, about: dict) -> None:
                 )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{CARD}.{os.getpid()}"
-    temporary.write_text(json.dumps(about, indent=1))
-    os.replace(temporary, card)
+    with replacing(card) as part:
+        part.write_text(json.dumps(about, indent=1))

@@ -60,8 +60,8 @@ class BestEpoch:
         if self.rule not in RULES:
             raise ValueError(f"rule is {self.rule!r}; it must be one of {', '.join(RULES)}")
 
-    def __call__(self, epoch: int) -> None:
-        """Measure the network after this epoch, and keep its weights if it is the best."""
+    def __call__(self, epoch: int) -> dict[str, float]:
+        """Measure the network after this epoch, and keep its weights if it is the best; returns the scores."""
         if epoch != len(self.history) + 1:
             raise ValueError(f"epoch is {epoch}, after {len(self.history)}; a resumed training cannot choose among all")
         self.history.append(training.evaluate(self.model, self.val, seen=self.seen))
@@ -72,6 +72,7 @@ class BestEpoch:
                 self.model.named_buffers()
             ).keys()
             self.weights = {name: copy.deepcopy(state[name]) for name in state if name in kept}
+        return self.history[-1]
 
     def restore(self) -> None:
         """Give the network the weights of the best epoch."""

@@ -5,7 +5,6 @@ import difflib
 import hashlib
 import importlib.util
 import math
-import os
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from e2lib.disk import replacing
 
 _DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -220,10 +221,9 @@ def save(model: Model, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path: {path} must end in .safetensors")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.net.state_dict().items()}
-    save_file(state, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        save_file(state, part)
 
 
 def weights_key(network: nn.Module, about: str = "") -> str:

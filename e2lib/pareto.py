@@ -6,7 +6,6 @@ on validation data, and report those on test data.
 
 import copy
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from e2lib import models, training
+from e2lib.disk import replacing
 from e2lib.guidance import Guide
 
 MEASURES = ("F1", "EPG", "IoU")
@@ -108,9 +108,8 @@ class ParetoArchive:
 
 
 def _replace(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=1))
 
 
 def search(
@@ -184,7 +183,7 @@ class _Recorder:
     def __post_init__(self):
         self.times, self.begun = [], time.perf_counter()
 
-    def __call__(self, epoch: int) -> None:
+    def __call__(self, epoch: int) -> dict[str, float]:
         self.times.append(time.perf_counter() - self.begun)
         guide = self.guide
         scores = training.evaluate(self.model, self.val, self.batch_size, guide.method, guide.at, workers=self.workers)
@@ -196,3 +195,4 @@ class _Recorder:
             dist.barrier()
             self.archive = ParetoArchive(self.archive.folder, self.archive.measures)
         self.begun = time.perf_counter()
+        return scores

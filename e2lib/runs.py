@@ -27,7 +27,10 @@ from typing import Annotated, Any, Literal, NoReturn, Self
 
 import nbformat
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from e2lib.disk import replacing
 
 PRESETS = ("smoke", "laptop", "paper")
 DEVICES = r"auto|cpu|cuda(:\d+)?"
@@ -392,22 +395,42 @@ def _source(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, dict[str, An
     """
     (notebook, *_), *others = files
     cells = [cell.source for cell in code_cells(read(notebook))]
+    return digest([cells, _contents(path for path, *_ in others)]), defaults(notebook)
+
+
+def _contents(files: Iterable[Path]) -> list[tuple[str, str]]:
     here = Path(__file__).parent
-    code = digest([cells, [(path.relative_to(here).as_posix(), path.read_text()) for path, *_ in others]])
-    return code, defaults(notebook)
+    return [(path.relative_to(here).as_posix(), path.read_text()) for path in files]
 
 
-def work_folder(parameters: BaseModel) -> Path:
-    """The folder below `parameters.work` that belongs to these parameters alone; the device makes no difference.
+def work_folder(parameters: BaseModel, without: Iterable[str] = ()) -> Path:
+    """The folder below `parameters.work` of these parameters and e2lib's code; the device makes no difference.
 
     Where `work` is None, or no parameter, a temporary one, which is removed when the process ends.
+
+    without: names of parameters that make no difference either. What does not depend on them, such as a baseline that
+        is guided with several λ, is kept there for all of them. Jobs of a sweep that share such a folder wait for the
+        first of them.
     """
     if getattr(parameters, "work", None) is None:
         folder = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return Path(folder)
-    values = parameters.model_dump(mode="json", exclude={"device", "work"})
-    return parameters.work / digest(values)
+    if unknown := {*without} - type(parameters).model_fields.keys():
+        raise ValueError(f"without names {', '.join(sorted(unknown))}, which are no parameters")
+    values = parameters.model_dump(mode="json", exclude={"device", "work", *without})
+    return parameters.work / digest([values, _contents(sorted(Path(__file__).parent.rglob("*.py")))])
+
+
+def sharing(path: Path) -> list[tuple[str, ...]]:
+    """For each folder that a notebook asks `work_folder` for, which parameters make no difference to it."""
+    calls = [
+        node
+        for cell in code_cells(read(path))
+        for node in ast.walk(ast.parse(TransformerManager().transform_cell(cell.source)))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "runs.work_folder"
+    ]
+    return [ast.literal_eval(keyword.value) for call in calls for keyword in call.keywords if keyword.arg == "without"]
 
 
 def plan(preset: str, notebooks: str = "", device: str = "auto") -> list[Run]:
@@ -473,6 +496,9 @@ def execute(run: Run, marker: Path, position: str = "") -> None:
         error = caught
         if not part.exists():  # it could not even be written
             raise
+        if isinstance(caught, OSError):  # of papermill, not of a cell: on a full disk, what is written is no notebook
+            part.unlink()
+            _fail(run, f"{type(caught).__name__}: {caught}")
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -564,7 +590,8 @@ def run_all(preset: str, notebooks: str, device: str) -> int:
 def record(table) -> None:
     """Leave the numbers of a DataFrame in the notebook, unseen, for `collect`: a row a setting, metrics in per cent.
 
-    Its columns are notebook, data, model, seed, ..., λ, and the metrics.
+    Its columns are notebook, data, model, seed, ..., λ, and the metrics; and split, where a row is not of test images:
+    "validation".
     """
     from IPython.display import display
 
@@ -572,20 +599,24 @@ def record(table) -> None:
     display({"text/plain": text, NUMBERS: json.loads(table.to_json(orient="split", index=False))}, raw=True)
 
 
-def recorded(path: Path) -> list[dict[str, Any]]:
-    """The rows that `record` left in an executed notebook; ValueError if there are none."""
+def recorded(path: Path, split: str = "test") -> list[dict[str, Any]]:
+    """The rows of test or validation images that `record` left in an executed notebook.
+
+    ValueError if there are none of any kind.
+    """
     outputs = [output.get("data", {}) for cell in read(path).cells for output in cell.get("outputs", [])]
     tables = [data[NUMBERS] for data in outputs if NUMBERS in data]
     if not (rows := [dict(zip(t["columns"], row, strict=True)) for t in tables for row in t["data"]]):
         raise ValueError(f"{path} holds no numbers: one of its cells has to call runs.record")
-    return rows
+    found = [(row.pop("split", None) or "test", row) for row in rows]
+    return [row for of, row in found if of == split]
 
 
-def rows_of(run: Run) -> list[dict[str, Any]]:
+def rows_of(run: Run, split: str = "test") -> list[dict[str, Any]]:
     """The numbers of a finished run, each row with the minutes, device and git revision of the run."""
     state = json.loads(run.marker.read_text())
     about = {name: state[name] for name in ("minutes", "device", "commit")}
-    return [row | about for row in recorded(run.output)]
+    return [row | about for row in recorded(run.output, split)]
 
 
 def repeated() -> list[tuple[str, Run]]:
@@ -615,6 +646,8 @@ def collect(names: str = "") -> None:
     """
     import pandas as pd
 
+    from e2lib import tables  # here: it imports this module
+
     found, file = repeated(), Path("notebooks", "results.csv")
     known = list(dict.fromkeys(name for name, _ in found))
     wanted = names.split() or known
@@ -629,18 +662,16 @@ def collect(names: str = "") -> None:
     for number, (_, run) in enumerate(found, 1):
         if not run.marker.exists():
             execute(run, run.marker, f"{number}/{len(found)} ({run.preset})")
-    table = pd.DataFrame([{"run": name} | row for name, run in found for row in rows_of(run)])
+    table = tables.tidy(pd.DataFrame([{"run": name} | row for name, run in found for row in rows_of(run)]))
     if {*wanted} != {*known} and file.exists():
-        others = pd.read_csv(
-            file, dtype={"run": str, "notebook": str, "commit": str}, keep_default_na=False, na_values=[""]
-        )
+        others = tables.read(file)
         table = pd.concat([others[~others.run.isin(wanted)], table], ignore_index=True)
         place = {name: i for i, name in enumerate(known)}  # runs that results.yaml no longer names come last
         table = table.sort_values(
             "run", key=lambda runs: runs.map(lambda run: place.get(run, len(place))), kind="stable"
         )
-    write(file, table.to_csv(index=False, float_format="%.6g"))
-    write(Path("notebooks", "results.md"), report(table))
+    tables.write(file, table)
+    write(Path("notebooks", "results.md"), tables.report(table))
 
 
 def _roots(parameters: dict[str, Any]) -> Iterator[str]:
@@ -650,54 +681,6 @@ def _roots(parameters: dict[str, Any]) -> Iterator[str]:
             yield from _roots(value)
         elif str(name).endswith("root") and value is not None:
             yield value
-
-
-def report(table) -> str:
-    """A DataFrame with a row for each seed and setting as Markdown: means ± standard deviations, a table a run."""
-    settings = ["data", "model", "images", "task", "student", "head", "chosen by", "group labels"]
-    settings += ["at", "loss", "chosen for", "boxes"]
-    metrics = ["worst group", "accuracy", "out of distribution"]
-    metrics = [part for name in metrics for part in (name, f"gain, {name}")]
-    metrics += [f"gain over KD, {name}" for name in ("accuracy", "out of distribution")]
-    alike = ["agreement", "agreement, out of distribution"]
-    metrics += [part for name in alike for part in (name, f"gain over KD, {name}")]
-    metrics += ["F1", "Δ F1", "EPG", "Δ EPG", "way", "of all boxes' gain", "IoU", "Δ IoU", "on-object EPG"]
-    metrics += ["F1 without context", "Δ F1 without context"]
-    text = (
-        "# Results\n\nWritten by `make results`, as is results.csv (more columns). In per cent, on test images; "
-        "λ and epoch are chosen on validation images; from 07 on λ is what the notebook says, and the last epoch is "
-        "taken. ± is the standard deviation over seeds, of training and of what "
-        "it sees; the test images are always the same. Δ is the difference to the baseline of the same seed, which is "
-        "trained for as many epochs at λ = 0 (so is *gain*; *gain over KD*: to plain distillation of the same seed), "
-        "*way* the part of the way from the baseline's EPG to the "
-        "ceiling, *F1 kept* the seeds whose choice kept the baseline's F1 on "
-        "validation images up to one point, *agreement* the share of images on which a student has its teacher's top "
-        "class. The runs are described in presets/results.yaml.\n"
-    )
-    for run, part in table.groupby("run", sort=False):
-        part = part.dropna(axis=1, how="all")
-        names = [name for name in settings if name in part]
-        numbers = part[[name for name in metrics if name in part]]
-        keys = [part[name].fillna("") for name in names]
-        choices = [name for name in ("λ", "F1 kept") if name in part]
-        groups, parts = numbers.groupby(keys, sort=False), part.groupby(keys)
-        means, deviations = groups.mean(), groups.std()
-        seeds = sorted(part.seed.unique())
-        text += f"\n## {run}\n\nSeeds: {', '.join(map(str, seeds))}.\n\n"
-        text += f"| {' | '.join([*names, *choices, *numbers])} |\n"
-        text += f"|{'---|' * (len(names) + len(choices) + len(numbers.columns))}\n"
-        for setting, mean in means.iterrows():
-            deviation = deviations.loc[setting]
-            cells = [str(value).replace("|", "\\|") for value in setting]
-            if choices:
-                of = parts.get_group(setting)
-                cells.append(", ".join(f"{value:g}" for value in sorted(set(of["λ"]))))
-                cells.append(f"{of['F1 kept'].eq('yes').sum()} of {len(of)}")
-            # + 0.0 takes the sign from a mean that is rounded to zero.
-            pairs = [(round(m, 1) + 0.0, d) for m, d in zip(mean, deviation, strict=True)]
-            cells += ["" if m != m else f"{m:.1f}" if d != d else f"{m:.1f} ± {d:.1f}" for m, d in pairs]
-            text += f"| {' | '.join(cells)} |\n"
-    return text
 
 
 def publish(runs: list[Run]) -> None:
@@ -776,9 +759,8 @@ def digest(value: Any) -> str:
 
 def write(path: Path, text: str) -> None:
     """Replaces the file in one step."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """Grids of runs: one YAML file names a notebook and what varies; what is not finished is executed, in parallel.
 
 `python -m e2lib.sweeps run FILE` (in `make sweep`) starts Snakemake, which starts `execute` once a job: on this
-machine, or, with a profile, on a cluster. `python -m e2lib.sweeps results FILE` makes one table of what is finished.
+machine, or, with a profile, on a cluster. It leaves the scores on validation images in a table. Those on test images,
+and the executed notebooks, which show them, are put aside, so that no choice is made by them, until `python -m
+e2lib.sweeps results FILE` is asked for them.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from tqdm import tqdm
 from e2lib import runs
 
 PROFILES = Path("notebooks", "sweeps", "profiles")
+SEALED = ".sealed"  # folder of what shows test numbers
 
 
 class Sweep(BaseModel):
@@ -44,11 +47,11 @@ class Sweep(BaseModel):
 
 @dataclass(frozen=True)
 class Job:
-    """One point of the grid. Jobs that start from the same network wait for the first of them, which trains it."""
+    """One point of the grid. Jobs that start from the same networks wait for the first of them, which trains these."""
 
     run: runs.Run
     point: dict[str, Any]  # axis -> value
-    start: str  # tells the network that it starts from
+    starts: tuple[str, ...]  # tell what it starts from, such as a teacher or a baseline
 
 
 def read(path: Path) -> Sweep:
@@ -65,8 +68,9 @@ def read(path: Path) -> Sweep:
 def plan(path: Path) -> list[Job]:
     """The jobs of a sweep, in the order of its axes, the last one varying fastest. Every parameter is checked.
 
-    Each has a folder of its own below runs/sweeps/, named by a hash of its parameters. Which parameters the network
-    that jobs start from depends on, the notebook's metadata say ("starts from"); jobs that agree in these share it.
+    Each has a folder of its own below runs/sweeps/, named by a hash of its parameters. What jobs start from, the
+    notebook's calls of `runs.work_folder` say; a notebook with a parameter `work` gets a folder that all jobs share,
+    unless the preset names one.
     """
     sweep = read(path)
     found = {notebook.name[:2]: notebook for notebook in Path("notebooks").glob("[0-9][0-9]_*.ipynb")}
@@ -76,12 +80,13 @@ def plan(path: Path) -> list[Job]:
     own = runs.defaults(notebook)
     chosen = sweep.axes.get("preset", [sweep.preset or f"laptop/{sweep.notebook}"])
     presets = {name: _preset(path, name) for name in chosen}
-    shared = runs.read(notebook).metadata.get("e2lib", {}).get("starts from", [])
+    sharing = runs.sharing(notebook)
+    kept = {"work": f"../runs/sweeps/{path.stem}/work"} if "work" in own else {}
     names = [name for name in own if name != "device"]  # checked where the job runs
     jobs = []
     for values in itertools.product(*sweep.axes.values()):
         point = dict(zip(sweep.axes, values, strict=True))
-        parameters = presets[point.get("preset", chosen[0])] | sweep.parameters
+        parameters = kept | presets[point.get("preset", chosen[0])] | sweep.parameters
         for axis, value in point.items():
             if axis != "preset":
                 _set(parameters, own, axis, value, path)
@@ -89,10 +94,13 @@ def plan(path: Path) -> list[Job]:
             runs.validated(names, {k: v for k, v in (own | parameters).items() if k != "device"})
         except ValueError as error:
             raise ValueError(f"{path}: {point}: {error}") from error
-        folder = f"sweeps/{path.stem}/{runs.digest(parameters)}"
-        run = runs.Run(notebook, folder, parameters)
-        start = runs.digest([(own | parameters)[name] for name in shared]) if shared else run.preset
-        jobs.append(Job(run, point, start))
+        run = runs.Run(notebook, f"sweeps/{path.stem}/{SEALED}/{runs.digest(parameters)}", parameters)
+        values = own | parameters
+        starts = tuple(
+            runs.digest({name: values[name] for name in own if name not in ("device", "work", *without)})
+            for without in sharing
+        )
+        jobs.append(Job(run, point, starts))
     if len({job.run.preset for job in jobs}) < len(jobs):
         raise ValueError(f"{path}: axes: a value is named twice")
     return jobs
@@ -153,7 +161,13 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
         process = subprocess.Popen(call, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
         _watch(process, jobs, path.stem)
     missing = [job for job in jobs if not job.run.marker.exists()]
-    print(f"{path.stem}: {len(jobs) - len(missing)} of {len(jobs)} jobs done; runs are in {folder}{os.sep}")
+    print(f"{path.stem}: {len(jobs) - len(missing)} of {len(jobs)} jobs done")
+    if len(missing) < len(jobs):
+        from e2lib import tables
+
+        if (found := numbers(jobs, "validation")) is not None:
+            print(f"  on validation images: {tables.write(folder / 'validation.csv', found)}")
+        print(f"  on test images, once all is chosen: make results SWEEP={path}")
     failed = [job for job in missing if job.run.error.exists()]
     if len(failed) < len(missing):
         print(f"  {len(missing) - len(failed)} did not run")
@@ -169,18 +183,23 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
 def describe(jobs: list[Job], file: Path, threads: int, pick: bool = False) -> None:
     """Writes the plan that the sweeps' Snakefile and `execute` read.
 
-    A job waits for the first one of its start only until some job of that start is finished.
+    A job waits for the first one of a start only until some job of that start is finished.
 
     threads: of each job, 0 for its own choice. pick: jobs choose themselves a GPU that is free.
     """
-    started = {job.start for job in jobs if job.run.marker.exists()}
-    first = {job.start: job for job in reversed(jobs)}
+    started = {start for job in jobs if job.run.marker.exists() for start in job.starts}
+    first = {start: job for job in reversed(jobs) for start in job.starts}
+
+    def after(job: Job) -> list[str]:
+        others = [first[start] for start in job.starts if start not in started]
+        return list(dict.fromkeys(str(other.run.marker) for other in others if other is not job))
+
     described = {
         str(job.run.marker): {
             "notebook": str(job.run.notebook),
             "preset": job.run.preset,
             "parameters": job.run.parameters,
-            "after": [] if job.start in started or job is first[job.start] else [str(first[job.start].run.marker)],
+            "after": after(job),
             "threads": threads,
             "pick": pick,
         }
@@ -257,22 +276,40 @@ def _card() -> Iterator[None]:
     yield
 
 
-def results(path: Path) -> Path:
-    """Writes runs/sweeps/NAME/results.csv: the rows that finished jobs recorded, and in "axis …" the axes' values."""
-    import pandas as pd
+def numbers(jobs: list[Job], split: str):
+    """The tidy table (`tables`) of "validation" or "test" images that finished jobs recorded; None if there is none.
 
-    every = plan(path)
-    jobs = [job for job in every if job.run.marker.exists()]
-    if not jobs:
+    Its settings hold the values of the axes, "axis …", its runs are the names of the jobs' folders.
+    """
+    import pandas as pd  # here, as torch: what only plans or runs needs it not
+
+    from e2lib import tables
+
+    rows = []
+    for job in jobs:
+        if job.run.marker.exists():
+            about = {f"axis {name}": str(value) for name, value in job.point.items()}
+            about["run"] = Path(job.run.preset).name
+            rows += [about | row for row in runs.rows_of(job.run, split)]
+    return tables.tidy(pd.DataFrame(rows)) if rows else None
+
+
+def results(path: Path) -> Path:
+    """Writes runs/sweeps/NAME/results.csv, the numbers on test images, and puts the executed notebooks beside it."""
+    from e2lib import tables
+
+    jobs = plan(path)
+    done = [job for job in jobs if job.run.marker.exists()]
+    if (found := numbers(done, "test")) is None:
         raise ValueError(f"{path}: no job is finished; make sweep SWEEP={path}")
-    print(f"{len(jobs)} of {len(every)} jobs are finished")
-    points = [{f"axis {name}": str(value) for name, value in job.point.items()} for job in jobs]
-    table = pd.DataFrame(
-        [point | row for point, job in zip(points, jobs, strict=True) for row in runs.rows_of(job.run)]
-    )
-    file = Path("runs", "sweeps", path.stem, "results.csv")
-    runs.write(file, table.to_csv(index=False, float_format="%.6g"))
-    return file
+    print(f"{len(done)} of {len(jobs)} jobs are finished")
+    folder = Path("runs", "sweeps", path.stem)
+    (folder / "notebooks").mkdir(exist_ok=True)
+    for job in done:
+        shown = folder / "notebooks" / f"{Path(job.run.preset).name}.ipynb"
+        shown.unlink(missing_ok=True)
+        shown.hardlink_to(job.run.output)  # takes no room
+    return tables.write(folder / "results.csv", found)
 
 
 def main() -> None:
@@ -289,7 +326,8 @@ def main() -> None:
         if given.command == "run":
             sys.exit(run_all(given.file, given.profile, given.jobs))
         if given.command == "results":
-            print(f"written: {results(given.file)}")
+            written = results(given.file)
+            print(f"written: {written}, and the executed notebooks in {written.parent / 'notebooks'}{os.sep}")
             return
         execute(given.file, given.marker)
 

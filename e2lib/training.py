@@ -1,7 +1,9 @@
 """Fit a classifier to a data set, with any step, and measure it: accuracy, and where its explanations lie."""
 
+import contextlib
 import functools
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -19,9 +21,12 @@ from tqdm.auto import tqdm
 from e2lib import models
 from e2lib.attribution import against_others, explain, modes_restored
 from e2lib.datasets import Batch, collate
+from e2lib.disk import replacing
 from e2lib.metrics import EPG, F1, GroupAccuracy, IoU, IoUCurve, MeanAP, OnObjectEPG
 
 CPU_PIXELS = 8 * 224 * 224  # in a batch that is explained on a CPU
+LOG = "E2LIB_TENSORBOARD"  # environment variable: the folder where trainings are logged
+_numbers = itertools.count(1)  # of the trainings that this process logs
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
@@ -87,7 +92,11 @@ def fit(
             the labels and the names of the parameters, not by the network's weights at the start or the images'
             content; the step by its name or repr, which has to be a telling one, as that of a dataclass.
         after_epoch: called after each epoch with its number, 1 for the first, for example to measure. Random numbers
-            that it draws do not change the training.
+            that it draws do not change the training. Scores that it returns, as a dict, are logged.
+
+    With the environment variable E2LIB_TENSORBOARD naming a folder, TensorBoard (which pip installs) finds there, below
+    a folder for each process and training, the terms of every step, the learning rate, the scores of every epoch, and
+    the arguments.
 
     Returns:
         The mean of each term, one dict an epoch.
@@ -142,8 +151,9 @@ def fit(
             if world > 1:  # the file holds the first one's random state
                 torch.manual_seed(seed + rank + 1000 * len(history))
         quiet, done = not epochs or rank > 0, len(history) * len(loader)
+        log = _log(settings) if LOG in os.environ and rank == 0 and len(history) < epochs else None
         bar = tqdm(total=epochs * len(loader), initial=done, unit="step", leave=False, disable=quiet)
-        with bar:
+        with bar, log or contextlib.nullcontext():
             for epoch in range(len(history) + 1, epochs + 1):
                 bar.set_description(f"training, epoch {epoch}/{epochs}")
                 for module in model.modules():  # parents first: a module without parameters follows its parent
@@ -171,6 +181,9 @@ def fit(
                         totals[name] = totals.get(name, 0.0) + value * mine[0]
                     bar.update()
                     bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+                    if log:
+                        for name, value in (values | {"learning rate": schedule.get_last_lr()[0]}).items():
+                            log.add_scalar(f"training/{name}", value, schedule.last_epoch)
                 if world > 1:
                     sums = torch.tensor(list(totals.values()), dtype=torch.float64, device=device)
                     dist.all_reduce(sums)
@@ -179,7 +192,10 @@ def fit(
                 history.append({name: total / len(dataset) for name, total in totals.items()})
                 if after_epoch is not None:
                     with torch.random.fork_rng(range(torch.cuda.device_count())):  # to measure changes no training
-                        after_epoch(epoch)
+                        scores = after_epoch(epoch)
+                    if log and isinstance(scores, dict):
+                        for name, value in scores.items():
+                            log.add_scalar(f"after each epoch/{name}", value, epoch)
                 if checkpoint is not None and rank == 0:
                     _save(Path(checkpoint), settings, state, order, history)
                 if world > 1:
@@ -216,6 +232,17 @@ def _average(tensors: list[Tensor]) -> None:
         tensor /= dist.get_world_size()
 
 
+def _log(settings: dict[str, Any]):
+    """Where TensorBoard finds this training."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(f"{LOG}={os.environ[LOG]}: pip install tensorboard, or unset it") from error
+    log = SummaryWriter(Path(os.environ[LOG], f"{os.getpid()}", f"{next(_numbers):03}"))
+    log.add_text("arguments", "\n".join(f"- {name}: `{value}`" for name, value in settings.items()))
+    return log
+
+
 def _bfloat16(precision: str, device: torch.device) -> bool:
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -247,10 +274,9 @@ def _save(path: Path, settings: dict, state: dict[str, Any], order: torch.Genera
     device = next(state["model"].parameters()).device
     if device.type == "cuda":
         content["cuda_rng"] = torch.cuda.get_rng_state(device)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        torch.save(content, part)
 
 
 def _resume(path: Path, settings: dict, state: dict[str, Any], order: torch.Generator) -> list[dict[str, float]]:

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from e2lib import claims
+from e2lib import claims, tables
 
 RESULTS = pd.DataFrame(
     [
-        {"run": run, "head": head, "seed": seed, "accuracy": value}
-        for run, head, numbers in (
+        {"run": run, "method": method, "seed": seed, "accuracy": value}
+        for run, method, numbers in (
             ("one", "KD", (10.0, 12.0, 11.0)),
             ("one", "e²KD", (20.0, 21.0, 22.0)),
             ("one", "AT", (9.0, 12.0, 13.0)),
@@ -26,7 +26,7 @@ RESULTS = pd.DataFrame(
 
 
 def claim(**changes):
-    of = {"where": {"head": "e²KD"}, "value": "accuracy", "minus": {"head": "KD"}}
+    of = {"where": {"method": "e²KD"}, "value": "accuracy", "minus": {"method": "KD"}}
     content = {
         "claim": "c",
         "paper": "e²KD",
@@ -58,7 +58,7 @@ def test_the_verdict_follows_from_the_bound(tmp_path, above, said):
 
 def test_a_claim_is_judged_by_all_its_data(tmp_path):
     of = claim()["ours"]["embedded"]
-    rival, real = of | {"where": {"head": "AT"}}, of | {"run": "real"}
+    rival, real = of | {"where": {"method": "AT"}}, of | {"run": "real"}
     table = judged(
         tmp_path,
         claim(claim="a", ours={"embedded": of, "real": real}),
@@ -78,7 +78,7 @@ def test_wrong_claims_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="run one: the results have no column 'EPG'"):
         judged(tmp_path, claim(ours={"embedded": {"run": "one", "where": {}, "value": "EPG"}}))
     with pytest.raises(ValueError, match="names 0 rows of 'accuracy'; one a seed"):
-        judged(tmp_path, claim(ours={"embedded": {"run": "one", "where": {"head": "DIST"}, "value": "accuracy"}}))
+        judged(tmp_path, claim(ours={"embedded": {"run": "one", "where": {"method": "DIST"}, "value": "accuracy"}}))
     with pytest.raises(ValueError, match="names 9 rows of 'accuracy'; one a seed"):
         judged(tmp_path, claim(ours={"embedded": {"run": "one", "where": {}, "value": "accuracy"}}))
     with pytest.raises(ValueError, match="there are 1 seeds; an interval is drawn from 2 to 10"):
@@ -101,8 +101,9 @@ def test_every_claim_of_the_repository_has_its_numbers():
 def test_changed_verdicts_are_named_and_fail(tmp_path):
     path, before, after = (tmp_path / name for name in ("claims.yaml", "before.csv", "after.csv"))
     path.write_text(yaml.safe_dump([claim(claim="a"), claim(claim="b", above=10)]))
-    RESULTS.to_csv(before, index=False)
-    RESULTS.assign(accuracy=RESULTS.accuracy.where(RESULTS["head"] != "e²KD", 11.0)).to_csv(after, index=False)
+    rows = RESULTS.rename(columns={"method": "head"})
+    tables.write(before, tables.tidy(rows))
+    tables.write(after, tables.tidy(rows.assign(accuracy=rows.accuracy.where(rows["head"] != "e²KD", 11.0))))
 
     def compare(*files):
         command = [sys.executable, "-m", "e2lib.claims", *files]

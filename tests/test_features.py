@@ -1,6 +1,8 @@
 """Features of a frozen trunk: what a head makes of them is what the whole network makes of the images."""
 
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -136,7 +138,7 @@ def test_features_are_computed_once_for_each_trunk_data_set_and_transform(birds,
     assert len(calls) == 6
     next(trunk.parameters()).data[0, 0, 0, 0] += 1e-3
     features.extract(trunk, birds, tmp_path)
-    assert len(calls) == 7 and len(list(tmp_path.iterdir())) == 7
+    assert len(calls) == 7 and len(list(tmp_path.glob("*.safetensors"))) == 7
     handle.remove()
 
 
@@ -149,6 +151,14 @@ def test_what_is_interrupted_is_not_taken_for_features(birds, tmp_path, monkeypa
         patch.setattr(features, "save_file", half)
         features.extract(small_trunk(), birds, tmp_path)
     assert len(features.extract(small_trunk(), birds, tmp_path)) == 6
+
+
+def test_of_several_that_want_features_at_once_one_computes_them(birds, tmp_path):
+    trunk, calls = small_trunk(), []
+    trunk.register_forward_pre_hook(lambda *_: calls.append(time.sleep(0.5)))
+    with ThreadPoolExecutor(4) as several:
+        found = list(several.map(lambda _: features.extract(trunk, birds, tmp_path), range(4)))
+    assert len(calls) == 1 and all(torch.equal(one.features, found[0].features) for one in found)
 
 
 def test_the_trunk_runs_in_eval_mode(birds, tmp_path):
@@ -296,7 +306,7 @@ def test_other_labels_and_boxes_are_another_data_set(birds, tmp_path):
 def test_a_constant_outside_the_state_dict_is_part_of_the_key(birds, tmp_path):
     for mean in (0.4, 0.5):
         features.extract(nn.Sequential(models.Normalize([mean] * 3, [0.2] * 3), small_trunk()), birds, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_what_is_drawn_later_does_not_depend_on_the_cache(birds, tmp_path):

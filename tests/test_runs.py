@@ -13,7 +13,7 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from e2lib import runs
 
@@ -357,19 +357,20 @@ def test_results_are_collected_from_every_seed(tmp_path, monkeypatch):
     assert (table.pop("minutes").astype(float) >= 0).all() and table.pop("device").str.contains("threads").all()
     assert table.pop("commit").isna().all()  # there is no repository
     assert table.to_csv(index=False).splitlines() == [
-        "run,notebook,data,model,seed,at,λ,F1 kept,F1,EPG",
+        "run,notebook,data,model,method,setting,seed,selection rule,metric,value",
         *(
-            f"{name},07,scenes,{net},{seed},Input,{0.003 if seed else 0.5},{'no' if seed else 'yes'},{size + seed},"
+            f'{name},07,scenes,{net},,at=Input,{seed},"EPG of validation images, F1 kept",{metric},{value}'
             for name, net, size in (("one", "net", 64), ("large", "large|x", 96))
             for seed in (0, 2)
+            for metric, value in (("λ", 0.003 if seed else 0.5), ("F1", size + seed), ("F1 kept", int(not seed)))
         ),
     ]
     text = (tmp_path / "notebooks" / "results.md").read_text()
     assert text.count("Seeds: 0, 2.") == 2 and text.index("## one") < text.index("## large")
     assert text.splitlines()[-3:] == [
-        "| data | model | at | λ | F1 kept | F1 |",
-        "|---|---|---|---|---|---|",
-        "| scenes | large\\|x | Input | 0.003, 0.5 | 1 of 2 | 97.0 ± 1.4 |",
+        "| data | model | selection rule | at | λ | F1 kept | F1 |",
+        "|---|---|---|---|---|---|---|",
+        "| scenes | large\\|x | EPG of validation images, F1 kept | Input | 0.003, 0.5 | 1 of 2 | 97.0 ± 1.4 |",
     ]
     markers = sorted((tmp_path / "runs").rglob("*.json"))
     before = [marker.stat().st_mtime_ns for marker in markers]
@@ -383,11 +384,12 @@ def test_results_are_collected_from_every_seed(tmp_path, monkeypatch):
         if "large" in str(marker):
             marker.unlink()
     runs.collect("one")  # the other run stays as it is in the file, in its place
-    assert csv.read_text() == whole.replace("large|x,2,Input,0.003", "large|x,2,Input,0.004")  # minutes and all
+    changed = [line.replace("λ,0.003", "λ,0.004") if line.startswith("large") else line for line in whole.splitlines()]
+    assert csv.read_text().splitlines() == changed  # minutes and all
     assert not list((tmp_path / "runs" / "results" / "large-0").rglob("*.json"))
     (presets / "results.yaml").write_text("seeds: [0, 2]\nruns:\n  one: {notebook: '07'}\n  new: {notebook: '07'}\n")
     runs.collect("one")  # rows of a run that is no longer named are kept, as the last ones
-    assert [line.partition(",")[0] for line in csv.read_text().splitlines()[1:]] == ["one"] * 2 + ["large"] * 2
+    assert [line.partition(",")[0] for line in csv.read_text().splitlines()[1:]] == ["one"] * 6 + ["large"] * 6
     with pytest.raises(ValueError, match="unknown RUNS 'two': choose from one new"):
         runs.collect("one two")
     (presets / "results.yaml").write_text(
@@ -469,15 +471,35 @@ def test_results_that_name_an_unknown_parameter_are_refused(tmp_path, monkeypatc
 def test_the_work_folder_belongs_to_the_parameters(tmp_path):
     cell = CELL + f"\nwork = {str(tmp_path)!r}"
 
-    def folder(injected="seed = 0"):
+    def folder(injected="seed = 0", without=()):
         held = {"In": ["", cell, "# Parameters\n" + injected]}
         for source in held["In"]:
             exec(source, held)
-        return runs.work_folder(runs.parameters(held))
+        return runs.work_folder(runs.parameters(held), without)
 
     assert folder().parent == tmp_path
     assert folder() == folder("device = 'auto'") != folder("size = 96")
     assert folder("work = None") != folder("work = None")
+    assert folder(without=["size"]) == folder("size = 96", ["size"]) != folder("seed = 1", ["size"])
+    assert folder(without=["size"]) != folder()
+    with pytest.raises(ValueError, match="without names sede, which are no parameters"):
+        folder(without=["sede"])
+
+
+def test_what_runs_share_is_read_off_the_notebook(tmp_path):
+    first = "a, b = runs.work_folder(p), runs.work_folder(p, without=['size'])"
+    second = "%time 1\nc = runs.work_folder(p, without=('size', 'seed'))"
+    nbformat.write(new_notebook(cells=[new_code_cell(first), new_code_cell(second)]), tmp_path / "a.ipynb")
+    assert sorted(runs.sharing(tmp_path / "a.ipynb"), key=len) == [["size"], ("size", "seed")]
+
+
+def test_rows_of_validation_images_are_told_from_those_of_test_images(tmp_path):
+    table = {"columns": ["F1", "split"], "data": [[1.0, None], [2.0, "validation"], [3.0, "test"]]}
+    other = {"columns": ["EPG"], "data": [[4.0]]}
+    outputs = [new_output("display_data", {runs.NUMBERS: numbers}) for numbers in (table, other)]
+    nbformat.write(new_notebook(cells=[new_code_cell("1", outputs=outputs)]), tmp_path / "a.ipynb")
+    assert runs.recorded(tmp_path / "a.ipynb") == [{"F1": 1.0}, {"F1": 3.0}, {"EPG": 4.0}]
+    assert runs.recorded(tmp_path / "a.ipynb", "validation") == [{"F1": 2.0}]
 
 
 def test_a_temporary_work_folder_ends_with_its_process():

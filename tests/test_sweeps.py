@@ -1,7 +1,10 @@
 """Sweeps: planned and checked before anything runs, interrupted and finished, shared work done once."""
 
+import functools
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,26 +14,31 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
-from e2lib import sweeps
+from e2lib import sweeps, tables
 
 ROOT = Path(__file__).parents[1]
-PARAMETERS = "# Parameters: a\nimages = 10\nschedule = {'epochs': 1, 'lr': 0.1, 'start_epochs': 0}\nseed = 0"
+PARAMETERS = (
+    "# Parameters: a\nimages = 10\nschedule = {'epochs': 1, 'lr': 0.1, 'start_epochs': 0}\nseed = 0\nwork = None"
+)
 # The network at the start is a file, which only the first job of a seed finds missing.
 JOB = """import json, os, time
-from pathlib import Path
 import pandas as pd
 from e2lib import runs
-shared = Path(f"../start-{seed}")
-trained = not shared.exists()
+start = runs.work_folder(runs.parameters(globals()), without=["images"]) / "start"
+trained = not start.exists()
 if trained:
     time.sleep(float(os.environ.get("SLOW", 0)))
-    shared.write_text("")
+    start.parent.mkdir(parents=True, exist_ok=True)
+    start.write_text("")
 with open("../log", "a") as log:
     log.write(json.dumps([seed, images, trained, os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()]) + "\\n")
 time.sleep(float(os.environ.get("SLOW", 0)))
-runs.record(pd.DataFrame([{"notebook": "07", "score": images + seed}]))"""
+about = {"notebook": "07", "seed": seed}
+rows = [about | {"score": images + seed}, about | {"score": -images, "split": "validation"}]
+runs.record(pd.DataFrame(rows))"""
 
 
 @pytest.fixture
@@ -43,8 +51,7 @@ def project(tmp_path, monkeypatch) -> Path:
     source = (ROOT / "notebooks" / "sweeps" / "Snakefile").read_text()
     (tmp_path / "notebooks" / "sweeps" / "Snakefile").write_text(source)
     cells = [new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(JOB)]
-    notebook = new_notebook(cells=cells, metadata={"e2lib": {"starts from": ["seed", "schedule"]}})
-    nbformat.write(notebook, tmp_path / "notebooks" / "07_a.ipynb")
+    nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "07_a.ipynb")
     return tmp_path
 
 
@@ -78,6 +85,18 @@ def test_a_plan_has_a_job_for_each_point_and_the_first_of_a_start_comes_first(pr
     assert waiting(jobs, project) == [None, None, None, 2, None, None, None, 6]
 
 
+def test_a_job_waits_for_the_first_of_each_start(project):
+    notebook = project / "notebooks" / "07_a.ipynb"
+    content = nbformat.read(notebook, as_version=4)
+    content.cells.append(new_code_cell("runs.work_folder(p, without=('images', 'schedule'))"))  # a teacher's
+    nbformat.write(content, notebook)
+    jobs = sweeps.plan(sweep(project, "{schedule.epochs: [1, 2], images: [10, 20]}"))
+    sweeps.describe(jobs, project / "plan.json", threads=1)
+    after = [job["after"] for job in json.loads((project / "plan.json").read_text()).values()]
+    first, second = (str(jobs[number].run.marker) for number in (0, 2))
+    assert after == [[], [first], [first], [second, first]]
+
+
 def waiting(jobs, project):
     """For each job of the plan the number of the one that it waits for."""
     sweeps.describe(jobs, project / "plan.json", threads=1)
@@ -89,7 +108,7 @@ def waiting(jobs, project):
 @pytest.mark.parametrize(
     ("axes", "more", "complaint"),
     [
-        ("{sede: [0]}", "", "axes: sede: the notebook has no parameter 'sede'; it has images, schedule, seed"),
+        ("{sede: [0]}", "", "axes: sede: the notebook has no parameter 'sede'; it has images, schedule, seed, work"),
         ("{seed: [0, -1]}", "", r"\{'seed': -1\}: parameter seed=-1"),
         ("{seed: []}", "", "axes.seed: List should have at least 1 item"),
         ("{seed: [0, 0]}", "", "axes: a value is named twice"),
@@ -132,17 +151,30 @@ def test_a_sweep_is_run_once_and_makes_one_table(project):
     path = sweep(project)
     done = run(path, "--jobs", "2")
     assert done.returncode == 0, done.stdout
-    assert "small: 6 of 6 jobs done; runs are in runs/sweeps/small/" in done.stdout and "6/6" in done.stdout
+    assert "small: 6 of 6 jobs done" in done.stdout and "6/6" in done.stdout
     assert [seed for seed, _, trained, *_ in logged(project) if trained] in ([0, 1], [1, 0])  # shared work is done once
-    table = pd.read_csv(sweeps.results(path))
+    table = tables.wide(tables.read(sweeps.results(path)))
     assert sorted(table.score) == [10, 11, 20, 21, 30, 31]
-    assert {"minutes", "device", "commit"} <= {*table} and (
-        table["axis images"] + table["axis seed"] == table.score
-    ).all()
+    assert (table["axis images"] + table["axis seed"] == table.score).all()
+    assert (table.minutes >= 0).all() and table.device.str.contains("thread").all()
     again = run(path)
     assert again.returncode == 0 and len(logged(project)) == 6
     sweep(project, "{seed: [0, 1], images: [10, 20, 30, 40]}")
     assert run(path, "--jobs", "2").returncode == 0 and len(logged(project)) == 8  # only the new points
+
+
+def test_who_tunes_sees_validation_numbers_only_until_results_are_asked_for(project):
+    path, folder = sweep(project), project / "runs" / "sweeps" / "small"
+    done = run(path, "--jobs", "2")
+    assert "on validation images: runs/sweeps/small/validation.csv" in done.stdout
+    assert sorted(pd.read_csv(folder / "validation.csv").value) == [-30, -30, -20, -20, -10, -10]
+    seen = {file.relative_to(folder).parts[0] for file in folder.rglob("*") if file.is_file()}
+    assert seen == {".sealed", "work", "plan.json", "lock", "snakemake.log", "validation.csv"}
+    table = pd.read_csv(sweeps.results(path))
+    assert sorted(table.value) == [10, 11, 20, 21, 30, 31]
+    shown = {file.stem for file in (folder / "notebooks").glob("*.ipynb")}
+    assert shown == set(table.run) and len(shown) == 6
+    sweeps.results(path)  # once more
 
 
 def test_a_killed_sweep_goes_on_with_what_is_missing(project):
@@ -164,7 +196,26 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(project):
     done = run(path, "--jobs", "2")
     assert done.returncode == 0, done.stdout
     assert times == {marker: marker.stat().st_mtime_ns for marker in finished}
-    assert sorted(pd.read_csv(sweeps.results(path)).score) == [10, 11, 20, 21, 30, 31]
+    assert sorted(pd.read_csv(sweeps.results(path)).value) == [10, 11, 20, 21, 30, 31]
+
+
+def test_a_full_disk_leaves_nothing_half_written(project):
+    path, notebook = sweep(project, "{seed: [0, 1]}"), project / "notebooks" / "07_a.ipynb"
+    content = nbformat.read(notebook, as_version=4)
+    content.cells.append(new_code_cell("print('x' * 900_000)"))
+    nbformat.write(content, notebook)
+
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))  # what goes beyond cannot be written
+
+    full = run(path, "--jobs", "2", start=functools.partial(subprocess.run, preexec_fn=small_disk))
+    assert full.returncode != 0 and "small: 0 of 2 jobs done" in full.stdout
+    assert full.stdout.count("File too large") == 2
+    sealed = [file for file in (project / "runs" / "sweeps" / "small" / ".sealed").rglob("*") if file.is_file()]
+    assert {file.suffix for file in sealed} == {".error"}
+    done = run(path, "--jobs", "2")
+    assert done.returncode == 0, done.stdout
+    assert sorted(pd.read_csv(sweeps.results(path)).value) == [10, 11]
 
 
 def test_a_stopped_sweep_stops_its_jobs_and_a_second_one_is_refused(project):
@@ -216,8 +267,93 @@ def test_ten_thousand_jobs_are_planned_within_a_minute(project):
     )
     start = time.perf_counter()
     jobs = sweeps.plan(path)
-    assert len(jobs) == 10_000 and len({job.start for job in jobs}) == 100
+    assert len(jobs) == 10_000 and len({job.starts for job in jobs}) == 100
     sweeps.describe(jobs, project / "plan.json", threads=1)
     dry = sweeps.command(project / "plan.json", gpus=0) + ["--cores", "2", "--dry-run", "--quiet", "all"]
     subprocess.run(dry, check=True, capture_output=True)
     assert time.perf_counter() - start < 60
+
+
+# Stands for sbatch, srun and the others: runs jobs here, and notes down what each was asked for.
+SLURM = """#!{python}
+import json, os, subprocess, sys
+from pathlib import Path
+name, words, folder = Path(sys.argv[0]).name, sys.argv[1:], Path("{folder}")
+done = lambda job: job.with_suffix(".done")
+jobs = sorted(folder.glob("*.json"), key=lambda path: int(path.stem))
+if name == "sbatch":
+    job = folder / f"{{len(jobs) + 1}}.json"
+    job.write_text(json.dumps(words))
+    [script] = [word.removeprefix("--wrap=") for word in words if word.startswith("--wrap=")]
+    script = f"({{script}}) && echo COMPLETED > {{done(job)}} || echo FAILED > {{done(job)}}"
+    there = os.environ | {{"SLURM_JOB_ID": job.stem, "CUDA_VISIBLE_DEVICES": f"gpu-of-{{job.stem}}"}}
+    how = dict(cwd=words[words.index("-D") + 1], env=there, start_new_session=True)
+    with job.with_suffix(".log").open("w") as log:
+        subprocess.Popen(script, shell=True, stdout=log, stderr=log, **how)
+    print(job.stem)
+elif name in ("sacct", "squeue"):
+    for job in jobs if "--name" in words else []:
+        print(job.stem, done(job).read_text().strip() if done(job).exists() else "RUNNING", sep="|")
+elif name == "srun":
+    os.execvp("sh", ["sh", "-c", " ".join(words[next(i for i, word in enumerate(words) if word[0] != "-"):])])
+"""
+
+
+def test_slurm_runs_each_job_with_a_gpu_of_its_own(project):
+    folder, commands = project / "slurm", project / "bin"
+    folder.mkdir()
+    commands.mkdir()
+    for name in ("sbatch", "srun", "sacct", "squeue", "sinfo", "scontrol", "sacctmgr", "sshare", "scancel"):
+        (commands / name).write_text(SLURM.format(python=sys.executable, folder=folder))
+        (commands / name).chmod(0o755)
+    profile = project / "notebooks" / "sweeps" / "profiles" / "slurm" / "config.yaml"
+    profile.parent.mkdir(parents=True)
+    source = (ROOT / "notebooks" / "sweeps" / "profiles" / "slurm" / "config.yaml").read_text()
+    profile.write_text(f"{source}slurm-init-seconds-before-status-checks: 1\n")
+    path = sweep(project, "{seed: [0, 1], images: [10, 20]}")
+    done = run(path, "--profile", "slurm", PATH=f"{commands}{os.pathsep}{os.environ['PATH']}")
+    assert done.returncode == 0 and "small: 4 of 4 jobs done" in done.stdout, done.stdout
+    asked = [json.loads(job.read_text()) for job in folder.glob("*.json")]
+    assert len(asked) == 4 and all("--gpus=1" in words and "--mem" in words for words in asked)
+    assert len({card for *_, card, _ in logged(project)}) == 4  # what Slurm gave is left as it is
+    assert sorted(seed for seed, _, trained, *_ in logged(project) if trained) == [0, 1]  # the others waited
+
+
+# Stands for kubectl: runs a job's container here, and keeps the manifest.
+KUBECTL = """#!{python}
+import subprocess, sys, yaml
+from pathlib import Path
+verb, folder = sys.argv[1], Path("{folder}")
+if verb == "create":
+    job = folder / f"{{len(list(folder.glob('*.yaml'))) + 1}}.yaml"
+    job.write_text(manifest := sys.stdin.read())
+    [container] = yaml.safe_load(manifest)["spec"]["template"]["spec"]["containers"]
+    with job.with_suffix(".log").open("w") as log:
+        subprocess.Popen(
+            container["command"], cwd=container["workingDir"], stdout=log, stderr=log, start_new_session=True
+        )
+    print(f"job.batch/{{job.stem}}")
+elif verb == "get":
+    log = (folder / Path(sys.argv[2]).name).with_suffix(".log").read_text()
+    print("SuccessCriteriaMet Complete" if "(100%) done" in log else "FailureTarget Failed" if "Error" in log else "")
+"""
+
+
+def test_kubernetes_runs_each_job_with_a_gpu_of_its_own(project):
+    folder, commands = project / "cluster", project / "bin"
+    folder.mkdir()
+    commands.mkdir()
+    (commands / "kubectl").write_text(KUBECTL.format(python=sys.executable, folder=folder))
+    (commands / "kubectl").chmod(0o755)
+    profile = Path("notebooks", "sweeps", "profiles", "kubernetes")
+    shutil.copytree(ROOT / profile, project / profile)
+    path = sweep(project, "{seed: [0], images: [10, 20]}")
+    done = run(path, "--profile", "kubernetes", PATH=f"{commands}{os.pathsep}{os.environ['PATH']}")
+    assert done.returncode == 0 and "small: 2 of 2 jobs done" in done.stdout, done.stdout
+    manifests = [yaml.safe_load(file.read_text()) for file in folder.glob("*.yaml")]
+    assert len(manifests) == 2
+    for manifest in manifests:
+        [container] = manifest["spec"]["template"]["spec"]["containers"]
+        assert container["resources"]["limits"] == {"nvidia.com/gpu": 1}
+        assert container["workingDir"] == str(project)
+    assert [trained for _, _, trained, *_ in logged(project)] == [True, False]  # the second waited

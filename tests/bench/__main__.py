@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import distillation, guidance
+from tests.bench import distillation, guidance, hours
 
 README = Path(__file__).parents[2] / "README.md"
 PLACE = re.compile("(?<=<!-- make bench -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -43,9 +43,9 @@ def main() -> None:
     machine = f"{platform.machine()}, 2 threads, torch {torch.__version__.partition('+')[0]}, float32, 224 pixels"
     text = table(("what", "measured", "aimed at: at most"), rows)
     text += f"\n\nMedians on {machine}. Plain and distilling steps update norm statistics, guided ones do not.\n\n"
-    text += table(("data", "network, preset of notebook 04", "GPU hours, estimated"), guidance.hours())
+    text += table(("sweep", "jobs", "GPU hours, estimated"), hours.table())
     text += "\n\nBy step times measured on the same machine, for a GPU that trains ResNet-50 with "
-    text += f"{guidance.GPU} images a second; without the time that measuring takes."
+    text += f"{hours.GPU} images a second; without the time that measuring takes."
     print(text)
     README.write_text(PLACE.sub(lambda _: f"{text}\n", README.read_text()))
 

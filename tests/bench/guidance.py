@@ -12,18 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 from tqdm import tqdm
 
 from e2lib import datasets, models, training
 from e2lib.guidance import Guide
 
-PRESETS = Path(__file__).parents[2] / "notebooks" / "presets" / "paper"
 SIZE, BATCH, ROUNDS = 224, 8, 7
 LABELS = {1: 34, 2: 38, 3: 24}  # evaluated images with so many classes: 1.9 on average, as in VOC
-GPU = 1000  # images a second of plain ResNet-50 training: what the estimate of GPU hours supposes
-TRAIN = {"voc": 2501, "coco": 74_505}  # images; nine tenths of COCO's, the rest is for validation
 Row = tuple[str, str, str]
 
 
@@ -163,27 +159,3 @@ def memory(name: str, limit: float, count: int, batch_size: int = 32) -> list[Ro
         peak = fresh.submit(peak_memory, name, count, batch_size).result()
     what = f"peak memory of evaluating {count:,} images from disk beyond the model's, {name}, batch {batch_size}"
     return [(what, f"{peak:.2f} GB", f"{limit:.2f} GB")]
-
-
-def hours() -> list[Row]:
-    """GPU hours that the presets of notebook 04 will take, by step times measured here: an estimate.
-
-    The GPU is supposed to train ResNet-50 with `GPU` images a second, and to be as many times as fast as this machine
-    with the other networks. Measuring on validation images is left out.
-    """
-    rows, times = [], {}
-    for path in sorted(PRESETS.glob("04*.yaml")):
-        p = yaml.safe_load(path.read_text())
-        name = p["model"]
-        if name not in times:
-            measured = step_times(name, p["depths"], 2)
-            times[name] = {at: statistics.median(values) / BATCH for at, values in measured.items()}
-        at_input = sum(map(len, p["lambdas"].values()))
-        guided = at_input * times[name]["Input"] + sum(times[name][at] for at in p["depths"][1:])  # one λ inside
-        seconds = (
-            p["schedule"]["epochs"] * (guided + times[name]["plain"])
-            + p["schedule"]["start_epochs"] * times[name]["plain"]
-        )
-        rows.append((p["data"], name, TRAIN[p["data"]] * seconds))
-    slower = GPU * statistics.median(step_times("resnet50", [], 2)["plain"]) / BATCH
-    return [(data, name, f"{seconds / slower / 3600:.1f}") for data, name, seconds in rows]
