@@ -13,7 +13,7 @@ run := $(python) -m e2lib.runs
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 
-.PHONY: help setup run test lab notebooks results sweep bench
+.PHONY: help setup run test lab notebooks results sweep bench site test-browser
 
 help:
 	@echo "make run    execute the notebooks into runs/PRESET/; second time: only what is not finished"
@@ -27,6 +27,7 @@ help:
 	@echo "make sweep      run a grid: SWEEP=notebooks/sweeps/NAME.yaml; one job a GPU, or JOBS=2 at once; PROFILE=slurm"
 	@echo "                make results SWEEP=... writes its numbers to runs/sweeps/NAME/results.csv"
 	@echo "make bench      measure what guidance and distillation cost, and write the table in README.md (20 minutes, nothing beside it)"
+	@echo "make site       build the course site from the executed notebooks, into docs/_build/html; test-browser opens it in Chromium"
 	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/, and the README picture"
 
 setup: .venv/ready
@@ -65,3 +66,14 @@ sweep: setup
 
 bench: setup
 	$(python) -m tests.bench
+
+.venv/site: .venv/ready
+	$(python) -m pip install --constraint constraints.txt --editable ".[site]"
+	@touch $@
+
+# -W, -n: every warning is an error, also a link that leads nowhere
+site: .venv/site
+	$(python) -m sphinx -q -b html -W --keep-going -n -c docs -d docs/_build/doctrees . docs/_build/html
+
+test-browser: site
+	$(python) -m pytest tests/browser

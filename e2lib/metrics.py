@@ -177,10 +177,13 @@ class IoU(_PairMean):
         return iou(maps, masks, self.threshold)
 
 
+THRESHOLDS = tuple(t / 20 for t in range(20))
+
+
 class IoUCurve(_PairMean):
     """Mean `iou` (T,) at each of T thresholds, by default 0, 0.05, …, 0.95, in one pass over the validation data."""
 
-    def __init__(self, thresholds: Sequence[float] = tuple(t / 20 for t in range(20))):
+    def __init__(self, thresholds: Sequence[float] = THRESHOLDS):
         super().__init__(tuple(thresholds), (len(thresholds),))
         for threshold in thresholds:
             _check_threshold(threshold)
@@ -250,14 +253,14 @@ class GroupAccuracy(Metric):
         seen: how many training images each group has; None where it is not known.
 
     `compute` returns, each in [0, 1]:
-        accuracy: over all images.
-        worst group, mean of groups: over the groups that have images here.
-        adjusted mean: of the groups that have images here, weighted by `seen` (Sagawa et al., ICLR 2020), the
-            accuracy on images distributed as the training images. Left out without `seen`, or when it is 0 for all of
-            these.
-        in distribution, out of distribution: over all images of the groups that have training images, and that have
-            none, pooled (Parchami-Araghi et al., ECCV 2024, section 4.2). Left out without `seen`, or without images.
-        and each group that has images here, by name.
+
+    - accuracy: over all images.
+    - worst group, mean of groups: over the groups that have images here.
+    - adjusted mean: of the groups that have images here, weighted by `seen` (Sagawa et al., ICLR 2020), the accuracy on
+      images distributed as the training images. Left out without `seen`, or when it is 0 for all of these.
+    - in distribution, out of distribution: over all images of the groups that have training images, and that have
+      none, pooled (Parchami-Araghi et al., ECCV 2024, section 4.2). Left out without `seen`, or without images.
+    - each group that has images here, by name.
 
     Raises:
         ValueError: no groups, or `seen` of another length; in `update` labels, groups or logits that do not fit.

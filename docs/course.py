@@ -1,0 +1,118 @@
+"""What the site needs beyond Sphinx and its extensions: pictures with texts, maths as MathML, docstrings as written."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import yaml
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+ROOT = Path(__file__).parents[1]
+PICTURES = yaml.safe_load((ROOT / "docs" / "pictures.yaml").read_text())
+log = logging.getLogger(__name__)
+SECOND = "## Grids of runs"  # with it the second part of the README begins
+CODE = re.compile(r"(``?)(.+?)\1")
+
+
+def read(text: str) -> nbformat.NotebookNode:
+    """The notebook without what a page cannot show: numbers for programs, and widgets, of which the pictures stay."""
+    notebook = nbformat.reads(text, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            data.pop("application/vnd.e2lib.numbers+json", None)
+            if data.pop("application/vnd.jupyter.widget-view+json", None) and not any(
+                "image/" in kind for kind in data
+            ):
+                data.clear()  # its text says only which widget it was
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("data", True)]
+    return notebook
+
+
+def describe(app: Sphinx, doctree: nodes.document) -> None:
+    """Give each picture of a notebook its text of pictures.yaml; warn where the two do not fit."""
+    path = Path(app.env.doc2path(app.env.docname))
+    if path.suffix != ".ipynb":
+        return
+    texts, name = dict(PICTURES.get(path.name[:2], {})), f"docs/pictures.yaml, {path.name}"
+    cells = json.loads(path.read_text())["cells"]
+    for node in doctree.findall(lambda node: isinstance(node, nodes.container) and "cell_index" in node):
+        cell, pictures = cells[node["cell_index"]].get("id"), [*node.findall(nodes.image)]
+        found = texts.pop(cell, [])
+        if len(pictures) != len(found):
+            log.warning(f"{name}, cell {cell}: {len(found)} texts, but {len(pictures)} pictures; each needs one")
+        for picture, text in zip(pictures, found, strict=False):
+            picture["alt"] = text
+    for cell in texts:
+        log.warning(f"{name}: no cell {cell} with pictures; its texts must go, or move")
+
+
+def _visit_math(translator, node: nodes.math) -> None:
+    translator.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def _visit_math_block(translator, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
+def compose(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Divide the README between the first page and that of the details; list the presets."""
+    if docname == "README":
+        source[0] = "# Runs, data, scale and cost\n\n" + SECOND + source[0].split(SECOND)[1]
+    elif docname == "docs/index":
+        first = (ROOT / "README.md").read_text().split(SECOND)[0]
+        source[0] = re.sub(r"\]\((?!\w+:)", "](../", first) + source[0]  # its links, as seen from docs/
+    elif docname == "notebooks/results":
+        source[0] = source[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+    elif docname == "docs/presets":
+        for path in sorted((ROOT / "notebooks" / "presets" / "paper").iterdir()):
+            shown = f"```{{literalinclude}} ../{path.relative_to(ROOT)}\n:language: yaml\n```"
+            source[0] += f"\n## {path.name}\n{shown}\n"
+
+
+def plain(app: Sphinx, what: str, name: str, found: object, options: dict, lines: list[str]) -> None:
+    """Docstrings are plain text with `code` and Markdown tables: say the same in reStructuredText, in place."""
+    if lines and lines[0].startswith("Alias for field number"):  # Python's word on the fields of a tuple
+        lines.clear()
+    table, out = [], []
+    for line in [*lines, ""]:
+        if line.startswith("|"):
+            table.append([_inline(cell.strip()) for cell in line.strip()[1:-1].split(" | ")])
+            continue
+        if table:
+            out += [".. list-table::", "   :header-rows: 1", ""]
+            for first, *others in table[:1] + table[2:]:  # the second row is the rule below the head
+                out += [f"   * - {first}", *(f"     - {other}" for other in others)]
+            table = []
+        out.append(_inline(line))
+    lines[:] = out
+
+
+def _inline(line: str) -> str:
+    pieces, end = [], 0
+    for code in CODE.finditer(line):
+        after = "\\ " if re.match(r"\w", line[code.end() :]) else ""
+        pieces += [_escaped(line[end : code.start()]), f"``{code[2]}``{after}"]
+        end = code.end()
+    return "".join([*pieces, _escaped(line[end:])])
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([|*]|_\b|(?<=\w)_(?!\w))", r"\\\1", text)
+
+
+def setup(app: Sphinx) -> dict:
+    """Sphinx calls this."""
+    app.connect("source-read", compose)
+    app.connect("doctree-read", describe)
+    app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon
+    app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

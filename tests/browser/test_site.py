@@ -1,0 +1,181 @@
+"""The course site in a browser: `make site` first. Every page, in light and dark, on a desk and on a phone."""
+
+import re
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "docs" / "_build" / "html"
+PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html") if "_static" not in path.parts)
+PAGES = [page for page in PAGES if page != "index.html"]  # which only leads to docs/index.html
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+TYPICAL = ["docs/index.html", "notebooks/04_guiding_with_boxes.html", "notebooks/results.html", "docs/teaching.html"]
+TYPICAL += ["docs/api/e2lib.guidance.html", "docs/presets.html", "search.html"]
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files, and tells nobody of it."""
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def home():
+    """The address of the served site."""
+    if not PAGES:
+        pytest.skip("docs/_build/html is missing: make site")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=SITE))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def visit(browser, home):
+    """A function that opens a page of the site; what goes wrong in it fails the test at the end."""
+    contexts, wrong = [], []
+
+    def listening(address, **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url}"))
+        page.on(
+            "response", lambda response: wrong.append(f"{response.status}: {response.url}") if not response.ok else None
+        )
+        page.on(
+            "request",
+            lambda request: wrong.append(request.url) if not request.url.startswith((home, "data:")) else None,
+        )
+        page.goto(home + address, wait_until="load")
+        return page
+
+    yield listening
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def test_all_that_was_written_is_there():
+    expected = {f"notebooks/{name}.html" for name in NOTEBOOKS} | {"genindex.html", *TYPICAL}
+    assert expected <= set(PAGES)
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "e2lib").rglob("*.py")}
+    pages = {path.removeprefix("docs/api/").removesuffix(".html") for path in PAGES if path.startswith("docs/api/")}
+    assert pages == {name.removesuffix(".__init__") for name in modules} - {"e2lib", "e2lib.__main__"}
+
+
+IMAGES = "all => all.filter(i => !i.alt.trim() || !i.complete || !i.naturalWidth).map(i => i.outerHTML.slice(0, 200))"
+LOOSE = """() => [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+  .map(e => e.outerHTML.slice(0, 120))"""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page(visit, page):
+    opened = visit(page, viewport={"width": 390, "height": 844})
+    opened.wait_for_load_state("networkidle")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390, opened.evaluate(LOOSE)[:3]
+    opened.locator("img").evaluate_all("all => all.forEach(i => i.loading = 'eager')")
+    opened.wait_for_load_state("networkidle")
+    assert opened.locator("img").evaluate_all(IMAGES) == []
+    assert opened.locator("h1").count() >= 1
+    assert not re.search(r"widget not found|Error displaying widget|\(children=|math>", opened.inner_text("body"), re.I)
+
+
+def test_links_lead_somewhere(visit, home):
+    targets, anchors = {}, {}
+    for page in PAGES:
+        opened = visit(page)
+        found = "all => all.map(a => a.href)"
+        targets[page] = {link for link in opened.locator("a[href]").evaluate_all(found) if link.startswith(home)}
+        anchors[page] = set(opened.locator("[id]").evaluate_all("all => all.map(e => e.id)"))
+        opened.context.close()
+    broken = []
+    for page, links in targets.items():
+        for link in links:
+            address, anchor = urldefrag(unquote(link.removeprefix(home)))
+            file = address.partition("?")[0] or "index.html"
+            if not (SITE / file).is_file() or (anchor and anchor not in anchors.get(file, ())):
+                broken.append(f"{page}: {link}")
+    assert not broken
+    assert sum(map(len, targets.values())) > 10 * len(PAGES)
+
+
+def test_the_address_of_the_site_leads_to_the_first_page(visit):
+    visit("").wait_for_url("**/docs/index.html")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_can_be_downloaded(visit, name):
+    link = visit(f"notebooks/{name}.html").locator("a[href$='.ipynb']").first.get_attribute("href")
+    copy = SITE / "notebooks" / link
+    assert copy.resolve().read_bytes() == (ROOT / "notebooks" / f"{name}.ipynb").read_bytes()
+
+
+@pytest.mark.parametrize("word", ["guidance", "e²KD", "GroupAccuracy"])
+def test_search_finds(visit, word):
+    page = visit(f"search.html?q={word}")
+    page.wait_for_selector("#search-results li a")
+    page.wait_for_load_state("networkidle")  # the results' summaries
+    assert page.locator("#search-results li").count() >= 1
+    with page.expect_navigation():
+        page.locator("#search-results li a").first.click()
+    assert word.lower() in page.inner_text("main").lower()
+
+
+def test_keyboard_reaches_the_content(visit):
+    page = visit("notebooks/04_guiding_with_boxes.html")
+    page.keyboard.press("Tab")
+    focus = "() => { const e = document.activeElement; return [e.tagName, e.innerText.trim(), e.getAttribute('href')] }"
+    assert page.evaluate(focus)[2] == "#main-content", page.evaluate(focus)
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#main-content")
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        assert page.evaluate("() => !!document.activeElement.closest('main')"), page.evaluate(focus)
+        outline = page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none", f"no focus to see on {page.evaluate(focus)}"
+
+
+def test_search_opens_by_keyboard(visit):
+    page = visit("docs/index.html")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("guidance")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    assert "search.html?q=guidance" in page.url
+
+
+def test_mathematics_is_readable(visit):
+    page = visit("notebooks/07_distilling_with_few_images.html")
+    assert page.locator("math").count() >= 4
+    assert page.locator("math").first.bounding_box()["width"] > 50
+    assert "Σ_c a ∂s/∂a" in visit("docs/api/e2lib.attribution.html").inner_text("main")
+
+
+def test_dark_and_light_can_be_chosen(visit):
+    page = visit("docs/index.html", color_scheme="light")
+    colour = "() => getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(colour)
+    page.locator(".theme-switch-button:visible").first.click()
+    page.locator(".theme-switch-button:visible").first.click()
+    assert page.evaluate("document.documentElement.dataset.theme") in ("dark", "light")
+    assert visit("docs/index.html", color_scheme="dark").evaluate(colour) != light
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+@pytest.mark.parametrize("page", TYPICAL)
+def test_axe_finds_no_fault(visit, page, scheme, width):
+    opened = visit(page, color_scheme=scheme, viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "preload": False}  # contrast is one of them
+    found = Axe().run(opened, options=rules).response["violations"]
+    assert [(fault["help"], fault["nodes"][0]["html"][:200]) for fault in found] == []
