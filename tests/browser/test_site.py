@@ -1,5 +1,6 @@
 """The course site in a browser: `make site` first. Every page, in light and dark, on a desk and on a phone."""
 
+import importlib.util
 import re
 import threading
 from functools import partial
@@ -7,8 +8,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
+import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "docs" / "_build" / "html"
@@ -72,6 +75,19 @@ def test_all_that_was_written_is_there():
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "e2lib").rglob("*.py")}
     pages = {path.removeprefix("docs/api/").removesuffix(".html") for path in PAGES if path.startswith("docs/api/")}
     assert pages == {name.removesuffix(".__init__") for name in modules} - {"e2lib", "e2lib.__main__"}
+
+
+def test_widgets_leave_their_pictures_alone():
+    spec = importlib.util.spec_from_file_location("course", ROOT / "docs" / "course.py")
+    course = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(course)
+    text, picture = {"text/plain": "interactive(children=())"}, {"image/png": "iVBO"}
+    widget = text | {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}}
+    outputs = [new_output("display_data", data) for data in (widget, widget | picture, text)]
+    notebook = new_notebook(cells=[new_code_cell(outputs=outputs)], metadata={"widgets": {"state": {}}})
+    read = course.read(nbformat.writes(notebook))
+    assert [output.data for output in read.cells[0].outputs] == [text | picture, text]
+    assert "widgets" not in read.metadata
 
 
 IMAGES = "all => all.filter(i => !i.alt.trim() || !i.complete || !i.naturalWidth).map(i => i.outerHTML.slice(0, 200))"

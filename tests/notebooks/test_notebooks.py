@@ -35,6 +35,18 @@ def test_each_preset_belongs_to_a_notebook():
     assert presets and {path.stem.partition("-")[0] for path in presets} <= numbers
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_picture_has_a_text_that_says_what_it_shows(path):
+    pictures = {}
+    for cell in runs.code_cells(runs.read(path)):
+        kinds = [output.get("data", {}) for output in cell.outputs]
+        if count := sum(any(kind.startswith("image/") for kind in data) for data in kinds):
+            pictures[cell.id] = count
+    texts = yaml.safe_load((ROOT / "docs" / "pictures.yaml").read_text()).get(path.name[:2], {})
+    assert {cell: len(found) for cell, found in texts.items()} == pictures
+    assert all(len(text) >= 30 for found in texts.values() for text in found)
+
+
 def test_papermill_can_note_down_each_preset():
     for path in (ROOT / "notebooks" / "presets").glob("*/*.yaml"):
         json.dumps(yaml.safe_load(path.read_text()), sort_keys=True)  # a TypeError for keys of several types
