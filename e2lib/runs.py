@@ -36,6 +36,7 @@ PRESETS = ("smoke", "laptop", "paper")
 DEVICES = r"auto|cpu|cuda(:\d+)?"
 FILES = {"results": "results.csv", "claims": "claims.yaml"}  # parameter -> what it is by default, beside the notebooks
 NUMBERS = "application/vnd.e2lib.numbers+json"  # rows of numbers in a notebook's output
+EXERCISE = "exercise"  # tag of cells that `python -m e2lib.exercises` writes, in which readers work
 # A notebook's own parameters cell goes on after the colon; the cell that papermill injects begins with the bare word.
 OWN_CELL, INJECTED_CELL = "# Parameters:", "# Parameters\n"
 
@@ -360,7 +361,7 @@ class Run:
         And the files of numbers and claims that it reads. Not its text, which changes no number and is written when the
         numbers are known.
         """
-        files = [self.notebook, *sorted(Path(__file__).parent.rglob("*.py"))]
+        files = [self.notebook, *_library()]
         states = [(path, state.st_mtime_ns, state.st_size) for path in files for state in [path.stat()]]
         code, own = _source(tuple(states))
         files = [(own | self.parameters)[name] or file for name, file in FILES.items() if name in own]
@@ -398,6 +399,12 @@ def _source(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, dict[str, An
     return digest([cells, _contents(path for path, *_ in others)]), defaults(notebook)
 
 
+def _library() -> list[Path]:
+    """The files of e2lib, but for the exercises, which change no number of a notebook."""
+    here = Path(__file__).parent
+    return [path for path in sorted(here.rglob("*.py")) if path.parent != here / "exercises"]
+
+
 def _contents(files: Iterable[Path]) -> list[tuple[str, str]]:
     here = Path(__file__).parent
     return [(path.relative_to(here).as_posix(), path.read_text()) for path in files]
@@ -419,7 +426,7 @@ def work_folder(parameters: BaseModel, without: Iterable[str] = ()) -> Path:
     if unknown := {*without} - type(parameters).model_fields.keys():
         raise ValueError(f"without names {', '.join(sorted(unknown))}, which are no parameters")
     values = parameters.model_dump(mode="json", exclude={"device", "work", *without})
-    return parameters.work / digest([values, _contents(sorted(Path(__file__).parent.rglob("*.py")))])
+    return parameters.work / digest([values, _contents(_library())])
 
 
 def sharing(path: Path) -> list[tuple[str, ...]]:
@@ -696,7 +703,7 @@ def publish(runs: list[Run]) -> None:
             raise ValueError(f"PRESET {run.preset} differs from the parameters cell of {run.notebook}: {changed}")
         notebook, executed = read(run.notebook), read(run.output)
         for number, (cell, done) in enumerate(zip(code_cells(notebook), code_cells(executed), strict=True), 1):
-            cell.outputs = [output for output in done.outputs if not _is_bar(output)]
+            cell.outputs = [output for output in done.outputs if not is_bar(output)]
             for item in [cell, *(output for output in cell.outputs if output.output_type == "execute_result")]:
                 item.execution_count = number
         for cell in notebook.cells:
@@ -709,7 +716,7 @@ def publish(runs: list[Run]) -> None:
         write(run.notebook, nbformat.writes(notebook) + "\n")
 
 
-def _is_bar(output: nbformat.NotebookNode) -> bool:
+def is_bar(output: nbformat.NotebookNode) -> bool:
     """Whether this is a progress bar: an executed notebook would show it as it was at the start."""
     return bool(re.search(r"\d%\|", "".join(output.get("data", {}).get("text/plain", ""))))
 
@@ -729,8 +736,9 @@ def own_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """The author's code cells that are not empty."""
-    return [cell for cell in own_cells(notebook) if cell.cell_type == "code" and cell.source.strip()]
+    """The author's code cells that are not empty: without those in which a reader solves an exercise."""
+    cells = [cell for cell in own_cells(notebook) if EXERCISE not in cell.metadata.get("tags", [])]
+    return [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
 
 
 def defaults(path: Path) -> dict[str, Any]:
