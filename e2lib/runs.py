@@ -703,7 +703,7 @@ def publish(runs: list[Run]) -> None:
             raise ValueError(f"PRESET {run.preset} differs from the parameters cell of {run.notebook}: {changed}")
         notebook, executed = read(run.notebook), read(run.output)
         for number, (cell, done) in enumerate(zip(code_cells(notebook), code_cells(executed), strict=True), 1):
-            cell.outputs = [output for output in done.outputs if not is_bar(output)]
+            cell.outputs = [output for output in done.outputs if not _is_bar(output)]
             for item in [cell, *(output for output in cell.outputs if output.output_type == "execute_result")]:
                 item.execution_count = number
         for cell in notebook.cells:
@@ -716,7 +716,7 @@ def publish(runs: list[Run]) -> None:
         write(run.notebook, nbformat.writes(notebook) + "\n")
 
 
-def is_bar(output: nbformat.NotebookNode) -> bool:
+def _is_bar(output: nbformat.NotebookNode) -> bool:
     """Whether this is a progress bar: an executed notebook would show it as it was at the start."""
     return bool(re.search(r"\d%\|", "".join(output.get("data", {}).get("text/plain", ""))))
 

@@ -1,4 +1,4 @@
-"""Each solution passes its check, each blank and each typical mistake gets its hint; notebooks hold what the sources say."""
+"""Each solution passes its check, each blank and typical mistake gets its hint; notebooks hold what the sources say."""
 
 import re
 

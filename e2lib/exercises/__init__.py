@@ -1,7 +1,7 @@
 """Exercises of the notebooks: `check` says that an answer is right, or gives a hint that does not give it away.
 
-`nbNN.py` holds those of notebook NN: text, starting code, solution, explanation, typical mistakes, and the function that
-checks an answer. `python -m e2lib.exercises` writes them into the notebooks, and their solutions into
+`nbNN.py` holds those of notebook NN: text, starting code, solution, explanation, typical mistakes, and the function
+that checks an answer. `python -m e2lib.exercises` writes them into the notebooks, and their solutions, executed, into
 notebooks/solutions.
 """
 
@@ -83,7 +83,7 @@ def of_notebook(notebook: str) -> list[Exercise]:
 
 
 def judged(number: str, *answers: Any) -> tuple[bool, str]:
-    """Whether the answers to exercise `number` are right, and what there is to say. ValueError for an unknown number."""
+    """Whether the answers to an exercise are right, and what there is to say. ValueError for an unknown number."""
     number = str(number)
     items = {item.number: item for item in of_notebook(number.partition(".")[0])}
     if number not in items:

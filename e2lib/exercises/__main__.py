@@ -48,9 +48,10 @@ def _exercise_cells(notebook: str) -> list[NotebookNode]:
     name = solution_file(notebook).name
     intro = f"""
     ## Exercises
-    Copy the code below a task into the empty cell that follows, and put your answer in place of the dots. No exercise needs
-    anything from the cells above, or from another exercise. `exercises.check` says that an answer is right, or gives a
-    hint. The [solutions](solutions/{name}) come with explanations.
+    Copy the code below a task into the empty cell that follows, and put your answer in place of the dots. No exercise
+    needs anything from the cells above, or from another exercise. Each takes seconds of computing; the minutes are yours.
+    `exercises.check` says that an answer is right, or gives a hint. The [solutions](solutions/{name}) come with
+    explanations.
     """
     cells = [_markdown(f"exercises-{notebook}", intro)]
     for item in exercises.of_notebook(notebook):
@@ -76,7 +77,7 @@ def solutions(notebook: str) -> NotebookNode:
     """The notebook of solutions, not executed."""
     path = notebook_file(notebook)
     title = runs.read(path).cells[0].source.splitlines()[0].removeprefix("# ")
-    intro = f"# Solutions: {title}\n\nOf the exercises at the end of [the notebook](../{path.name}). Solve them there first."
+    intro = f"# Solutions: {title}\n\nOf the exercises of [the notebook](../{path.name}). Try them there first."
     cells = [_markdown("intro", intro)]
     for item in exercises.of_notebook(notebook):
         name = item.number.replace(".", "-")
@@ -89,24 +90,31 @@ def solutions(notebook: str) -> NotebookNode:
 
 
 def _state(cells: list[NotebookNode]) -> str:
-    """Tells cells, and the results where one reads them, from others."""
-    sources = [cell.source for cell in cells]
-    reads = any("e2lib.claims" in cell.source for cell in cells if cell.cell_type == "code")
+    """Tells the code of cells, and the results where it reads them, from others."""
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    reads = any("e2lib.claims" in source for source in sources)
     return runs.digest([sources, *((FOLDER / name).read_text() for name in runs.FILES.values() if reads)])
 
 
-def executed(notebook: NotebookNode) -> NotebookNode:
-    """With its outputs, in the folder of solutions. nbclient's CellExecutionError where a cell fails."""
-    metadata = notebook.metadata
-    client = nbclient.NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": FOLDER}})
-    notebook = client.execute()
+def _executed(notebook: NotebookNode) -> NotebookNode:
+    """With its outputs; nbclient's CellExecutionError where a cell fails."""
+    metadata = dict(notebook.metadata)
+    notebook = nbclient.NotebookClient(notebook, kernel_name="python3").execute()
     for cell in notebook.cells:
         cell.metadata = {}
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not runs.is_bar(output)]
-    notebook.metadata = metadata | {"language_info": {"name": "python"}}
-    notebook.metadata.pop("widgets", None)
+    notebook.metadata = metadata
     return notebook
+
+
+def _solved(notebook: str) -> NotebookNode:
+    """The notebook of solutions with its outputs: those that are there, where they belong to this code."""
+    fresh, path = solutions(notebook), solution_file(notebook)
+    old = runs.read(path) if path.exists() else None
+    if old is None or old.metadata.get("e2lib") != fresh.metadata.e2lib:
+        return _executed(fresh)
+    for cell, done in zip(runs.code_cells(fresh), runs.code_cells(old), strict=True):
+        cell.outputs, cell.execution_count = done.outputs, done.execution_count
+    return fresh
 
 
 def stale() -> list[Path]:
@@ -136,7 +144,7 @@ def main() -> None:
     for path in stale():
         number = path.name[:2]
         solved = path.parent != FOLDER
-        runs.write(path, _text(executed(solutions(number)) if solved else with_exercises(number)))
+        runs.write(path, _text(_solved(number) if solved else with_exercises(number)))
         print(f"wrote {path.relative_to(FOLDER)}")
 
 

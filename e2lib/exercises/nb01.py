@@ -142,9 +142,9 @@ def wide_box(share):
     "The groups that training lacks",
     "Write a function, five minutes",
     text="""
-    The embedded birds have four groups, whose names are in `dataset.groups`; `dataset[i].group` is an index into them. Write
-    `missing(dataset)`: the list of the names of groups of which the data set has no image. Which are missing where
-    correlation is 1, and what does that do to a test on images of the same kind?
+    The embedded birds have four groups, whose names are in `dataset.groups`; `dataset[i].group` is an index into
+    them. Write `missing(dataset)`: the list of the names of groups of which the data set has no image. Which are
+    missing where correlation is 1, and what does that do to a test on images of the same kind?
    
     """,
     setup="""
@@ -191,9 +191,8 @@ def missing_groups(missing):
         if sorted(found) == sorted(there):
             raise Hint("these are those that are there.")
         if sorted(found) != sorted(right):
-            raise Hint(
-                f"of a data set with {', '.join(there)} missing gives {found}. Is it sure that it looks at all of the images?"
-            )
+            said = f"of a data set with {', '.join(there)} missing gives {found}."
+            raise Hint(f"{said} Is it sure that it looks at all of the images?")
 
 
 @exercise(
@@ -201,9 +200,9 @@ def missing_groups(missing):
     "A few-shot choice",
     "Write a function, ten minutes",
     text="""
-    Write `few_shot(labels, shots, seed)`: labels int64 (N,), one class an image, to int64 (classes · shots,) positions
-    in them. Each class is there `shots` times, no image twice, chosen at random by `seed` alone; and choices are nested:
-    those for 5 shots are part of those for 10.
+    Write `few_shot(labels, shots, seed)`: labels int64 (N,), one class an image, to int64 (classes · shots,)
+    positions in them. Each class is there `shots` times, no image twice, chosen at random by `seed` alone; and
+    choices are nested: those for 5 shots are part of those for 10.
    
     """,
     setup="""
@@ -245,7 +244,7 @@ def few_shot_choice(few_shot):
     found = few_shot(labels, 5, 0)
     if not isinstance(found, torch.Tensor) or found.shape != (20,) or found.dtype != torch.int64:
         shape = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
-    raise Hint(f"for 4 classes and 5 shots few_shot gives {shape}; 20 int64 positions are wanted.")
+        raise Hint(f"for 4 classes and 5 shots few_shot gives {shape}; 20 int64 positions are wanted.")
     counts = [(labels[found] == c).sum().item() for c in labels.unique()]
     if set(counts) != {5}:
         raise Hint(f"with 5 shots the classes are there {counts} times. Positions in which order do you select?")

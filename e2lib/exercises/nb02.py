@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from e2lib import metrics
 from e2lib.exercises import Hint, choose, compare, exercise, random_maps
@@ -101,8 +100,8 @@ def epg_function(epg):
     "Grad-CAM in three lines",
     "Write a function, five minutes",
     text="""
-    Write `gradcam(a, g)`: the activations of the last layer (B, C, h, w), and the gradient of the explained logit with
-    respect to them (B, C, h, w), to maps (B, 1, h, w). (The table of methods above says how, in words.)
+    Write `gradcam(a, g)`: the activations of the last layer (B, C, h, w), and the gradient of the explained logit
+    with respect to them (B, C, h, w), to maps (B, 1, h, w). (The table of methods above says how, in words.)
     """,
     setup="from e2lib import exercises",
     start="""
@@ -159,9 +158,9 @@ def gradcam_function(gradcam):
     "Integrated Gradients",
     "Write a function, ten minutes",
     text="""
-    Write `integrated(score, x, steps)`: `score` maps inputs (B, N) to (B,). Average the gradient of the score at `steps`
-    points on the straight way from 0 to x, and multiply by x: (B, N). The contributions of an input should add up to
-    score(x) − score(0), nearly.
+    Write `integrated(score, x, steps)`: `score` maps inputs (B, N) to (B,). Average the gradient of the score at
+    `steps` points on the straight way from 0 to x, and multiply by x: (B, N). The contributions of an input should
+    add up to score(x) − score(0), nearly.
    
     """,
     setup="""
@@ -242,8 +241,8 @@ def integrated_gradients(integrated):
     "A difference of two logits",
     "Predict, five minutes",
     text="""
-    `explain` explains any weighted sum of logits: for class 0 rather than class 1, `targets` is [[1, -1, 0, …]]. Is that
-    map the map of class 0 minus the map of class 1?
+    `explain` explains any weighted sum of logits: for class 0 rather than class 1, `targets` is [[1, -1, 0, …]]. Is
+    that map the map of class 0 minus the map of class 1?
 
     - **a** yes, for IxG and for Grad-CAM
     - **b** for IxG, but not for Grad-CAM
@@ -295,9 +294,10 @@ def difference_of_logits(prediction):
     "A sanity check of one's own",
     "Write a function, ten minutes",
     text="""
-    Write `notices(method, score, other, x)`: does a map depend on the network? `method(score, x)` gives a map of the input x, a
-    tensor (N,), and `score` and `other` are two networks, one with random weights. Return True if the rank correlation of
-    the two maps is below 0.5. Spearman's rank correlation is Pearson's of the ranks; there are no ties.
+    Write `notices(method, score, other, x)`: does a map depend on the network? `method(score, x)` gives a map of
+    the input x, a tensor (N,), and `score` and `other` are two networks, one with random weights. Return True if
+    the rank correlation of the two maps is below 0.5. Spearman's rank correlation is Pearson's of the ranks; there
+    are no ties.
    
     """,
     setup="""
@@ -360,6 +360,6 @@ def sanity(notices):
 
 
 MORE = """
-Explain a class that is *not* in the picture. Grad-CAM++ looks plausible and fails at the first step of the sanity check: what do
-deletion and insertion say of it?
+Explain a class that is *not* in the picture. Grad-CAM++ looks plausible and fails at the first step of the sanity
+check: what do deletion and insertion say of it?
 """

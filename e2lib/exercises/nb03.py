@@ -19,8 +19,8 @@ from e2lib.exercises import Hint, choose, compare, exercise, random_maps
     solution="output = (4 / 5) * 4",
     answer="output",
     why="""
-    ŵ = (0, 1), so ŵᵀx = 4, and the cosine is 4 over the length of x, 5: an input that looks only roughly like the weights is turned
-    down.
+    ŵ = (0, 1), so ŵᵀx = 4, and the cosine is 4 over the length of x, 5: an input that looks only roughly like the
+    weights is turned down.
     """,
     mistakes=(
         ("(4 / 5) * 4", "4", "linear"),
@@ -153,8 +153,8 @@ def black_pixels(white, black):
     "How much of the logit comes from the background?",
     "Write a function, five minutes",
     text="""
-    Write `inside_outside(contributions, masks)`: contribution maps (B, 1, H, W), signed, and masks (B, 1, H, W) bool, to two tensors
-    (B,): what the pixels inside the box contribute to the logit, and what those outside do.
+    Write `inside_outside(contributions, masks)`: contribution maps (B, 1, H, W), signed, and masks (B, 1, H, W)
+    bool, to two tensors (B,): what the pixels inside the box contribute to the logit, and what those outside do.
     """,
     setup="from e2lib import exercises",
     start="""
@@ -212,8 +212,8 @@ def background_share(inside_outside):
     "From contributions to the answer",
     "Compute by hand, three minutes",
     text="""
-    The contributions of a class add up to 1.3, in a network of 20 classes. What is its logit? (`math.log` is the natural logarithm.) Is
-    the class predicted, that is, is the logit above 0? Answer True or False.
+    The contributions of a class add up to 1.3, in a network of 20 classes. What is its logit? (`math.log` is the
+    natural logarithm.) Is the class predicted, that is, is the logit above 0? Answer True or False.
    
     """,
     setup="""

@@ -63,7 +63,8 @@ def losses_by_hand(energy, l1):
     "A fifth loss",
     "Write a function, fifteen minutes",
     text="""
-    Invent a loss of localisation, `fifth(maps, masks)`: maps (B, 1, H, W) signed float, masks (B, 1, H, W) bool, to (B,). It should
+    Invent a loss of localisation, `fifth(maps, masks)`: maps (B, 1, H, W) signed float, masks (B, 1, H, W) bool, to
+    (B,). It should
     - be 0 for a perfect map, one that is the same positive number in all of the box and 0 outside,
     - be larger for a map that lies outside the box than for one that lies in it,
     - not depend on the scale of a map, nor on the other maps of the batch,
@@ -137,8 +138,9 @@ def fifth_loss(fifth):
     "The rule of choice",
     "Write a function, ten minutes",
     text="""
-    Write `choose(points, floor)`: `points` is a list of dicts with scores F1 and EPG on validation images. Return the position of the
-    point with the highest EPG among those whose F1 is at least `floor`; if there is none, of the one that falls short by least.
+    Write `choose(points, floor)`: `points` is a list of dicts with scores F1 and EPG on validation images. Return
+    the position of the point with the highest EPG among those whose F1 is at least `floor`; if there is none, of
+    the one that falls short by least.
     """,
     setup="from e2lib import exercises",
     start="""
@@ -181,13 +183,11 @@ def rule_of_choice(choose):
             raise Hint(f"its choice has an F1 of {scores[found][0]}, below the floor of 70, though others keep it.")
         if found != right and kept:
             raise Hint(f"of points that keep the floor the one with the highest EPG is wanted; {found} is not it.")
-        alone = [{"F1": 50.0, "EPG": 90.0}, {"F1": 69.0, "EPG": 40.0}]
-        if choose(alone, 70) != 1:
-            raise Hint(
-                f"where no point keeps the floor, the one that falls short by least is wanted; it gives {choose(alone, 70)}."
-            )
-        if choose([{"F1": 70.0, "EPG": 90.0}, {"F1": 80.0, "EPG": 40.0}], 70) != 0:
-            raise Hint("an F1 that equals the floor keeps it: at least.")
+    short = choose([{"F1": 50.0, "EPG": 90.0}, {"F1": 69.0, "EPG": 40.0}], 70)
+    if short != 1:
+        raise Hint(f"where no point keeps the floor, the one that falls short by least is wanted; it gives {short}.")
+    if choose([{"F1": 70.0, "EPG": 90.0}, {"F1": 80.0, "EPG": 40.0}], 70) != 0:
+        raise Hint("an F1 that equals the floor keeps it: at least.")
 
 
 @exercise(
@@ -195,9 +195,10 @@ def rule_of_choice(choose):
     "Stronger and stronger",
     "Predict, then run, ten minutes",
     text="""
-    A toy: images of 4 × 4 numbers, an object in the middle, around it a background that tells the class more clearly than the object, but
-    only in training. One linear layer, explained by IxG, is guided by the energy loss with λ = 0 and with λ = 1. What will λ = 1
-    do to accuracy on images like those of training, and on images whose background tells nothing?
+    A toy: images of 4 × 4 numbers, an object in the middle, around it a background that tells the class more
+    clearly than the object, but only in training. One linear layer, explained by IxG, is guided by the energy loss
+    with λ = 0 and with λ = 1. What will λ = 1 do to accuracy on images like those of training, and on images whose
+    background tells nothing?
 
     - **a** both rise
     - **b** the first falls, the second rises
@@ -333,7 +334,8 @@ def dead_or_alive(prediction):
 
 
 MORE = """
-Take `lambdas={"energy": [3.0]}` in the parameters cell, and predict F1, EPG and IoU before you run the notebook. Guide EfficientNet-Lite0 at
-Final: `model="efficientnet_lite0"`, `weights="imagenet"`, `size=128`, `depths=["Final"]`, `lambdas={"energy": [0.15]}`,
-`schedule={"start_epochs": 3, "epochs": 3, "lr": 5e-4, "batch_size": 16}`.
+Take `lambdas={"energy": [3.0]}` in the parameters cell, and predict F1, EPG and IoU before you run the notebook.
+Guide EfficientNet-Lite0 at Final: `model="efficientnet_lite0"`, `weights="imagenet"`, `size=128`,
+`depths=["Final"]`, `lambdas={"energy": [0.15]}`, `schedule={"start_epochs": 3, "epochs": 3, "lr": 5e-4,
+"batch_size": 16}`.
 """

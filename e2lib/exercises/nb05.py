@@ -54,9 +54,9 @@ def length_of_an_epoch(longer, fraction):
     "On-object EPG",
     "Write a function, five minutes",
     text="""
-    Write `on_object(maps, boxes, segments)`: maps (B, 1, H, W) signed float, boxes and segments (B, 1, H, W) bool, to (B,): which part of
-    the positive attribution in the boxes is on the object's own pixels. What a segment covers outside the boxes does not count;
-    where the boxes hold no positive attribution it is 0.
+    Write `on_object(maps, boxes, segments)`: maps (B, 1, H, W) signed float, boxes and segments (B, 1, H, W) bool,
+    to (B,): which part of the positive attribution in the boxes is on the object's own pixels. What a segment
+    covers outside the boxes does not count; where the boxes hold no positive attribution it is 0.
    
     """,
     setup="""
@@ -116,9 +116,10 @@ def on_object_epg(on_object):
     "Which loss forgives a wide box?",
     "Predict and compute by hand, five minutes",
     text="""
-    An image has 10 × 10 pixels, and the exact box 4 × 4 of them; somebody drew it 50 % wider and higher, 6 × 6. A map is the same positive
-    number in all of the exact box, and 0 elsewhere. What are the energy loss and the L1 loss of this perfect map, with the *wide*
-    box as mask? And what is the EPG, measured with the *exact* box, of a map that fills the wide box evenly, in per cent?
+    An image has 10 × 10 pixels, and the exact box 4 × 4 of them; somebody drew it 50 % wider and higher, 6 × 6. A
+    map is the same positive number in all of the exact box, and 0 elsewhere. What are the energy loss and the L1
+    loss of this perfect map, with the *wide* box as mask? And what is the EPG, measured with the *exact* box, of a
+    map that fills the wide box evenly, in per cent?
     """,
     setup="from e2lib import exercises",
     start="""
@@ -161,9 +162,9 @@ def forgiving(energy, l1, epg):
     "What do few boxes cost?",
     "Read results.csv, ten minutes",
     text="""
-    `load()` gives the numbers that `make results` has written: a row for each setting and seed, a column for each metric (`Δ F1` is the difference to
-    the baseline of the same seed). Which mean Δ F1, over the seeds of run 05, has the energy loss at Input with boxes for 1 % of
-    the images? And which mean way to the ceiling (column `way`)?
+    `load()` gives the numbers that `make results` has written: a row for each setting and seed, a column for each
+    metric (`Δ F1` is the difference to the baseline of the same seed). Which mean Δ F1, over the seeds of run 05,
+    has the energy loss at Input with boxes for 1 % of the images? And which mean way to the ceiling (column `way`)?
    
     """,
     setup="""
@@ -218,9 +219,10 @@ def cost_of_few_boxes(cost, way):
     "How many steps see a box?",
     "Write a function, ten minutes",
     text="""
-    Write `share_with_boxes(annotated, batch_size, generator)`: `annotated` is bool (N,), one entry an image of an epoch. Shuffle the images by
-    `generator` (torch), cut them into batches of `batch_size` (the last one may be smaller), and return the share of batches that hold at
-    least one image with boxes, in [0, 1]. Then try it: 20 of 2,000 images, batches of 16; once, and ten times each.
+    Write `share_with_boxes(annotated, batch_size, generator)`: `annotated` is bool (N,), one entry an image of an
+    epoch. Shuffle the images by `generator` (torch), cut them into batches of `batch_size` (the last one may be
+    smaller), and return the share of batches that hold at least one image with boxes, in [0, 1]. Then try it: 20 of
+    2,000 images, batches of 16; once, and ten times each.
    
     """,
     setup="""
@@ -275,6 +277,6 @@ def steps_with_boxes(share_with_boxes):
 
 
 MORE = """
-Predict, then run the notebook with other parameters: `fractions={0.01: 1, 0.1: 1}`, each box once an epoch; `dilations=[0.1, 0.25, 0.5]`;
-`lambdas={"energy": [2.0]}`, for all fractions.
+Predict, then run the notebook with other parameters: `fractions={0.01: 1, 0.1: 1}`, each box once an epoch;
+`dilations=[0.1, 0.25, 0.5]`; `lambdas={"energy": [2.0]}`, for all fractions.
 """

@@ -60,9 +60,9 @@ def worst_group(worst):
     "What a validation score sees",
     "Compute by hand, five minutes",
     text="""
-    The four groups have 700, 50, 50 and 200 training images, and 100 validation images each. A network is right on 90, 60, 50 and 80 % of them.
-    What is its accuracy over all validation images, and what by the rule *in-distribution validation*, which weights groups as they
-    are in training? In per cent.
+    The four groups have 700, 50, 50 and 200 training images, and 100 validation images each. A network is right on
+    90, 60, 50 and 80 % of them. What is its accuracy over all validation images, and what by the rule
+    *in-distribution validation*, which weights groups as they are in training? In per cent.
     """,
     setup="from e2lib import exercises",
     start="""
@@ -100,8 +100,9 @@ def validation_scores(overall, in_distribution):
     "A rule that chooses an epoch",
     "Write a function, ten minutes",
     text="""
-    Write `choose_epoch(history, measure)`: `history` is a list with a dict of scores on validation images for each epoch, the first one being
-    epoch 1. Return the number of the epoch with the highest `measure`; of equal ones the last; for `measure=None` the last epoch.
+    Write `choose_epoch(history, measure)`: `history` is a list with a dict of scores on validation images for each
+    epoch, the first one being epoch 1. Return the number of the epoch with the highest `measure`; of equal ones the
+    last; for `measure=None` the last epoch.
     """,
     setup="from e2lib import exercises",
     start="""
@@ -147,8 +148,8 @@ def epoch_choice(choose_epoch):
         if measure is None:
             raise Hint("for measure=None the last epoch is wanted.")
         raise Hint(f"by {measure} epoch {found} has {history[found - 1][measure]}, which is not the highest.")
-        if choose_epoch([{"worst group": -1.0}, {"worst group": -2.0}], "worst group") != 1:
-            raise Hint("a later epoch is worse, and is chosen all the same.")
+    if choose_epoch([{"worst group": -1.0}, {"worst group": -2.0}], "worst group") != 1:
+        raise Hint("a later epoch is worse, and is chosen all the same.")
 
 
 @exercise(
@@ -203,8 +204,9 @@ def group_labels(need_groups):
     "This class rather than the others",
     "Write a function, five minutes",
     text="""
-    Write `against_others(classes, count)`: classes int64 (B,), the number of classes `count`, to float32 (B, count): weights of the logits, so that
-    the explained score is each class's logit less the mean of the other logits.
+    Write `against_others(classes, count)`: classes int64 (B,), the number of classes `count`, to float32 (B,
+    count): weights of the logits, so that the explained score is each class's logit less the mean of the other
+    logits.
    
     """,
     setup="""
@@ -255,8 +257,8 @@ def one_against_others(against_others):
     "What energy does not see",
     "Compute by hand, three minutes",
     text="""
-    A map has 3 inside the box, in sum, and nothing negative there; outside it has −6, in sum, and nothing positive. What is the energy loss of this map,
-    and what is that of its absolute value?
+    A map has 3 inside the box, in sum, and nothing negative there; outside it has −6, in sum, and nothing positive.
+    What is the energy loss of this map, and what is that of its absolute value?
     """,
     setup="from e2lib import exercises",
     start="""
@@ -292,6 +294,6 @@ def unseen(plain, absolute):
 
 
 MORE = """
-Predict, then run the notebook with other parameters: `rule="worst validation group"`; `lambda_of={"energy": 3.0, "l1": 3.0}`; a B-cos network:
-`model="bcos_scenes"`, `weights="scenes"`, `size=128`.
+Predict, then run the notebook with other parameters: `rule="worst validation group"`; `lambda_of={"energy": 3.0,
+"l1": 3.0}`; a B-cos network: `model="bcos_scenes"`, `weights="scenes"`, `size=128`.
 """

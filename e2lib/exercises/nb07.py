@@ -127,8 +127,8 @@ def kd_function(kd):
     "Why τ²?",
     "Predict, then run, five minutes",
     text="""
-    Without its factor τ² the gradient of KD with respect to the student's logits becomes smaller as τ grows. By which factor, nearly, is it smaller
-    at τ = 100 than at τ = 10? Make up your mind, then measure.
+    Without its factor τ² the gradient of KD with respect to the student's logits becomes smaller as τ grows. By
+    which factor, nearly, is it smaller at τ = 100 than at τ = 10? Make up your mind, then measure.
    
     """,
     setup="""
@@ -169,7 +169,7 @@ def why_squared(factor):
         100.0,
         (
             10.0,
-            "that is one 1/τ, from dividing the student's logits; there are two. What of the distributions' difference?",
+            "that is one 1/τ, from dividing the student's logits; there are two. How far apart are the distributions?",
         ),
         (1.0, "so it is *with* τ². Look at the norms that your cell has printed."),
         within=8.0,
@@ -181,8 +181,9 @@ def why_squared(factor):
     "e²KD",
     "Write a function, ten minutes",
     text="""
-    Write `e2kd(student, teacher)`: explanations of both (B, K, h, w), signed, to (B,): 1 − cos(E_T, E_S), each image's explanation being one long vector.
-    The teacher gets no gradient; for a map that is zero everywhere the loss is 1.
+    Write `e2kd(student, teacher)`: explanations of both (B, K, h, w), signed, to (B,): 1 − cos(E_T, E_S), each
+    image's explanation being one long vector. The teacher gets no gradient; for a map that is zero everywhere the
+    loss is 1.
    
     """,
     setup="""
@@ -245,8 +246,9 @@ def e2kd_function(e2kd):
     "The gain over seeds",
     "Read results.csv, ten minutes",
     text="""
-    `load()` gives a row for each setting and seed. In run 07, with 50 shots on the scenes: by how many points of accuracy is KD + e²KD ahead of KD, on average
-    over the seeds, and by how many in the seed where it gains least? (Columns `shots`, `method`, `accuracy`, `seed`.)
+    `load()` gives a row for each setting and seed. In run 07, with 50 shots on the scenes: by how many points of
+    accuracy is KD + e²KD ahead of KD, on average over the seeds, and by how many in the seed where it gains least?
+    (Columns `shots`, `method`, `accuracy`, `seed`.)
    
     """,
     setup="""
@@ -299,7 +301,8 @@ def gain_over_seeds(mean, least):
 
 
 MORE = """
-Predict, then run the notebook with other parameters: `explained={"method": "bcos", "at": "Input", "weight": 20.0}` (contribution maps in place of W(x)); standard
-networks with Grad-CAM: `teacher` an `efficientnet_lite0` with ImageNet weights and `"lr": 1e-3`, `student` a `test_resnet` with `"lr": 3e-3`,
-`explained={"method": "gradcam", "at": "Mid3", "weight": 5.0}`.
+Predict, then run the notebook with other parameters: `explained={"method": "bcos", "at": "Input", "weight": 20.0}`
+(contribution maps in place of W(x)); standard networks with Grad-CAM: `teacher` an `efficientnet_lite0` with
+ImageNet weights and `"lr": 1e-3`, `student` a `test_resnet` with `"lr": 3e-3`, `explained={"method": "gradcam",
+"at": "Mid3", "weight": 5.0}`.
 """

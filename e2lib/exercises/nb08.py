@@ -64,8 +64,9 @@ def unseen_groups(out_of_distribution):
     "The same answers, other reasons",
     "Compute by hand, five minutes",
     text="""
-    Two numbers describe an image: bird and background. The teacher's logit is 2 · bird, the student's 2 · background; what explains them are their weights, (2, 0)
-    and (0, 2). In all training images bird = background. What are KD's loss and e²KD's explanation term, 1 − cos, on the training images? And which logits have teacher
+    Two numbers describe an image: bird and background. The teacher's logit is 2 · bird, the student's 2 ·
+    background; what explains them are their weights, (2, 0) and (0, 2). In all training images bird = background.
+    What are KD's loss and e²KD's explanation term, 1 − cos, on the training images? And which logits have teacher
     and student for a duck on a meadow, bird = 1, background = −1?
     """,
     setup="from e2lib import exercises",
@@ -109,8 +110,8 @@ def other_reasons(kd, e2kd, teacher_logit, student_logit):
     "What the student becomes",
     "Predict, then run, ten minutes",
     text="""
-    The same world as code: 200 training images with bird = background; the teacher has the weights (2, 0), the student starts at (0, 1). Where does KD bring the student's
-    weights, and where KD with e²KD?
+    The same world as code: 200 training images with bird = background; the teacher has the weights (2, 0), the
+    student starts at (0, 1). Where does KD bring the student's weights, and where KD with e²KD?
 
     - **a** both to (2, 0)
     - **b** KD to some (u, v) with u + v = 2, depending on where it starts; with e²KD to (2, 0)
@@ -149,7 +150,7 @@ def becomes(prediction, answers_only, with_reasons):
     choose(
         prediction,
         "b",
-        a=f"look at answers_only, {[round(w, 2) for w in answers_only.tolist()]}: which images could tell it from (2, 0)?",
+        a=f"look at answers_only, {[round(w, 2) for w in answers_only.tolist()]}: what could tell it from (2, 0)?",
         c=f"look at with_reasons, {[round(w, 2) for w in with_reasons.tolist()]}.",
     )
 
@@ -223,8 +224,9 @@ def softmax_or_sigmoids(prediction):
     "The price in distribution",
     "Read results.csv, ten minutes",
     text="""
-    On the real Waterbirds-100 (run 08-waterbirds, data waterbirds, task heads): how many points does the head with KD + e²KD gain *out of distribution* over the head without a teacher,
-    and how many does it gain *in distribution*? Means over the seeds; a loss is a negative gain.
+    On the real Waterbirds-100 (run 08-waterbirds, data waterbirds, task heads): how many points does the head with
+    KD + e²KD gain *out of distribution* over the head without a teacher, and how many does it gain *in
+    distribution*? Means over the seeds; a loss is a negative gain.
    
     """,
     setup="""
@@ -281,6 +283,6 @@ def price(outside, inside):
 
 
 MORE = """
-Predict, then run the notebook with other parameters: `guided_head` with `"energy": 30.0` (a teacher that turned too far: which groups does its student miss?); `head` with
-`"weight": 1.0`.
+Predict, then run the notebook with other parameters: `guided_head` with `"energy": 30.0` (a teacher that turned too
+far: which groups does its student miss?); `head` with `"weight": 1.0`.
 """

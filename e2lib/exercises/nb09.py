@@ -47,8 +47,9 @@ def patches_and_cells(patches, cells):
     "Do explanations move along?",
     "Write a function, ten minutes",
     text="""
-    A window of an image was moved down by `s` and right by `s` pixels. Write `alike(first, moved, s)`: maps of the first and of the moved window (B, K, H, W), 0 ≤ s < H, to
-    the cosine (B,) of the two where both windows show the same pixels. If the explanation moves exactly with the image it is 1.
+    A window of an image was moved down by `s` and right by `s` pixels. Write `alike(first, moved, s)`: maps of the
+    first and of the moved window (B, K, H, W), 0 ≤ s < H, to the cosine (B,) of the two where both windows show the
+    same pixels. If the explanation moves exactly with the image it is 1.
    
     """,
     setup="""
@@ -106,11 +107,11 @@ def moves_along(alike):
                 "the other way round: what was at (y + s, x + s) of the first window, where is it in the moved one?",
             ),
         )
-        if alike(first, first, 0).sub(1).abs().max() > 1e-4:
-            raise Hint("for s = 0 the two windows are the same, and all of them has to be compared.")
-        noise = torch.randn(3, 2, 16, 16, generator=torch.Generator().manual_seed(1))
-        right = F.cosine_similarity(first[..., 3:, 3:].flatten(1), noise[..., :13, :13].flatten(1), dim=1)
-        compare("the cosine of other maps", alike(first, noise, 3), right)
+    if alike(first, first, 0).sub(1).abs().max() > 1e-4:
+        raise Hint("for s = 0 the two windows are the same, and all of them has to be compared.")
+    noise = torch.randn(3, 2, 16, 16, generator=torch.Generator().manual_seed(1))
+    right = F.cosine_similarity(first[..., 3:, 3:].flatten(1), noise[..., :13, :13].flatten(1), dim=1)
+    compare("the cosine of other maps", alike(first, noise, 3), right)
 
 
 @exercise(
@@ -118,8 +119,8 @@ def moves_along(alike):
     "Explaining in each fourth step",
     "Compute by hand, three minutes",
     text="""
-    With `every=4` and λ = 5 the explanation term is there in one step of four, with the weight λ. Which constant weight, in every step, has the same mean gradient? Which λ would have
-    the mean of λ = 5 in every step?
+    With `every=4` and λ = 5 the explanation term is there in one step of four, with the weight λ. Which constant
+    weight, in every step, has the same mean gradient? Which λ would have the mean of λ = 5 in every step?
     """,
     setup="from e2lib import exercises",
     start="""
@@ -153,8 +154,9 @@ def each_fourth_step(same_as, instead):
     "Chance, and what may be chance",
     "Compute by hand, five minutes",
     text="""
-    A student of five classes is right on 33 % of 600 test images. What is chance, in per cent? How far, in points of per cent, does the 95 % interval of its accuracy reach to either side,
-    by 1.96 standard errors √(p (1 − p) / n)?
+    A student of five classes is right on 33 % of 600 test images. What is chance, in per cent? How far, in points
+    of per cent, does the 95 % interval of its accuracy reach to either side, by 1.96 standard errors √(p (1 − p) /
+    n)?
     """,
     setup="from e2lib import exercises",
     start="""
@@ -198,8 +200,9 @@ def may_be_chance(chance, half_width):
     "Which families gain?",
     "Read results.csv, ten minutes",
     text="""
-    In run 09 the rows of the four convolutional students have their network's name in column `task`, and their gain in column `gain over KD, accuracy`. Which of the four, if any, gain
-    accuracy by e²KD *in each of the seeds*? Put their names into a set.
+    In run 09 the rows of the four convolutional students have their network's name in column `task`, and their gain
+    in column `gain over KD, accuracy`. Which of the four, if any, gain accuracy by e²KD *in each of the seeds*? Put
+    their names into a set.
    
     """,
     setup="""
@@ -243,6 +246,6 @@ def families(always):
 
 
 MORE = """
-Predict, then run the notebook with another parameter: `explained={"method": "weights", "at": "Input", "weight": 5.0, "every": 4}`: what is left of the gain if only each fourth
-step explains?
+Predict, then run the notebook with another parameter: `explained={"method": "weights", "at": "Input", "weight":
+5.0, "every": 4}`: what is left of the gain if only each fourth step explains?
 """

@@ -71,8 +71,8 @@ def frozen_sizes(weights, contributions, imagenet):
     "Flip a stored map with its image",
     "Write a function, five minutes",
     text="""
-    Write `flipped(maps, flags)`: stored maps (B, K, H, W) and flags bool (B,), True where the image was flipped from left to right, to the maps (B, K, H, W) that go with the
-    images that the student sees.
+    Write `flipped(maps, flags)`: stored maps (B, K, H, W) and flags bool (B,), True where the image was flipped
+    from left to right, to the maps (B, K, H, W) that go with the images that the student sees.
    
     """,
     setup="""
@@ -129,8 +129,8 @@ def flip_maps(flipped):
     "Crop a stored map with its image",
     "Write a function, ten minutes",
     text="""
-    Write `cropped(maps, box, size)`: maps (B, K, H, W), a half-open box (x1, y1, x2, y2) of whole numbers, to the maps of that crop, brought to `size` × `size` bilinearly (`F.interpolate`,
-    `align_corners=False`).
+    Write `cropped(maps, box, size)`: maps (B, K, H, W), a half-open box (x1, y1, x2, y2) of whole numbers, to the
+    maps of that crop, brought to `size` × `size` bilinearly (`F.interpolate`, `align_corners=False`).
    
     """,
     setup="""
@@ -188,8 +188,9 @@ def crop_maps(cropped):
     "Which is closer to the live map?",
     "Predict, then run, ten minutes",
     text="""
-    A stored map was computed of the whole image. It is flipped with the image, or cropped with it (here the middle quarter, enlarged to the whole size) and compared, by the cosine, with the live map of the
-    image that was flipped or cropped. Which stored map is closer to its live one, for the B-cos network of this repository?
+    A stored map was computed of the whole image. It is flipped with the image, or cropped with it (here the middle
+    quarter, enlarged to the whole size) and compared, by the cosine, with the live map of the image that was
+    flipped or cropped. Which stored map is closer to its live one, for the B-cos network of this repository?
 
     - **a** the flipped one
     - **b** the cropped one
@@ -204,18 +205,20 @@ def crop_maps(cropped):
     """,
     start="""
     prediction = ...
-    images, middle = photographs(), slice(16, 48)
-    flip = contributions(images).flip(3), contributions(images.flip(3))
-    large = [F.interpolate(x[..., middle, middle], (64, 64), mode="bilinear") for x in (contributions(images), images)]
-    crop = large[0], contributions(large[1].clamp(0, 1))
+    (images, classes), middle = photographs(), slice(16, 48)
+    stored = contributions(images, classes)
+    flip = stored.flip(3), contributions(images.flip(3), classes)
+    large = [F.interpolate(x[..., middle, middle], (64, 64), mode="bilinear") for x in (stored, images)]
+    crop = large[0], contributions(large[1].clamp(0, 1), classes)
     cosines = [F.cosine_similarity(a.flatten(1), b.flatten(1)).mean().item() for a, b in (flip, crop)]
     """,
     solution="""
     prediction = "a"
-    images, middle = photographs(), slice(16, 48)
-    flip = contributions(images).flip(3), contributions(images.flip(3))
-    large = [F.interpolate(x[..., middle, middle], (64, 64), mode="bilinear") for x in (contributions(images), images)]
-    crop = large[0], contributions(large[1].clamp(0, 1))
+    (images, classes), middle = photographs(), slice(16, 48)
+    stored = contributions(images, classes)
+    flip = stored.flip(3), contributions(images.flip(3), classes)
+    large = [F.interpolate(x[..., middle, middle], (64, 64), mode="bilinear") for x in (stored, images)]
+    crop = large[0], contributions(large[1].clamp(0, 1), classes)
     cosines = [F.cosine_similarity(a.flatten(1), b.flatten(1)).mean().item() for a, b in (flip, crop)]
     """,
     answer="prediction, cosines",
@@ -234,27 +237,28 @@ def closer(prediction, cosines):
     choose(
         prediction,
         "a",
-        b=f"what does the teacher see of an enlarged crop that it did not see before, and which surroundings are gone? Your run: {measured}",
+        b=f"which surroundings does an enlarged crop lack, and which details does it add? Your run: {measured}",
         c=f"are the network's kernels mirror images of themselves? Your run: {measured}",
     )
     return measured
 
 
-def photographs() -> torch.Tensor:
-    """Eight embedded scenes of 64 pixels, (8, 3, 64, 64) float in [0, 1]."""
+def photographs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight embedded scenes of 64 pixels, (8, 3, 64, 64) float in [0, 1], and their classes, int64 (8,)."""
     from e2lib import datasets
 
     scenes = datasets.load("scenes", None, "test", 64, 8, objects=1)
-    return datasets.collate([scenes[i] for i in range(8)]).images
+    batch = datasets.collate([scenes[i] for i in range(8)])
+    return batch.images, batch.labels.argmax(1)
 
 
-def contributions(images: torch.Tensor) -> torch.Tensor:
-    """Contribution maps (B, 1, H, W) of the repository's B-cos network, of the class that it names for each whole image."""
+def contributions(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Contribution maps (B, 1, H, W) of the repository's B-cos network to the logits of the classes, int64 (B,)."""
     from e2lib import models
     from e2lib.attribution import explain
 
     net = models.build("bcos_scenes", 10, "scenes").eval()
-    return explain(net, images, lambda logits: logits.argmax(1), "bcos").maps
+    return explain(net, images, classes, "bcos").maps
 
 
 @exercise(
@@ -308,5 +312,6 @@ def freezing_pays(pays_after):
 
 
 MORE = """
-Predict, then run the notebook with other parameters: `shots={5: 60}`; `explained={"method": "bcos", "at": "Input", "weight": 20.0}`, which stores one channel in place of six.
+Predict, then run the notebook with other parameters: `shots={5: 60}`; `explained={"method": "bcos", "at": "Input",
+"weight": 20.0}`, which stores one channel in place of six.
 """

@@ -68,7 +68,8 @@ def confidence(interval):
     "The verdict",
     "Write a function, five minutes",
     text="""
-    Write `verdict(low, high, above)`: the text `"holds"`, `"does not hold"` or `"undecided"`, by the rule of this notebook, for an interval and the bound above which the number should be.
+    Write `verdict(low, high, above)`: the text `"holds"`, `"does not hold"` or `"undecided"`, by the rule of this
+    notebook, for an interval and the bound above which the number should be.
     """,
     setup="from e2lib import exercises",
     start="""
@@ -120,8 +121,9 @@ def verdict_rule(verdict):
     "How many seeds?",
     "Compute by hand, five minutes",
     text="""
-    A gain of 2 points has a standard deviation of 2 points over seeds, however many there are. From how many seeds on does the 95 % interval lie above 0? `claims.T` has the factors of Student's t by the number
-    of seeds. And how many would it seem to need with 1.96 for all of them?
+    A gain of 2 points has a standard deviation of 2 points over seeds, however many there are. From how many seeds
+    on does the 95 % interval lie above 0? `claims.T` has the factors of Student's t by the number of seeds. And how
+    many would it seem to need with 1.96 for all of them?
    
     """,
     setup="""
@@ -152,8 +154,7 @@ def how_many_seeds(seeds, seemingly):
         "seeds",
         seeds,
         7,
-        (4, "that is with √n, or with n, wrongly: with 1.96 for all numbers of seeds, or by n in place of √n."),
-        (3, "the standard deviation is divided by √n, not by n."),
+        (4, "4 comes of 1.96 for every number of seeds, and also of n in place of √n."),
         (6, "with six the interval still begins just below 0."),
     )
     compare("seemingly", seemingly, 4, (7, "that is with Student's t."))
@@ -164,8 +165,9 @@ def how_many_seeds(seeds, seemingly):
     "Raise the bar",
     "Read results.csv, ten minutes",
     text="""
-    How many of the claims hold, and how many would hold if every bound were three points higher? A claim's fields are fixed; `claim.model_copy(update={"above": …})` gives one with another bound, and
-    `judge(claims, table)` a row for each claim and data set, with the claim's `verdict`.
+    How many of the claims hold, and how many would hold if every bound were three points higher? A claim's fields
+    are fixed; `claim.model_copy(update={"above": …})` gives one with another bound, and `judge(claims, table)` a
+    row for each claim and data set, with the claim's `verdict`.
    
     """,
     setup="""
@@ -221,7 +223,8 @@ def raise_the_bar(now, higher):
     "What chance does to a long list",
     "Compute by hand, three minutes",
     text="""
-    There are 55 intervals of 95 %. If each missed its true value by chance alone, independently of the others: how many miss, on average, and how likely is it, in per cent, that at least one does?
+    There are 55 intervals of 95 %. If each missed its true value by chance alone, independently of the others: how
+    many miss, on average, and how likely is it, in per cent, that at least one does?
     """,
     setup="from e2lib import exercises",
     start="""
@@ -261,5 +264,6 @@ def chance(missing, at_least_one):
 
 
 MORE = """
-Put your own bound into a copy of claims.yaml (say, `above: 5.1` for the gain with few images), give its path as `claims` in the parameters cell, and run the notebook again. Which verdicts change?
+Put your own bound into a copy of claims.yaml (say, `above: 5.1` for the gain with few images), give its path as
+`claims` in the parameters cell, and run the notebook again. Which verdicts change?
 """
