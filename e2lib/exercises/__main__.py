@@ -49,7 +49,7 @@ def _exercise_cells(notebook: str) -> list[NotebookNode]:
     intro = f"""
     ## Exercises
     Copy the code below a task into the empty cell that follows, and put your answer in place of the dots. No exercise
-    needs anything from the cells above, or from another exercise. Each takes seconds of computing; the minutes are yours.
+    needs anything from the cells above, or from another exercise. Each computes for seconds; the minutes are yours.
     `exercises.check` says that an answer is right, or gives a hint. The [solutions](solutions/{name}) come with
     explanations.
     """
