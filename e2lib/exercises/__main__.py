@@ -99,7 +99,8 @@ def _state(cells: list[NotebookNode]) -> str:
 def _executed(notebook: NotebookNode) -> NotebookNode:
     """With its outputs; nbclient's CellExecutionError where a cell fails."""
     metadata = dict(notebook.metadata)
-    notebook = nbclient.NotebookClient(notebook, kernel_name="python3").execute()
+    quiet = ["--log-level=ERROR"]  # the kernel's warnings about itself
+    notebook = nbclient.NotebookClient(notebook, kernel_name="python3", extra_arguments=quiet).execute()
     for cell in notebook.cells:
         cell.metadata = {}
     notebook.metadata = metadata

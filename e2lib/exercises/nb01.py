@@ -42,7 +42,6 @@ def pixels_of_a_box(pixels, share):
     text="""
     Write `dilate(boxes, fraction, size)`: boxes (N, 4) float, `fraction` 0.5 for boxes half as wide and half as high
     again, `size` = (height, width) of the image. Each box keeps its centre, and is cut off at the image's borders.
-   
     """,
     setup="""
     import torch
@@ -112,8 +111,8 @@ def dilate_a_box(dilate):
     "How much of a wide box is object?",
     "Predict, three minutes",
     text="""
-    Above, the object fills 45 % of its box. The same boxes are drawn 50 % wider and 50 % higher. How much of them is
-    object now, in per cent, if no border cuts them off?
+    In the notebook the object fills 45 % of its box. The same boxes are drawn 50 % wider and 50 % higher. How much of
+    them is object now, in per cent, if no border cuts them off?
     """,
     setup="from e2lib import exercises",
     start="share = ...",
@@ -145,7 +144,6 @@ def wide_box(share):
     The embedded birds have four groups, whose names are in `dataset.groups`; `dataset[i].group` is an index into
     them. Write `missing(dataset)`: the list of the names of groups of which the data set has no image. Which are
     missing where correlation is 1, and what does that do to a test on images of the same kind?
-   
     """,
     setup="""
     from e2lib import datasets, exercises
@@ -203,7 +201,6 @@ def missing_groups(missing):
     Write `few_shot(labels, shots, seed)`: labels int64 (N,), one class an image, to int64 (classes · shots,)
     positions in them. Each class is there `shots` times, no image twice, chosen at random by `seed` alone; and
     choices are nested: those for 5 shots are part of those for 10.
-   
     """,
     setup="""
     import torch

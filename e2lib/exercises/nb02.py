@@ -101,7 +101,7 @@ def epg_function(epg):
     "Write a function, five minutes",
     text="""
     Write `gradcam(a, g)`: the activations of the last layer (B, C, h, w), and the gradient of the explained logit
-    with respect to them (B, C, h, w), to maps (B, 1, h, w). (The table of methods above says how, in words.)
+    with respect to them (B, C, h, w), to maps (B, 1, h, w). (The notebook's table of methods says how, in words.)
     """,
     setup="from e2lib import exercises",
     start="""
@@ -161,7 +161,6 @@ def gradcam_function(gradcam):
     Write `integrated(score, x, steps)`: `score` maps inputs (B, N) to (B,). Average the gradient of the score at
     `steps` points on the straight way from 0 to x, and multiply by x: (B, N). The contributions of an input should
     add up to score(x) − score(0), nearly.
-   
     """,
     setup="""
     import torch
@@ -247,7 +246,6 @@ def integrated_gradients(integrated):
     - **a** yes, for IxG and for Grad-CAM
     - **b** for IxG, but not for Grad-CAM
     - **c** for neither
-   
     """,
     setup="""
     import torch
@@ -298,7 +296,6 @@ def difference_of_logits(prediction):
     the input x, a tensor (N,), and `score` and `other` are two networks, one with random weights. Return True if
     the rank correlation of the two maps is below 0.5. Spearman's rank correlation is Pearson's of the ranks; there
     are no ties.
-   
     """,
     setup="""
     import torch

@@ -214,7 +214,6 @@ def background_share(inside_outside):
     text="""
     The contributions of a class add up to 1.3, in a network of 20 classes. What is its logit? (`math.log` is the
     natural logarithm.) Is the class predicted, that is, is the logit above 0? Answer True or False.
-   
     """,
     setup="""
     import math
@@ -274,7 +273,7 @@ def from_contributions(logit, predicted):
     answer="wrong",
     why="""
     The map is the same number for number, which is what makes the mistake hard to see: training runs, and goes
-    another way. A comparison with finite differences, as above, finds it.
+    another way. A comparison with finite differences finds it.
     """,
     mistakes=(('"b"', '"a"', "same"), ('"b"', '"c"', "same")),
 )

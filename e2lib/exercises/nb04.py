@@ -205,7 +205,6 @@ def rule_of_choice(choose):
     - **c** both fall
 
     Make up your mind, then run it; then try λ = 0.3 and λ = 10, too.
-   
     """,
     setup="""
     import torch
@@ -244,7 +243,7 @@ def rule_of_choice(choose):
     answer="prediction, weights",
     why="""
     Guided, the layer gives up evidence that was true in training, and pays for it there. It gains where that
-    evidence is gone. λ = 10 does no more than λ = 1: nothing is left outside the box. In the notebook, on real
+    evidence is gone. λ = 10 does hardly more than λ = 1: little is left outside the box. In the notebook, on real
     networks, F1 without context did not rise: there a map can be moved without the network's reasons moving as far.
     """,
     mistakes=(('"b"', '"a"', "gives up"), ('"b"', '"c"', "gone")),
@@ -297,7 +296,6 @@ def accuracies(weights: torch.Tensor) -> dict[str, float]:
     - **a** A = ReLU(s), as Grad-CAM
     - **b** A = |s|, as IxG by its absolute value
     - **c** both
-   
     """,
     setup="""
     import torch

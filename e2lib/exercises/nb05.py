@@ -57,7 +57,6 @@ def length_of_an_epoch(longer, fraction):
     Write `on_object(maps, boxes, segments)`: maps (B, 1, H, W) signed float, boxes and segments (B, 1, H, W) bool,
     to (B,): which part of the positive attribution in the boxes is on the object's own pixels. What a segment
     covers outside the boxes does not count; where the boxes hold no positive attribution it is 0.
-   
     """,
     setup="""
     import torch
@@ -165,7 +164,6 @@ def forgiving(energy, l1, epg):
     `load()` gives the numbers that `make results` has written: a row for each setting and seed, a column for each
     metric (`Δ F1` is the difference to the baseline of the same seed). Which mean Δ F1, over the seeds of run 05,
     has the energy loss at Input with boxes for 1 % of the images? And which mean way to the ceiling (column `way`)?
-   
     """,
     setup="""
     from e2lib import exercises
@@ -185,8 +183,8 @@ def forgiving(energy, l1, epg):
     """,
     answer="cost, way",
     why="""
-    A mean over seeds comes with its spread, `.std()`: here one point of F1, as large as half of the cost itself.
-    Whether that is enough for a verdict is what notebook 11 is about.
+    A mean over seeds comes with its spread, `.std()`; whether that is small enough for a verdict is what notebook 11
+    is about.
     """,
     mistakes=(
         (' & (part["at"] == "Input")', "", "Input"),
@@ -223,7 +221,6 @@ def cost_of_few_boxes(cost, way):
     epoch. Shuffle the images by `generator` (torch), cut them into batches of `batch_size` (the last one may be
     smaller), and return the share of batches that hold at least one image with boxes, in [0, 1]. Then try it: 20 of
     2,000 images, batches of 16; once, and ten times each.
-   
     """,
     setup="""
     import torch

@@ -207,7 +207,6 @@ def group_labels(need_groups):
     Write `against_others(classes, count)`: classes int64 (B,), the number of classes `count`, to float32 (B,
     count): weights of the logits, so that the explained score is each class's logit less the mean of the other
     logits.
-   
     """,
     setup="""
     import torch.nn.functional as F

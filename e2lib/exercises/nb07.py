@@ -129,7 +129,6 @@ def kd_function(kd):
     text="""
     Without its factor τ² the gradient of KD with respect to the student's logits becomes smaller as τ grows. By
     which factor, nearly, is it smaller at τ = 100 than at τ = 10? Make up your mind, then measure.
-   
     """,
     setup="""
     import torch
@@ -184,7 +183,6 @@ def why_squared(factor):
     Write `e2kd(student, teacher)`: explanations of both (B, K, h, w), signed, to (B,): 1 − cos(E_T, E_S), each
     image's explanation being one long vector. The teacher gets no gradient; for a map that is zero everywhere the
     loss is 1.
-   
     """,
     setup="""
     import torch.nn.functional as F
@@ -249,7 +247,6 @@ def e2kd_function(e2kd):
     `load()` gives a row for each setting and seed. In run 07, with 50 shots on the scenes: by how many points of
     accuracy is KD + e²KD ahead of KD, on average over the seeds, and by how many in the seed where it gains least?
     (Columns `shots`, `method`, `accuracy`, `seed`.)
-   
     """,
     setup="""
     from e2lib import exercises

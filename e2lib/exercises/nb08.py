@@ -116,7 +116,6 @@ def other_reasons(kd, e2kd, teacher_logit, student_logit):
     - **a** both to (2, 0)
     - **b** KD to some (u, v) with u + v = 2, depending on where it starts; with e²KD to (2, 0)
     - **c** neither to a network that looks at the bird
-   
     """,
     setup="""
     import torch
@@ -189,7 +188,6 @@ def distilled(start: torch.Tensor, weight: float) -> torch.Tensor:
     - **a** KD, with one softmax over the classes
     - **b** multi-label KD, with one sigmoid a class
     - **c** neither
-   
     """,
     setup="""
     import torch
@@ -227,7 +225,6 @@ def softmax_or_sigmoids(prediction):
     On the real Waterbirds-100 (run 08-waterbirds, data waterbirds, task heads): how many points does the head with
     KD + e²KD gain *out of distribution* over the head without a teacher, and how many does it gain *in
     distribution*? Means over the seeds; a loss is a negative gain.
-   
     """,
     setup="""
     from e2lib import exercises

@@ -50,7 +50,6 @@ def patches_and_cells(patches, cells):
     A window of an image was moved down by `s` and right by `s` pixels. Write `alike(first, moved, s)`: maps of the
     first and of the moved window (B, K, H, W), 0 ≤ s < H, to the cosine (B,) of the two where both windows show the
     same pixels. If the explanation moves exactly with the image it is 1.
-   
     """,
     setup="""
     import torch.nn.functional as F
@@ -203,7 +202,6 @@ def may_be_chance(chance, half_width):
     In run 09 the rows of the four convolutional students have their network's name in column `task`, and their gain
     in column `gain over KD, accuracy`. Which of the four, if any, gain accuracy by e²KD *in each of the seeds*? Put
     their names into a set.
-   
     """,
     setup="""
     from e2lib import exercises

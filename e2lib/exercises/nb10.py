@@ -27,7 +27,7 @@ from e2lib.exercises import Hint, choose, compare, exercise
     """,
     answer="weights, contributions, imagenet",
     why="""
-    49.2 kB is what the table above shows for an image, a dozen times the contributions. Three quarters of a
+    49.2 kB is what the notebook's table shows for an image, a dozen times the contributions. Three quarters of a
     terabyte for ImageNet tell why one may want fewer numbers: Grad-CAM at Final keeps one map.
     """,
     mistakes=(
@@ -73,7 +73,6 @@ def frozen_sizes(weights, contributions, imagenet):
     text="""
     Write `flipped(maps, flags)`: stored maps (B, K, H, W) and flags bool (B,), True where the image was flipped
     from left to right, to the maps (B, K, H, W) that go with the images that the student sees.
-   
     """,
     setup="""
     import torch
@@ -131,7 +130,6 @@ def flip_maps(flipped):
     text="""
     Write `cropped(maps, box, size)`: maps (B, K, H, W), a half-open box (x1, y1, x2, y2) of whole numbers, to the
     maps of that crop, brought to `size` × `size` bilinearly (`F.interpolate`, `align_corners=False`).
-   
     """,
     setup="""
     import torch.nn.functional as F
@@ -195,7 +193,6 @@ def crop_maps(cropped):
     - **a** the flipped one
     - **b** the cropped one
     - **c** both have a cosine of 1
-   
     """,
     setup="""
     import torch.nn.functional as F

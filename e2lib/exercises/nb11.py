@@ -124,7 +124,6 @@ def verdict_rule(verdict):
     A gain of 2 points has a standard deviation of 2 points over seeds, however many there are. From how many seeds
     on does the 95 % interval lie above 0? `claims.T` has the factors of Student's t by the number of seeds. And how
     many would it seem to need with 1.96 for all of them?
-   
     """,
     setup="""
     from e2lib import exercises
@@ -168,7 +167,6 @@ def how_many_seeds(seeds, seemingly):
     How many of the claims hold, and how many would hold if every bound were three points higher? A claim's fields
     are fixed; `claim.model_copy(update={"above": …})` gives one with another bound, and `judge(claims, table)` a
     row for each claim and data set, with the claim's `verdict`.
-   
     """,
     setup="""
     from e2lib import exercises

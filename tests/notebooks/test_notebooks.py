@@ -16,7 +16,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from e2lib import runs
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = [p for p in sorted((ROOT / "notebooks").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+EVERY = [p for p in sorted((ROOT / "notebooks").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+SOLUTIONS = [path for path in EVERY if path.parent == ROOT / "notebooks" / "solutions"]  # of exercises
+NOTEBOOKS = [path for path in EVERY if path not in SOLUTIONS]
 
 
 def test_there_are_notebooks():
@@ -27,6 +29,22 @@ def test_there_are_notebooks():
 def test_notebook_keeps_the_rules(path):
     found = problems(path)
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_notebook_of_solutions_keeps_the_rules(path):
+    """Those that fit one without parameters or presets; tests/test_exercises.py compares it with its source."""
+    found = [*file_problems(path), *code_problems(runs.read(path)), *output_problems(runs.read(path))]
+    assert not found + [*style_problems(path)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_has_a_head_and_an_end(path):
+    first, *_, last = runs.read(path).cells
+    assert first.source.startswith(f"# {path.name[:2]} · ") and "**You will**" in first.source
+    assert re.search(r"\*Prerequisites?: .*(minute|hour|[Ss]econds)", first.source, re.DOTALL)
+    assert last.source.startswith("## References\n")
+    assert sum("## Recap\n" in cell.source for cell in runs.read(path).cells) == 1
 
 
 def test_each_preset_belongs_to_a_notebook():
@@ -56,14 +74,20 @@ def problems(path: Path) -> list[str]:
     """What is wrong with the notebook in file `path`, one line each."""
     notebook = runs.read(path)
     return [
-        *([] if re.fullmatch(r"\d\d_\w+", path.stem) else ["its name is not NN_name.ipynb"]),
-        *([] if path.stat().st_size <= 1_000_000 else ["larger than 1 MB"]),
+        *file_problems(path),
         *code_problems(notebook),
         *card_problems(notebook),
         *output_problems(notebook),
         *preset_problems(path),
         *style_problems(path),
     ]
+
+
+def file_problems(path):
+    if not re.fullmatch(r"\d\d_\w+", path.stem):
+        yield "its name is not NN_name.ipynb"
+    if path.stat().st_size > 1_000_000:
+        yield "larger than 1 MB"
 
 
 def code_problems(notebook):
