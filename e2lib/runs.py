@@ -23,18 +23,21 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 
-import nbformat
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from e2lib.disk import replacing
 
+if TYPE_CHECKING:
+    import nbformat  # otherwise where it is used: it takes two seconds, and a notebook that is opened needs it not
+
 PRESETS = ("smoke", "laptop", "paper")
 DEVICES = r"auto|cpu|cuda(:\d+)?"
 FILES = {"results": "results.csv", "claims": "claims.yaml"}  # parameter -> what it is by default, beside the notebooks
+WIDGET = "application/vnd.jupyter.widget-view+json"
 NUMBERS = "application/vnd.e2lib.numbers+json"  # rows of numbers in a notebook's output
 EXERCISE = "exercise"  # tag of cells that `python -m e2lib.exercises` writes, in which readers work
 # A notebook's own parameters cell goes on after the colon; the cell that papermill injects begins with the bare word.
@@ -545,7 +548,7 @@ def _fail(run: Run, trouble: str) -> NoReturn:
     sys.exit(f"{run.notebook}: {trouble}")
 
 
-def _trouble(notebook: nbformat.NotebookNode, error: Exception | None) -> str | None:
+def _trouble(notebook: "nbformat.NotebookNode", error: Exception | None) -> str | None:
     """The first code cell that failed or did not finish, and why (`error`, where the cell itself shows none)."""
     for number, cell in enumerate(code_cells(notebook), 1):
         where = f"code cell {number} ({cell.source.splitlines()[0]!r})"
@@ -695,6 +698,8 @@ def publish(runs: list[Run]) -> None:
 
     FileNotFoundError for a run that is not finished, ValueError for one whose preset is not the notebook's defaults.
     """
+    import nbformat
+
     for run in runs:
         if not run.marker.exists():
             raise FileNotFoundError(f"{run.name} has no finished run with PRESET {run.preset}")
@@ -704,6 +709,9 @@ def publish(runs: list[Run]) -> None:
         notebook, executed = read(run.notebook), read(run.output)
         for number, (cell, done) in enumerate(zip(code_cells(notebook), code_cells(executed), strict=True), 1):
             cell.outputs = [output for output in done.outputs if not _is_bar(output)]
+            for output in cell.outputs:
+                if "image/jpeg" in (data := output.get("data", {})):  # a widget that brings a picture of itself
+                    data.pop(WIDGET, None)
             for item in [cell, *(output for output in cell.outputs if output.output_type == "execute_result")]:
                 item.execution_count = number
         for cell in notebook.cells:
@@ -716,26 +724,28 @@ def publish(runs: list[Run]) -> None:
         write(run.notebook, nbformat.writes(notebook) + "\n")
 
 
-def _is_bar(output: nbformat.NotebookNode) -> bool:
+def _is_bar(output: "nbformat.NotebookNode") -> bool:
     """Whether this is a progress bar: an executed notebook would show it as it was at the start."""
     return bool(re.search(r"\d%\|", "".join(output.get("data", {}).get("text/plain", ""))))
 
 
-def read(path: Path) -> nbformat.NotebookNode:
+def read(path: Path) -> "nbformat.NotebookNode":
     """The notebook in file `path`; ValueError names a file that holds none."""
+    import nbformat
+
     try:
         return nbformat.read(path, as_version=4)
     except ValueError as error:
         raise ValueError(f"{path} is no readable notebook: {error}") from error
 
 
-def own_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+def own_cells(notebook: "nbformat.NotebookNode") -> "list[nbformat.NotebookNode]":
     """The cells of the author: without those that papermill added."""
     added = {"injected-parameters", "papermill-error-cell-tag"}
     return [cell for cell in notebook.cells if not added & set(cell.metadata.get("tags", []))]
 
 
-def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+def code_cells(notebook: "nbformat.NotebookNode") -> "list[nbformat.NotebookNode]":
     """The author's code cells that are not empty: without those in which a reader solves an exercise."""
     cells = [cell for cell in own_cells(notebook) if EXERCISE not in cell.metadata.get("tags", [])]
     return [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
@@ -755,7 +765,7 @@ def _parameters_cell(path: Path) -> str:
     return tagged[0]
 
 
-def source_hash(notebook: nbformat.NotebookNode) -> str:
+def source_hash(notebook: "nbformat.NotebookNode") -> str:
     """Twelve hex digits of the hash of the code cells: tells whether the outputs are those of the present code."""
     return digest([cell.source for cell in code_cells(notebook)])
 
