@@ -27,7 +27,8 @@ help:
 	@echo "make sweep      run a grid: SWEEP=notebooks/sweeps/NAME.yaml; one job a GPU, or JOBS=2 at once; PROFILE=slurm"
 	@echo "                make results SWEEP=... writes its numbers to runs/sweeps/NAME/results.csv"
 	@echo "make bench      measure what guidance and distillation cost, and write the table in README.md (20 minutes, nothing beside it)"
-	@echo "make site       build the course site from the executed notebooks, into docs/_build/html; test-browser opens it in Chromium"
+	@echo "make site       build the course site from the executed notebooks, into docs/_build/html"
+	@echo "make test-browser   open the site, and the widgets in JupyterLab, in Chromium (apt-get install chromium; minutes)"
 	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/, and the README picture"
 
 setup: .venv/ready

@@ -183,7 +183,7 @@ def draw_explanation(
     middle.set_title(f"{method} at {at}: {classes[c]}", fontsize=11)
     names = [classes[k] for k in top]
     colours = [figures.COLOURS[3] if k == c else "0.6" for k in top]
-    right.barh(range(len(top))[::-1], 100 * q[top], color=colours)
+    right.barh(range(len(top))[::-1], (100 * q[top]).numpy(), color=colours)
     right.set(yticks=range(len(top))[::-1], yticklabels=names, xlim=(0, 100), xlabel="probability, per cent")
     _plain(left, middle)
     sns.despine(figure)
@@ -208,21 +208,25 @@ def draw_networks(
     for name, model in networks.items():
         logits, maps = explain(model, batch.images.to(_device(model)), target.to(_device(model)), method_of(model), at)
         found[name] = logits[0].sigmoid().cpu(), maps.cpu()
-    columns = len(found) + 1
-    figure, axes = plt.subplots(1, columns + 1, figsize=(3.1 * columns + 3.2, 3.6), width_ratios=[1] * columns + [0.7])
+    columns, width = len(found) + 1, 3.1 if len(found) < 3 else 2.6  # inches
+    figure, axes = plt.subplots(
+        1, columns + 1, figsize=(width * columns + 3.2, width + 0.5), width_ratios=[1] * columns + [0.7]
+    )
     axes[0].imshow(photo)
     axes[0].set_title("photograph and box", fontsize=11)
     first = next(iter(found))
     for axis, (name, (_, maps)) in zip(axes[1:], found.items(), strict=False):
         figures.show_map(axis, maps[0, 0], photo.float() / 255)
         axis.set_title(f"{name}: {classes[c]}", fontsize=11)
-        like = f"\ncosine to {first} {F.cosine_similarity(maps.flatten(), found[first][1].flatten(), 0):.2f}"
+        like = f"\ncosine to {first}: {F.cosine_similarity(maps.flatten(), found[first][1].flatten(), 0):.2f}"
         axis.set_xlabel(f"EPG {100 * epg(maps, mask[None, None]).item():.0f} %" + like * (name != first), fontsize=11)
     for axis, colour in zip(axes[:columns], ["yellow"] + ["black"] * len(found), strict=True):
         for box in sample.boxes[sample.box_labels == c].tolist():
             figures.add_box(axis, box, colour)
     shown = [k for k in range(len(classes)) if k == c or max(q[k] for q, _ in found.values()) > 0.1]
-    table = pd.DataFrame({name: 100 * q[shown] for name, (q, _) in found.items()}, [classes[k] for k in shown])
+    table = pd.DataFrame(
+        {name: (100 * q[shown]).numpy() for name, (q, _) in found.items()}, [classes[k] for k in shown]
+    )
     colours = figures.COLOURS[: len(found)][::-1]
     table.iloc[::-1, ::-1].plot.barh(ax=axes[-1], width=0.8, color=colours, legend=False)
     handles, names = axes[-1].get_legend_handles_labels()
@@ -243,13 +247,14 @@ def draw_correlation(networks: dict[str, Model], scenes: Scenes, shown: int = 6)
         axes[str(i)].imshow(sample.image.permute(1, 2, 0))
         axes[str(i)].set_title(f"{scenes.classes[sample.box_labels[0]]}\n{where}", fontsize=10)
         _plain(axes[str(i)])
-    table[["at home", "elsewhere"]].plot.bar(ax=axes["bars"], rot=0, color=figures.COLOURS, width=0.6)
-    for bars in axes["bars"].containers:
-        axes["bars"].bar_label(bars, fmt="%.0f", fontsize=10)
-    counts = sum(at_home(scenes, i) for i in range(len(scenes)))
-    title = f"correlation {scenes.correlation:.1f}: {counts} of {len(scenes)} objects at home"
+    home = sum(at_home(scenes, i) for i in range(len(scenes)))
+    bars = table.rename(columns={"at home": f"at home ({home})", "elsewhere": f"elsewhere ({len(scenes) - home})"})
+    bars.drop(columns="accuracy").plot.bar(ax=axes["bars"], rot=0, color=figures.COLOURS, width=0.6)
+    for group in axes["bars"].containers:
+        axes["bars"].bar_label(group, fmt=lambda height: "" if np.isnan(height) else f"{height:.0f}", fontsize=10)
+    title = f"{len(scenes)} scenes, correlation {scenes.correlation:.1f}"
     axes["bars"].set(ylim=(0, 112), ylabel="accuracy, per cent", title=title)
-    axes["bars"].legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes["bars"].legend(fontsize=10, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(figure)
     return figure
 
@@ -558,11 +563,12 @@ class Comparison(Panel):
         networks: by name, each of the scenes' classes; that named first is what the others are compared with.
         scenes: those to choose from.
         at: the depth shown first.
+        scene: the one shown first.
     """
 
-    def __init__(self, networks: dict[str, Model], scenes: Scenes, at: str = "Input"):
+    def __init__(self, networks: dict[str, Model], scenes: Scenes, at: str = "Input", scene: int = 0):
         self.networks, self.scenes = networks, scenes
-        self.scene, self.target = _scenes(scenes), _dropdown(_present(scenes, 0), "class")
+        self.scene, self.target = _scenes(scenes, scene), _dropdown(_present(scenes, scene), "class")
         self.at = _dropdown([*next(iter(networks.values())).depths], "depth", at)
         text = f"The same scene, as {' and '.join(networks)} explain it."
         super().__init__([_row(self.scene, self.target, self.at)], text)
@@ -587,9 +593,18 @@ class Front(Comparison):
         baseline: its F1 and EPG, in per cent, on the images that the archive was measured on.
         scenes: those to choose from.
         at: the depth shown first.
+        scene: the one shown first.
     """
 
-    def __init__(self, archive: ParetoArchive, start: Model, baseline: dict[str, float], scenes: Scenes, at: str):
+    def __init__(
+        self,
+        archive: ParetoArchive,
+        start: Model,
+        baseline: dict[str, float],
+        scenes: Scenes,
+        at: str = "Input",
+        scene: int = 0,
+    ):
         self.points = sorted(archive.front, key=lambda point: point["scores"]["F1"])
         self.names = ["λ = {weight:g}, epoch {epoch}".format(**point["setting"]) for point in self.points]
         self.archive, self.start = archive, start
@@ -602,10 +617,10 @@ class Front(Comparison):
             for name, (x, y), p in zip(self.names, places, (point["scores"] for point in self.points), strict=True)
         ]
         self.buttons = PictureButtons(
-            picture=jpeg(figure), text="F1 against EPG of networks.", points=buttons, chosen=len(buttons) - 1
+            picture=jpeg(figure), text="F1 against EPG of networks.", points=buttons, chosen=0
         )
         self.buttons.layout.max_width = f"{area.width:.0f}px"
-        super().__init__({"λ = 0": start}, scenes, at)
+        super().__init__({"λ = 0": start}, scenes, at, scene)
         self.children = [self.buttons, *self.children]
         self.when({self.buttons: "chosen"}, lambda: None)
 

@@ -1,0 +1,191 @@
+"""The widgets as a reader uses them: in JupyterLab, with mouse and keyboard. Minutes, as the notebooks' cells run."""
+
+import base64
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LONG = 180_000  # milliseconds until the cells have run
+OTHERS = r"explain\(|heatmap|draw_networks|evaluate"  # in cells that take time, and that no panel needs
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab on copies of the notebooks; a function from a notebook's name to its address."""
+    folder = tmp_path_factory.mktemp("lab")
+    for name, values in {"02_explanation_methods": {"images": 20, "measured": 6}, "12_playground": {}}.items():
+        copied_until_widget(name, values, folder)
+    token = secrets.token_hex(16)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root"]
+    command += [
+        "--ServerApp.port_retries=0",
+        "--LabApp.expose_app_in_browser=True",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={folder}",
+    ]
+    own = {"JUPYTER_CONFIG_DIR": str(folder / ".config"), "JUPYTER_RUNTIME_DIR": str(folder / ".runtime")}
+    own |= {"JUPYTERLAB_WORKSPACES_DIR": str(folder / ".spaces"), "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings")}
+    settings = folder / ".settings" / "@jupyterlab" / "notebook-extension"
+    settings.mkdir(parents=True)
+    # else what is out of sight is not in the page
+    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
+    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | own | {"PYTHONPATH": str(ROOT)}
+    log = folder / "lab.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/lab?token={token}", server, log)
+            yield lambda name: f"http://127.0.0.1:{port}/lab/tree/{name}.ipynb?token={token}&reset"
+        finally:
+            server.terminate()
+            server.wait(30)
+            shutil.rmtree(folder / ".runtime", ignore_errors=True)
+
+
+def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(240):
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:  # not yet
+            time.sleep(0.5)
+    pytest.fail(f"JupyterLab did not start in two minutes:\n{log.read_text()}")
+
+
+def copied_until_widget(name: str, values: dict, folder: Path) -> None:
+    """A copy of a notebook up to its first panel, with these parameters and without outputs.
+
+    Cells that the panel does not need are left out: what trains, and what draws.
+    """
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    last = next(i for i, cell in enumerate(notebook.cells) if "widgets." in cell.source and is_panel(cell))
+    first = notebook.cells[0]
+    needed = [c for c in notebook.cells[1 : last + 1] if c.cell_type == "code" and not re.search(OTHERS, c.source)]
+    notebook.cells = [first, *needed]
+    for cell in notebook.cells[1:]:
+        cell.outputs, cell.execution_count = [], None
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    parameters.source += "".join(f"\n{key} = {value!r}" for key, value in values.items())
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+def is_panel(cell) -> bool:
+    return bool(re.search(r"^widgets\.(Playground|Explanations)\(", cell.source, re.M))
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": 1600, "height": 1200})
+    page.set_default_timeout(LONG)
+    yield page
+    page.close()
+
+
+def run_all(page, address: str):
+    """Open a notebook, run its cells, and return the panel's output once it is there."""
+    page.goto(address, wait_until="commit")
+    page.locator(".jp-Notebook").wait_for()
+    page.evaluate("jupyterapp.serviceManager.ready")
+    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    panel = page.locator(".jp-OutputArea-output:has(.widget-dropdown)").last
+    panel.wait_for(timeout=LONG)
+    panel.scroll_into_view_if_needed()
+    return panel
+
+
+def picture(panel) -> str:
+    """What the panel's picture shows, as text."""
+    return panel.locator("img.widget-image").first.evaluate(
+        """async (image) => {
+            const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
+            return Array.from(bytes).join(",");
+        }"""
+    )
+
+
+def changed(panel, before: str, seconds: float = 120) -> str:
+    """The panel's picture, once it is another one."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        now = picture(panel)
+        if now != before:
+            return now
+        time.sleep(0.2)
+    pytest.fail(f"the picture is the same after {seconds} seconds: {panel.inner_text()}")
+
+
+def choose(panel, label: str, value: str) -> None:
+    panel.locator(f'.widget-dropdown:has(label:text-is("{label}")) select').select_option(label=value)
+
+
+def test_the_explorer_of_notebook_02(lab, page):
+    panel = run_all(page, lab("02_explanation_methods"))
+    first = picture(panel)
+    choose(panel, "method", "gradcam")
+    second = changed(panel, first)
+    choose(panel, "depth", "Final")
+    third = changed(panel, second)
+    assert third != first
+    wrong = {"name": "mine.png", "mimeType": "image/png", "buffer": b"no picture"}
+    panel.locator('input[type="file"]').set_input_files(wrong)
+    panel.get_by_role("alert").wait_for()
+    assert "mine.png cannot be read" in panel.get_by_role("alert").inner_text()
+    one = base64.b64decode(ONE_PIXEL)
+    panel.locator('input[type="file"]').set_input_files({"name": "m.png", "mimeType": "image/png", "buffer": one})
+    changed(panel, third)
+    assert panel.get_by_role("alert").count() == 0
+
+
+ONE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def test_the_playground(lab, page):
+    panel = run_all(page, lab("12_playground"))
+    canvas = panel.locator("canvas")
+    canvas.wait_for()
+    start = picture(panel)
+    label = canvas.get_attribute("aria-label")
+
+    area = canvas.bounding_box()
+    page.mouse.move(area["x"] + 0.1 * area["width"], area["y"] + 0.2 * area["height"])
+    page.mouse.down()
+    page.mouse.move(area["x"] + 0.5 * area["width"], area["y"] + 0.7 * area["height"], steps=5)
+    page.mouse.up()
+    drawn = canvas.get_attribute("aria-label")
+    assert drawn != label and "left 12, top 25" in drawn
+    boxed = changed(panel, start)
+
+    begun = time.monotonic()
+    panel.get_by_role("button", name="Guide").click()
+    guided = changed(panel, boxed)
+    print(f"Guide: {time.monotonic() - begun:.1f} seconds")
+
+    canvas.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    assert "left 13, top 26" in canvas.get_attribute("aria-label")
+    moved = changed(panel, guided)
+    width = int(re.search(r"width (\d+)", canvas.get_attribute("aria-label"))[1])
+    page.keyboard.press("Shift+ArrowRight")
+    assert f"width {width + 1}," in canvas.get_attribute("aria-label")
+    resized = changed(panel, moved)
+
+    panel.get_by_role("button", name="Undo").click()
+    assert changed(panel, resized) != guided
+    assert panel.get_by_role("button", name="Undo").is_disabled()
+    assert panel.get_by_role("alert").count() == 0
