@@ -325,15 +325,18 @@ class Panel(ipywidgets.VBox):
         picture: where it is drawn; by default a widget of its own.
     """
 
-    def __init__(self, controls: Sequence[ipywidgets.Widget], text: str, picture: ipywidgets.Image | None = None):
-        self.picture, self.text, self._answering = picture or _picture(), text, False
-        self.picture.tooltip = text
+    def __init__(self, controls: Sequence[ipywidgets.Widget], text: str, picture: ipywidgets.HTML | None = None):
+        self.picture, self.text, self.drawn, self._answering = picture or ipywidgets.HTML(), text, b"", False
         self.message, self.console = ipywidgets.HTML(), ipywidgets.Output()
         super().__init__([*controls, *([] if picture else [self.picture]), self.message, self.console])
 
     def show(self) -> None:
         """Draw the present state."""
-        self.picture.value = jpeg(self.draw())
+        self.drawn = jpeg(self.draw())
+        source = base64.b64encode(self.drawn).decode()
+        self.picture.value = (  # ipywidgets' Image has no text for those who do not see it
+            f'<img alt="{html.escape(self.text)}" style="max-width: 100%" src="data:image/jpeg;base64,{source}">'
+        )
 
     def draw(self) -> Figure:
         """The present state as a Figure."""
@@ -378,11 +381,7 @@ class Panel(ipywidgets.VBox):
 
     def still(self) -> bytes:
         """The panel's present picture, a JPEG file."""
-        return self.picture.value
-
-
-def _picture() -> ipywidgets.Image:
-    return ipywidgets.Image(format="jpeg", layout=ipywidgets.Layout(max_width="100%", object_fit="contain"))
+        return self.drawn
 
 
 def _dropdown(options: Sequence, description: str, value: Any = None, **kwargs) -> ipywidgets.Dropdown:
@@ -437,7 +436,7 @@ class Playground(Panel):
         side = scenes.size
         layout = ipywidgets.Layout(width="300px", min_width="220px", margin="0 12px 0 4px")
         self.canvas = BoxCanvas(width=side, height=side, box=[0, 0, side, side], layout=layout)
-        picture = _picture()
+        picture = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 480px", min_width="0"))
         super().__init__(
             [
                 _row(self.scene, self.target, self.loss, self.at, self.weight),
@@ -631,7 +630,7 @@ class Front(Comparison):
 
     def still(self) -> bytes:
         """The front above the chosen point's maps."""
-        return _stacked([self.buttons.picture, self.picture.value])
+        return _stacked([self.buttons.picture, self.drawn])
 
 
 def _stacked(files: Sequence[bytes]) -> bytes:

@@ -298,6 +298,22 @@ def test_plan_refuses_by_name(project):
         runs.plan("smoke")[0].marker  # noqa: B018
 
 
+PANEL = """from IPython.display import display
+view = {"model_id": "1", "version_major": 2, "version_minor": 0}
+display({"application/vnd.jupyter.widget-view+json": view, "image/jpeg": "/9j/", "text/plain": "a panel"}, raw=True)"""
+
+
+def test_of_a_panel_the_picture_is_published(project):
+    path = write(project / "notebooks" / "01_first.ipynb", PANEL)
+    (project / "notebooks" / "presets" / "laptop" / "01.yaml").write_text("size: 64")
+    [one] = runs.plan("laptop")
+    runs.execute(one, one.marker)
+    runs.publish([one])
+    (output,) = runs.read(path).cells[2].outputs
+    assert output.data == {"image/jpeg": "/9j/", "text/plain": "a panel"}
+    assert "widgets" not in runs.read(path).metadata
+
+
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1]);"
 
 

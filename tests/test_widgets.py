@@ -264,7 +264,7 @@ def test_points_of_a_front_show_their_networks(network, scenes, tmp_path):
     before = panel.picture.value
     panel.buttons.chosen = 1
     assert panel.picture.value != before and not panel.message.value
-    assert Image.open(io.BytesIO(panel.still())).height > Image.open(io.BytesIO(panel.picture.value)).height + 200
+    assert Image.open(io.BytesIO(panel.still())).height > Image.open(io.BytesIO(panel.drawn)).height + 200
 
 
 def test_a_ring_marks_where_the_button_is(network, scenes, tmp_path):

@@ -1,0 +1,131 @@
+"""The JavaScript of the widgets, alone: with a model that only remembers, and no kernel."""
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+E2LIB = Path(__file__).parents[2] / "e2lib"
+MODEL = """async ([source, values, files, width]) => {
+    for (const [name, text] of Object.entries(files)) {
+        values[name] = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+    }
+    const heard = {};
+    window.saved = 0;
+    window.model = {
+        get: (name) => values[name],
+        set: (name, value) => { values[name] = value; heard[`change:${name}`]?.(); },
+        save_changes: () => { window.saved += 1; },
+        on: (name, call) => { heard[name] = call; },
+        off: (name) => { delete heard[name]; },
+    };
+    const { default: widget } = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+    const el = document.createElement("div");
+    el.style.width = `${width}px`;
+    document.body.append(el);
+    window.close_widget = widget.render({ model: window.model, el });
+}"""
+
+
+def picture(kind, size):
+    content = io.BytesIO()
+    Image.new("RGB", size, (120, 160, 200)).save(content, kind)
+    return base64.b64encode(content.getvalue()).decode()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": 900, "height": 700}, has_touch=True)
+    page.set_default_timeout(120_000)
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    yield page
+    assert not page.errors
+    page.close()
+
+
+@pytest.fixture
+def canvas(page):
+    values = {"width": 100, "height": 80, "box": [10, 20, 40, 50]}
+    source = (E2LIB / "box_canvas.js").read_text()
+    page.evaluate(MODEL, [source, values, {"photo": picture("PNG", (100, 80))}, 400])  # a pixel is 4 wide
+    return page.locator("canvas")
+
+
+def box(page):
+    return page.evaluate("model.get('box')")
+
+
+def drag(page, canvas, start, end):
+    area = canvas.bounding_box()
+    assert area["width"] == pytest.approx(400) and area["height"] == pytest.approx(320)
+    page.mouse.move(area["x"] + 4 * start[0], area["y"] + 4 * start[1])
+    page.mouse.down()
+    page.mouse.move(area["x"] + 4 * end[0], area["y"] + 4 * end[1], steps=3)
+    page.mouse.up()
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "drawn"),
+    [
+        ((10.5, 20.5), (30.5, 60.5), [10, 20, 31, 61]),
+        ((30.5, 60.5), (10.5, 20.5), [10, 20, 31, 61]),  # from the lower right
+        ((50.5, 50.5), (140.0, 120.0), [50, 50, 100, 80]),  # out of the photograph
+        ((50.5, 50.5), (50.6, 60.5), [50, 50, 54, 61]),  # too thin
+        ((99.5, 10.5), (99.6, 20.5), [96, 10, 100, 21]),  # and at the edge
+        ((50.5, 50.5), (51.5, 51.0), [10, 20, 40, 50]),  # a click
+    ],
+)
+def test_a_box_is_drawn_with_the_mouse(page, canvas, start, end, drawn):
+    drag(page, canvas, start, end)
+    assert box(page) == drawn
+
+
+def test_a_box_is_moved_and_resized_by_keyboard(page, canvas):
+    canvas.focus()
+    for key in ("ArrowRight", "ArrowDown", "Shift+ArrowRight", "Shift+ArrowUp"):
+        page.keyboard.press(key)
+    label = canvas.get_attribute("aria-label")
+    assert "box: left 11, top 21, width 31, height 29 pixels" in label and "Arrow keys move it" in label
+    page.wait_for_function("saved === 1")  # all four together
+    assert box(page) == [11, 21, 42, 50]
+    assert canvas.evaluate("(element) => getComputedStyle(element).outlineStyle") == "solid"
+    for _ in range(20):
+        page.keyboard.press("ArrowLeft")
+    for _ in range(60):
+        page.keyboard.press("Shift+ArrowUp")
+    page.wait_for_function("saved === 2")
+    assert box(page) == [0, 21, 31, 25]  # stops at the edge, and at four pixels
+
+
+def test_a_finger_draws_and_does_not_scroll(page, canvas):
+    assert canvas.evaluate("(element) => getComputedStyle(element).touchAction") == "none"
+
+
+def test_a_box_from_python_is_shown(page, canvas):
+    page.evaluate("model.set('box', [1, 2, 30, 40])")
+    assert "left 1, top 2, width 29, height 38" in canvas.get_attribute("aria-label")
+
+
+def test_a_point_is_chosen_by_click_keyboard_and_rest(page):
+    points = [{"x": 0.25, "y": 0.5, "label": "first"}, {"x": 0.75, "y": 0.5, "label": "second"}]
+    values = {"points": points, "chosen": 0, "text": "a front"}
+    source = (E2LIB / "picture_buttons.js").read_text()
+    page.evaluate(MODEL, [source, values, {"picture": picture("JPEG", (400, 200))}, 400])
+    first, second = (page.get_by_role("button", name=name) for name in ("first", "second"))
+    page.get_by_alt_text("a front").wait_for()
+    middle = second.bounding_box()
+    left = page.get_by_alt_text("a front").bounding_box()["x"]
+    assert middle["x"] + middle["width"] / 2 - left == pytest.approx(300, abs=1)
+    second.click()
+    assert page.evaluate("model.get('chosen')") == 1
+    assert re.fullmatch("true", second.get_attribute("aria-pressed"))
+    page.mouse.move(0, 0)
+    first.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("model.get('chosen')") == 0
+    second.hover()
+    page.wait_for_function("model.get('chosen') === 1")
