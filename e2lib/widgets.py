@@ -320,15 +320,17 @@ class Panel(ipywidgets.VBox):
     """Controls over a picture. Subclasses say in `draw` what their state looks like, and call `show` at the end.
 
     Args:
-        controls: the widgets, top to bottom; where `picture` is not among them, it comes last.
+        controls: the widgets, top to bottom; progress, errors and the picture follow.
         text: what the picture shows, for those who do not see it.
-        picture: where it is drawn; by default a widget of its own.
+        beside: a widget to the left of the picture.
     """
 
-    def __init__(self, controls: Sequence[ipywidgets.Widget], text: str, picture: ipywidgets.HTML | None = None):
-        self.picture, self.text, self.drawn, self._answering = picture or ipywidgets.HTML(), text, b"", False
+    def __init__(self, controls: Sequence[ipywidgets.Widget], text: str, beside: ipywidgets.DOMWidget | None = None):
+        self.text, self.drawn, self._answering = text, b"", False
+        self.picture = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 480px", min_width="0"))
         self.message, self.console = ipywidgets.HTML(), ipywidgets.Output()
-        super().__init__([*controls, *([] if picture else [self.picture]), self.message, self.console])
+        shown = _row(beside, self.picture) if beside else self.picture
+        super().__init__([*controls, self.message, self.console, shown])
 
     def show(self) -> None:
         """Draw the present state."""
@@ -345,7 +347,7 @@ class Panel(ipywidgets.VBox):
     def when(self, changed: dict[ipywidgets.Widget, str], answer: Callable[[], Any]) -> None:
         """Call `answer`, then draw, when one of the widgets' traits changes, but not when another answer changed it.
 
-        An error in it is shown below the panel: a callback has nobody else to tell.
+        An error in it is shown above the picture: a callback has nobody else to tell.
         """
 
         def call(_) -> None:
@@ -436,15 +438,10 @@ class Playground(Panel):
         side = scenes.size
         layout = ipywidgets.Layout(width="300px", min_width="220px", margin="0 12px 0 4px")
         self.canvas = BoxCanvas(width=side, height=side, box=[0, 0, side, side], layout=layout)
-        picture = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 480px", min_width="0"))
         super().__init__(
-            [
-                _row(self.scene, self.target, self.loss, self.at, self.weight),
-                _row(self.guide, self.undo),
-                _row(self.canvas, picture),
-            ],
+            [_row(self.scene, self.target, self.loss, self.at, self.weight), _row(self.guide, self.undo)],
             "Playground: a photograph with a box, and a network's explanation before and after guidance with it.",
-            picture,
+            self.canvas,
         )
         self.when({self.scene: "value"}, self._choose_scene)
         self.when({self.target: "value"}, self._take_box)
@@ -569,8 +566,7 @@ class Comparison(Panel):
         self.networks, self.scenes = networks, scenes
         self.scene, self.target = _scenes(scenes, scene), _dropdown(_present(scenes, scene), "class")
         self.at = _dropdown([*next(iter(networks.values())).depths], "depth", at)
-        text = f"The same scene, as {' and '.join(networks)} explain it."
-        super().__init__([_row(self.scene, self.target, self.at)], text)
+        super().__init__([_row(self.scene, self.target, self.at)], "One scene, as several networks explain it.")
         self.when({self.scene: "value"}, self._choose_scene)
         self.when({self.target: "value", self.at: "value"}, lambda: None)
         self.show()
