@@ -1,5 +1,6 @@
 """The widgets as a reader uses them: in JupyterLab, with mouse and keyboard. Minutes, as the notebooks' cells run."""
 
+import base64
 import os
 import re
 import secrets
@@ -24,7 +25,7 @@ OTHERS = r"explain\(|heatmap|draw_networks|evaluate"  # in cells that take time,
 def lab(tmp_path_factory):
     """JupyterLab on copies of the notebooks; a function from a notebook's name to its address."""
     folder = tmp_path_factory.mktemp("lab")
-    for name, values in {"12_playground": {}}.items():
+    for name, values in {"02_explanation_methods": {"images": 20, "measured": 6}, "12_playground": {}}.items():
         copied_until_widget(name, values, folder)
     token = secrets.token_hex(16)
     with socket.socket() as free:
@@ -126,6 +127,27 @@ def changed(panel, before: str, seconds: float = 120) -> str:
 
 def choose(panel, label: str, value: str) -> None:
     panel.locator(f'.widget-dropdown:has(label:text-is("{label}")) select').select_option(label=value)
+
+
+def test_the_explorer_of_notebook_02(lab, page):
+    panel = run_all(page, lab("02_explanation_methods"))
+    first = picture(panel)
+    choose(panel, "method", "gradcam")
+    second = changed(panel, first)
+    choose(panel, "depth", "Final")
+    third = changed(panel, second)
+    assert third != first
+    wrong = {"name": "mine.png", "mimeType": "image/png", "buffer": b"no picture"}
+    panel.locator('input[type="file"]').set_input_files(wrong)
+    panel.get_by_role("alert").wait_for()
+    assert "mine.png cannot be read" in panel.get_by_role("alert").inner_text()
+    one = base64.b64decode(ONE_PIXEL)
+    panel.locator('input[type="file"]').set_input_files({"name": "m.png", "mimeType": "image/png", "buffer": one})
+    changed(panel, third)
+    assert panel.get_by_role("alert").count() == 0
+
+
+ONE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
 def test_the_playground(lab, page):
