@@ -327,7 +327,7 @@ class Panel(ipywidgets.VBox):
 
     def __init__(self, controls: Sequence[ipywidgets.Widget], text: str, beside: ipywidgets.DOMWidget | None = None):
         self.text, self.drawn, self._answering = text, b"", False
-        self.picture = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 480px", min_width="0"))
+        self.picture = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 480px", min_width="0") if beside else {})
         self.message, self.console = ipywidgets.HTML(), ipywidgets.Output()
         shown = _row(beside, self.picture) if beside else self.picture
         super().__init__([*controls, self.message, self.console, shown])

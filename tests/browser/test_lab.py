@@ -137,14 +137,18 @@ def test_the_explorer_of_notebook_02(lab, page):
     choose(panel, "depth", "Final")
     third = changed(panel, second)
     assert third != first
-    wrong = {"name": "mine.png", "mimeType": "image/png", "buffer": b"no picture"}
-    panel.locator('input[type="file"]').set_input_files(wrong)
+    upload(page, panel, "mine.png", b"no picture")
     panel.get_by_role("alert").wait_for()
     assert "mine.png cannot be read" in panel.get_by_role("alert").inner_text()
-    one = base64.b64decode(ONE_PIXEL)
-    panel.locator('input[type="file"]').set_input_files({"name": "m.png", "mimeType": "image/png", "buffer": one})
+    upload(page, panel, "one.png", base64.b64decode(ONE_PIXEL))
     changed(panel, third)
-    assert panel.get_by_role("alert").count() == 0
+    panel.get_by_role("alert").wait_for(state="detached")
+
+
+def upload(page, panel, name: str, content: bytes) -> None:
+    with page.expect_file_chooser() as chooser:
+        panel.get_by_role("button", name="Your image").click()
+    chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": content})
 
 
 ONE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
