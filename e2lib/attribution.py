@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-import captum.attr
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -52,9 +51,12 @@ def _gradcam_plus_plus(a: Tensor, g: Tensor) -> Tensor:
 
 
 # ---- the methods of captum: score(input (B, ...), weights (B, C)) -> (B,), input -> attribution like input
+# (imported where they are used: that takes half a second, and most readers never ask for them)
 
 
 def _occlusion(score: nn.Module, x: Tensor, weights: Tensor, steps: int) -> Tensor:
+    import captum.attr
+
     window = [max(1, s // 4) for s in x.shape[2:]]
     stride = [max(1, s // 8) for s in x.shape[2:]]
     channels = x.shape[1]  # hidden together, so each of them holds the whole loss
@@ -64,6 +66,8 @@ def _occlusion(score: nn.Module, x: Tensor, weights: Tensor, steps: int) -> Tens
 
 
 def _deeplift(score: nn.Module, x: Tensor, weights: Tensor, steps: int) -> Tensor:
+    import captum.attr
+
     zero = torch.zeros_like(x)
     parts = captum.attr.DeepLift(_with_plain_relus(score)).attribute(x, zero, additional_forward_args=weights)
     # Complete by definition; captum silently passes the plain gradient through layers it has no rule for.
@@ -81,6 +85,8 @@ def _deeplift(score: nn.Module, x: Tensor, weights: Tensor, steps: int) -> Tenso
 
 
 def _gradient_shap(score: nn.Module, x: Tensor, weights: Tensor, steps: int) -> Tensor:
+    import captum.attr
+
     # One sample a call: captum would run all of them as one batch, which takes `steps` times the memory.
     options = dict(baselines=torch.zeros_like(x[:1]), n_samples=1, stdevs=0.09, additional_forward_args=weights)
     return sum(captum.attr.GradientShap(score).attribute(x, **options) for _ in range(steps)) / steps

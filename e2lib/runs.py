@@ -719,7 +719,8 @@ def publish(runs: list[Run]) -> None:
         card = notebook.metadata.get("e2lib", {})
         card |= {"minutes": json.loads(run.marker.read_text())["minutes"], "source": source_hash(notebook)}
         kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-        kept = {"widgets": executed.metadata.widgets} if "widget-view" in str(notebook.cells) else {}
+        shown = any(WIDGET in output.get("data", {}) for cell in code_cells(notebook) for output in cell.outputs)
+        kept = {"widgets": executed.metadata.widgets} if shown else {}
         notebook.metadata = {"e2lib": card, "kernelspec": kernel, "language_info": {"name": "python"}} | kept
         write(run.notebook, nbformat.writes(notebook) + "\n")
 

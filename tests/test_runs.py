@@ -309,7 +309,7 @@ def test_of_a_panel_the_picture_is_published(project):
     [one] = runs.plan("laptop")
     runs.execute(one, one.marker)
     runs.publish([one])
-    (output,) = runs.read(path).cells[2].outputs
+    (output,) = runs.read(path).cells[-1].outputs
     assert output.data == {"image/jpeg": "/9j/", "text/plain": "a panel"}
     assert "widgets" not in runs.read(path).metadata
 
