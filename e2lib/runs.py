@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ PRESETS = ("smoke", "laptop", "paper")
 DEVICES = r"auto|cpu|cuda(:\d+)?"
 FILES = {"results": "results.csv", "claims": "claims.yaml"}  # parameter -> what it is by default, beside the notebooks
 WIDGET = "application/vnd.jupyter.widget-view+json"
+SOURCE = "E2LIB_NOTEBOOK"  # environment variable: the hash of the code of the notebook that `execute` runs
 NUMBERS = "application/vnd.e2lib.numbers+json"  # rows of numbers in a notebook's output
 EXERCISE = "exercise"  # tag of cells that `python -m e2lib.exercises` writes, in which readers work
 # A notebook's own parameters cell goes on after the colon; the cell that papermill injects begins with the bare word.
@@ -414,7 +416,7 @@ def _contents(files: Iterable[Path]) -> list[tuple[str, str]]:
 
 
 def work_folder(parameters: BaseModel, without: Iterable[str] = ()) -> Path:
-    """The folder below `parameters.work` of these parameters and e2lib's code; the device makes no difference.
+    """The folder below `parameters.work` of these parameters, the notebook's and e2lib's code; not of the device.
 
     Where `work` is None, or no parameter, a temporary one, which is removed when the process ends.
 
@@ -429,7 +431,7 @@ def work_folder(parameters: BaseModel, without: Iterable[str] = ()) -> Path:
     if unknown := {*without} - type(parameters).model_fields.keys():
         raise ValueError(f"without names {', '.join(sorted(unknown))}, which are no parameters")
     values = parameters.model_dump(mode="json", exclude={"device", "work", *without})
-    return parameters.work / digest([values, _contents(_library())])
+    return parameters.work / digest([values, _contents(_library()), os.environ.get(SOURCE, "")])
 
 
 def sharing(path: Path) -> list[tuple[str, ...]]:
@@ -486,7 +488,10 @@ def execute(run: Run, marker: Path, position: str = "") -> None:
     if marker != run.marker:
         _fail(run, "the notebook, its preset or e2lib was edited while other notebooks ran; run it again")
     os.environ.pop("MPLBACKEND", None)  # the kernel's own choice puts figures into the notebook
-    part = run.output.with_name(f".{run.name}.{os.getpid()}.ipynb").absolute()
+    part = run.output.with_name(f".{run.name}.{secrets.token_hex(4)}.ipynb").absolute()
+    os.environ[SOURCE] = source_hash(read(run.notebook))
+    if log := os.environ.get("E2LIB_TENSORBOARD"):  # the notebook has another working directory
+        os.environ["E2LIB_TENSORBOARD"] = str(Path(log).absolute())
     commit = _commit()  # before: the code may be edited while this runs
     interval = 0.1 if sys.stderr.isatty() else 20  # seconds between updates of the bar: few in a log file
     start = time.monotonic()
@@ -619,6 +624,9 @@ def recorded(path: Path, split: str = "test") -> list[dict[str, Any]]:
     if not (rows := [dict(zip(t["columns"], row, strict=True)) for t in tables for row in t["data"]]):
         raise ValueError(f"{path} holds no numbers: one of its cells has to call runs.record")
     found = [(row.pop("split", None) or "test", row) for row in rows]
+    for of, row in found:
+        if of != "test":
+            row.pop("teacher", None)  # whose accuracy is that on test images in every row: no choice is made by it
     return [row for of, row in found if of == split]
 
 

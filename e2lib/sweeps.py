@@ -90,12 +90,13 @@ def plan(path: Path) -> list[Job]:
         for axis, value in point.items():
             if axis != "preset":
                 _set(parameters, own, axis, value, path)
+        parameters = json.loads(json.dumps(parameters))  # as a job reads them: keys are texts
         try:
             runs.validated(names, {k: v for k, v in (own | parameters).items() if k != "device"})
         except ValueError as error:
             raise ValueError(f"{path}: {point}: {error}") from error
         run = runs.Run(notebook, f"sweeps/{path.stem}/{SEALED}/{runs.digest(parameters)}", parameters)
-        values = own | parameters
+        values = json.loads(json.dumps(own)) | parameters
         starts = tuple(
             runs.digest({name: values[name] for name in own if name not in ("device", "work", *without)})
             for without in sharing
@@ -142,10 +143,13 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
     cards = 0 if profile or not sweep.gpus else len(_cards())
     at_once = jobs_at_once or max(1, cards)
     threads = 0 if profile else max(1, (os.cpu_count() or 1) // at_once)
-    for job in jobs:
-        job.run.error.unlink(missing_ok=True)
+    before = {job.run.error for job in jobs if job.run.error.exists()}
+    for error in before:
+        error.unlink()
     file = folder / "plan.json"
-    describe(jobs, file, threads, pick=not profile and sweep.gpus > 0)
+    # Those that failed the last time come last: no other job is to wait for them.
+    ordered = sorted(jobs, key=lambda job: job.run.error in before)
+    describe(ordered, file, threads, pick=not profile and sweep.gpus > 0)
     call = command(file, sweep.gpus)
     call += ["--keep-going", "--scheduler", "greedy"]
     call += ["--profile", str(PROFILES / profile)] if profile else ["--cores", str(at_once)]

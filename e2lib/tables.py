@@ -45,7 +45,7 @@ def _cells(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 def _rule(row: dict[str, Any]) -> str:
     """How epoch, and λ where there are several, were chosen."""
-    if "F1 kept" in row:  # on the front of a Pareto archive
+    if "λ" in row:  # with the epoch, on the front of a Pareto archive
         return f"{row.get('chosen for', 'EPG')} of validation images, F1 kept"
     return row.get("chosen by", "last epoch")
 
@@ -58,7 +58,10 @@ def _setting(name: str, value: Any) -> str:
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each setting and seed, with a column for each metric, of a tidy table."""
+    """A row for each setting and seed, with a column for each metric, of a tidy table.
+
+    ValueError where two numbers are told apart by nothing.
+    """
     rows: dict[tuple, dict[str, float]] = {}
     columns = [
         *(table[name].astype(object).fillna("") for name in KEYS),
@@ -66,7 +69,10 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
         table.value,
     ]  # NaN equals nothing
     for *key, metric, value in zip(*columns, strict=True):
-        rows.setdefault(tuple(key), {})[metric] = value
+        metrics = rows.setdefault(tuple(key), {})
+        if metric in metrics:
+            raise ValueError(f"{metric} is there twice for {dict(zip(KEYS, key, strict=True))}")
+        metrics[metric] = value
     found = []
     for key, metrics in rows.items():
         about = dict(zip(KEYS, key, strict=True))

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 import os
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,7 @@ def _log(settings: dict[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError(f"{LOG}={os.environ[LOG]}: pip install tensorboard, or unset it") from error
-    log = SummaryWriter(Path(os.environ[LOG], f"{os.getpid()}", f"{next(_numbers):03}"))
+    log = SummaryWriter(Path(os.environ[LOG], f"{platform.node()}-{os.getpid()}", f"{next(_numbers):03}"))
     log.add_text("arguments", "\n".join(f"- {name}: `{value}`" for name, value in settings.items()))
     return log
 

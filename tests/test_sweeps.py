@@ -17,7 +17,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
-from e2lib import sweeps, tables
+from e2lib import runs, sweeps, tables
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = (
@@ -244,6 +244,28 @@ def test_a_failing_job_is_named_and_the_others_go_on(project):
     assert done.returncode != 0
     assert "small: 4 of 6 jobs done" in done.stdout
     assert "failed: {'seed': 1, 'images': 20}: code cell 2" in done.stdout and "no luck" in done.stdout
+
+
+def test_no_job_waits_a_second_time_for_one_that_fails(project):
+    path = sweep(project, "{images: [10, 20, 30]}")
+    notebook = project / "notebooks" / "07_a.ipynb"
+    content = nbformat.read(notebook, as_version=4)
+    content.cells[1].source = "assert images != 10, 'no luck'\n" + content.cells[1].source
+    nbformat.write(content, notebook)
+    assert "small: 0 of 3 jobs done" in run(path).stdout  # the others wait for the network at the start
+    assert "small: 2 of 3 jobs done" in run(path).stdout
+
+
+def test_keys_of_parameters_may_be_numbers(project, monkeypatch):
+    notebook = project / "notebooks" / "07_a.ipynb"
+    content = nbformat.read(notebook, as_version=4)
+    content.cells[0].source += "\nshots = {20: 30}"
+    nbformat.write(content, notebook)
+    for shots in ("{5: 1, 20: 2}", "{5: 1, all: 2}"):
+        [job] = sweeps.plan(sweep(project, "{seed: [0]}", f"parameters: {{shots: {shots}}}"))
+        sweeps.describe([job], project / "plan.json", threads=1)
+        read = json.loads((project / "plan.json").read_text())[str(job.run.marker)]
+        assert runs.Run(job.run.notebook, job.run.preset, read["parameters"]).marker == job.run.marker
 
 
 def test_each_job_sees_a_gpu_of_its_own(project, monkeypatch):

@@ -55,9 +55,19 @@ def test_nothing_is_lost_there_and_back(tmp_path):
         pd.testing.assert_series_equal(rows[name], ROWS[name], rtol=1e-5)
 
 
+def test_the_choice_among_several_is_told_apart_on_validation_images_too():
+    picks = pd.DataFrame([{"run": "04", "loss": "l1", "λ": 0.5, "chosen for": goal} | ABOUT for goal in ("EPG", "IoU")])
+    assert sorted({*tables.tidy(picks)["selection rule"]}) == [
+        "EPG of validation images, F1 kept",
+        "IoU of validation images, F1 kept",
+    ]
+
+
 def test_what_would_be_ambiguous_or_is_another_table_is_refused(tmp_path):
     with pytest.raises(ValueError, match="task: 'a=b; c' holds '=' or ';', which separate settings"):
         tables.tidy(ROWS.assign(task="a=b; c"))
+    with pytest.raises(ValueError, match="accuracy is there twice for .*'run': '06'"):
+        tables.wide(tables.tidy(pd.concat([ROWS, ROWS[4:]])))
     (tmp_path / "old.csv").write_text("run,seed\n1,2\n")
     with pytest.raises(ValueError, match="old.csv has the columns run, seed; a table of results has run, notebook"):
         tables.read(tmp_path / "old.csv")
