@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from e2lib import models, training
+from e2lib import disk, models, training
 from e2lib.datasets import Scenes
 from e2lib.guidance import Guide
 from e2lib.pareto import MEASURES, ParetoArchive, search
@@ -168,14 +168,14 @@ def test_a_write_that_fails_leaves_the_archive_before(tmp_path, like, monkeypatc
     add(archive, like, 0, 50, 50, 50)
     add(archive, like, 1, 60, 40, 50)
     before = archive.points
-    replace = models.os.replace
+    replace = disk.os.replace
 
     def fails(source, target):
         if target.suffix == (".json" if where == "index" else ".safetensors"):
             raise OSError("disk full")
         replace(source, target)
 
-    monkeypatch.setattr(models.os, "replace", fails)
+    monkeypatch.setattr(disk.os, "replace", fails)
     with pytest.raises(OSError, match="disk full"):
         add(archive, like, 2, 70, 70, 70)  # would beat both
     monkeypatch.undo()
