@@ -8,12 +8,14 @@ shape or temperature is a ValueError.
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from e2lib.attribution import against_others, as_grid, dynamic_weights, explain, modes_restored
 from e2lib.datasets import Batch
@@ -255,9 +257,12 @@ class Distill(nn.Module):
         contrast: explain the difference of the teacher's top class and the others, as `guidance.Guide`.
         teacher_size: pixels a side to which the teacher's images are brought; None: as the student's.
         count: of images in the training data, for `crd`.
+        mixup: α of the Beta distribution that mixes each batch's images with one another, and their labels, before
+            student and teacher see them (Zhang et al., ICLR 2018); 0: not at all.
 
     Raises:
-        ValueError: unknown terms, methods or values; networks that a term cannot compare.
+        ValueError: unknown terms, methods or values; networks that a term cannot compare; mixup of images whose maps or
+            logits come with the batch, or for `dkd`, which asks for one label an image.
     """
 
     def __init__(
@@ -273,6 +278,7 @@ class Distill(nn.Module):
         contrast: bool = False,
         teacher_size: int | None = None,
         count: int | None = None,
+        mixup: float = 0.0,
     ):
         super().__init__()
         for name, weight in weights.items():
@@ -292,11 +298,17 @@ class Distill(nn.Module):
             raise ValueError(f"count is {count}; it must be at least 1")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature is {temperature}; it must be above 0")
+        if not 0 <= mixup < float("inf"):
+            raise ValueError(f"mixup is {mixup}; it must be 0 or above")
+        if mixup and "dkd" in weights:
+            raise ValueError(f"mixup is {mixup}, but dkd asks for one label an image")
+        if mixup and teacher is None and weights.keys() - set(WITHOUT_TEACHER):
+            raise ValueError(f"mixup is {mixup}, but what a teacher said of single images tells nothing of mixed ones")
         if every > 1 and list(weights) == ["e2kd"]:
             raise ValueError(f"every is {every}, but e2kd is the only term: the other steps would have none")
         self.weights, self.temperature = {name: float(weight) for name, weight in weights.items()}, float(temperature)
         self.method, self.at, self.every, self.contrast = method, at, int(every), contrast
-        self.teacher_size, self.count = teacher_size, count
+        self.teacher_size, self.count, self.mixup = teacher_size, count, float(mixup)
         # In a list, so that it is no part of this module: neither trained nor saved.
         self.teachers = (
             [] if teacher is None else [copy.deepcopy(teacher).to(images.device).requires_grad_(False).eval()]
@@ -332,12 +344,16 @@ class Distill(nn.Module):
         known = ["weights", "temperature", "teacher_size", "count"]
         if "e2kd" in self.weights:  # without it these make no difference
             known += ["method", "at", "every", "contrast"]
+        known += ["mixup"] if self.mixup else []
         return ", ".join([f"teacher={self.known!r}", *(f"{name}={getattr(self, name)!r}" for name in known)])
 
     def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss by name, weighted, each the mean over the batch."""
         explaining = "e2kd" in self.weights and int(self.steps) % self.every == 0
         self.steps += 1
+        if self.mixup:
+            images, labels = v2.MixUp(alpha=self.mixup)(batch.images, batch.labels.float())
+            batch = dataclasses.replace(batch, images=images, labels=labels)
         there, wanted, others = batch.logits, batch.maps, {}
         if self.teachers and self.weights.keys() - set(WITHOUT_TEACHER):
             teacher, images = self.teachers[0].to(batch.images.device), self._for_teacher(batch.images)
@@ -370,7 +386,7 @@ class Distill(nn.Module):
 
     def _say(self, name: str, logits: Tensor, there: Tensor | None, labels: Tensor) -> Tensor:
         if name == "cross_entropy":
-            return F.cross_entropy(logits.float(), labels.argmax(1), reduction="none")
+            return F.cross_entropy(logits.float(), labels if self.mixup else labels.argmax(1), reduction="none")
         if name == "bce":
             return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
         if name == "dkd":

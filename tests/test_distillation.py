@@ -404,11 +404,39 @@ def test_what_cannot_be_distilled_is_named(scenes):
         ({"every": 2, "weights": {"e2kd": 1.0}}, "every is 2, but e2kd is the only term"),
         ({"temperature": -1}, "temperature is -1; it must be above 0"),
         ({"count": 0}, "count is 0; it must be at least 1"),
+        ({"mixup": -1}, "mixup is -1; it must be 0 or above"),
+        ({"mixup": 1, "weights": {"dkd": 1.0}}, "mixup is 1, but dkd asks for one label an image"),
         ({"weights": {"crd": 1.0}}, "crd needs count"),
         ({"student": models.build("test_resnet", 3)}, "student and teacher have 3 and 10 classes"),
     ):
         with pytest.raises(ValueError, match=message):
             step(**change)
+    with pytest.raises(ValueError, match="mixup is 1, but what a teacher said of single images"):
+        d.Distill(None, teacher, images, {"kd": 1.0}, mixup=1)
+
+
+def test_mixup_shows_both_the_same_mixtures_and_mixes_the_labels(scenes):
+    teacher, student, batch = build("test_resnet").eval(), build("test_resnet", 1).eval(), batch_of(scenes)
+    step = d.Distill(teacher, student, batch.images, {"cross_entropy": 1.0, "kd": 1.0, "e2kd": 1.0}, mixup=0.5)
+    seen = []
+    for network in (student, step.teachers[0]):
+        network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    torch.manual_seed(5)
+    terms = step(student, batch)
+    torch.manual_seed(5)
+    share = torch.distributions.Beta(torch.tensor([0.5]), torch.tensor([0.5])).sample().item()
+    assert 0.01 < share < 0.99
+
+    def mixed(x):
+        return share * x + (1 - share) * x.roll(1, 0)
+
+    assert len(seen) == 2 and all(torch.allclose(images, mixed(batch.images), atol=1e-6) for images in seen)
+    with torch.no_grad():
+        logits = student(mixed(batch.images))
+    wanted = -(mixed(batch.labels.float()) * logits.log_softmax(1)).sum(1).mean()
+    assert torch.allclose(terms["cross_entropy"], wanted, atol=1e-5)
+    assert "mixup=0.5" in step.extra_repr()
+    assert "mixup" not in d.Distill(teacher, student, batch.images, {"kd": 1.0}).extra_repr()
 
 
 def test_a_student_learns_its_teacher(scenes):

@@ -75,7 +75,7 @@ def exercise(
 
 
 def of_notebook(notebook: str) -> list[Exercise]:
-    """The exercises of notebook "01" to "11", in order. ValueError for another one."""
+    """The exercises of notebook "01" to "12", in order. ValueError for another one."""
     if notebook not in NUMBERS:
         raise ValueError(f"notebook is {notebook!r}; it must be one of {', '.join(NUMBERS)}")
     importlib.import_module(f"{__name__}.nb{notebook}")

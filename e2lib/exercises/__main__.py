@@ -19,7 +19,7 @@ TAG = runs.EXERCISE  # of the cells that are written into a notebook
 
 
 def notebook_file(notebook: str) -> Path:
-    """The notebook with a number "01" to "11"."""
+    """The notebook with a number "01" to "12"."""
     (path,) = FOLDER.glob(f"{notebook}_*.ipynb")
     return path
 

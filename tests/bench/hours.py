@@ -72,10 +72,16 @@ def of_07(p: dict[str, Any]) -> Work:
 
 
 def of_08(p: dict[str, Any]) -> Work:
-    """Three whole networks from frozen explanations; two guided teachers and their pupils on VOC."""
-    images, w = count(p["data_root"]) * p["network_schedule"]["epochs"], p["network"]["model"]
-    yield False, ("plain", w), 2 * images  # KD from frozen logits takes no teacher
-    yield False, ("frozen", w, "ixg", "Final"), images
+    """Three whole networks from what is frozen, or of mixed images, and rivals; guided teachers and pupils on VOC."""
+    images, w, teacher = (
+        count(p["data_root"]) * p["network_schedule"]["epochs"],
+        p["network"],
+        p["guided_head"]["model"],
+    )
+    mixed, student = bool(w.get("mixup")), w["model"]
+    yield False, ("plain", student), images if mixed else 2 * images  # KD from frozen logits takes no teacher
+    yield False, ("kd", teacher, student), images * (mixed + 3 * w.get("rivals", False))
+    yield False, ("e2kd", teacher, student, "ixg", "Final") if mixed else ("frozen", student, "ixg", "Final"), images
     g, s, n = p["guided"], p["pupil"], count(p["scenes"]["data_root"])
     yield True, ("guided", g["model"], "Input"), 2 * n * g["epochs"]
     yield True, ("plain", s["model"]), n * s["epochs"]

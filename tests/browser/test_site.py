@@ -76,7 +76,9 @@ def test_all_that_was_written_is_there():
     assert expected <= set(PAGES)
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "e2lib").rglob("*.py")}
     pages = {path.removeprefix("docs/api/").removesuffix(".html") for path in PAGES if path.startswith("docs/api/")}
-    assert pages == {name.removesuffix(".__init__") for name in modules} - {"e2lib", "e2lib.__main__"}
+    modules = {name.removesuffix(".__init__") for name in modules if not name.endswith(".__main__")} - {"e2lib"}
+    # The texts of the exercises are no functions to call: the notebooks and their solutions show them.
+    assert pages == {name for name in modules if not name.startswith("e2lib.exercises.")}
 
 
 def test_widgets_leave_their_pictures_alone():
@@ -124,7 +126,9 @@ def test_links_lead_somewhere():
 
 
 def test_the_address_of_the_site_leads_to_the_first_page(visit):
-    visit("").wait_for_url("**/docs/index.html")
+    page = visit("")
+    page.wait_for_url("**/docs/index.html")
+    page.wait_for_load_state("networkidle")  # a picture that is on its way when the page closes counts as missing
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -1,4 +1,4 @@
-"""The presets at paper scale: two steps of each on a small tree in the real layout, without weights."""
+"""The presets at paper scale: two steps of each on a small tree in the real layout, without weights, at 64 pixels."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,7 @@ from tests.notebooks.test_notebooks import NOTEBOOKS, ROOT
 
 PAPER = ROOT / "notebooks" / "presets" / "paper"
 PRESETS = sorted(PAPER.glob("0[45]*.yaml"))
+SMALL = {"size": 64}
 SETS = ("voc", "coco")
 NETWORKS = ("resnet50", "xdnn_resnet50", "bcos_resnet50", "bcos_densenet121", "bcos_simple_vit_s_patch16_224")
 
@@ -56,7 +57,8 @@ def test_every_data_set_and_network_of_the_paper_has_a_preset():
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_two_steps_of_a_preset(path, trees):
     values = read(path)
-    p = runs.parameters(values | {"data_root": str(trees / values["data"]), "device": "cpu"})
+    assert values["size"] == 224
+    p = runs.parameters(values | {"data_root": str(trees / values["data"]), "device": "cpu", "size": 64})
     train, val, _ = datasets.load_splits(p.data, p.data_root, p.size, 4, 2, p.seed)
     torch.manual_seed(0)
     model = models.build(p.model, len(train.classes))
@@ -98,8 +100,8 @@ def export_waterbirds(birds, root, split):
 def test_two_steps_of_the_preset_for_waterbirds(tmp_path):
     for number, correlation in enumerate((1.0, 0.5, 0.5)):
         export_waterbirds(datasets.SceneBirds("train", 8, 64, correlation), tmp_path, number)
-    values = read(ROOT / "notebooks" / "presets" / "paper" / "06.yaml") | {"data_root": str(tmp_path), "device": "cpu"}
-    p = runs.parameters(values)
+    values = read(ROOT / "notebooks" / "presets" / "paper" / "06.yaml")
+    p = runs.parameters(values | {"data_root": str(tmp_path), "device": "cpu", "size": 64})
     train, val, _ = datasets.load_splits(p.data, p.data_root, p.size, 4, 2, p.seed)
     torch.manual_seed(0)
     model = models.build(p.model, len(train.classes))
@@ -134,13 +136,19 @@ def folders(trees):
 
 def prepared(path, root):
     """The parameters of a preset with the small data, as its notebook gets them."""
-    values = read(path) | {"device": "cpu"}
+    values = read(path)
+    assert values["size"] == 224
+    values |= {"device": "cpu", "size": 64}
     for name in ("data_root", "source_root"):
         if name in values:
             values[name] = str(root / Path(values[name]).name)
     for name, field in (("scenes", "data_root"), ("unrelated", "root")):
         if name in values:
-            values[name] |= {field: str(root / Path(values[name][field]).name)}
+            values[name] |= {field: str(root / Path(values[name][field]).name)} | (
+                SMALL if "size" in values[name] else {}
+            )
+    if "network" in values:
+        values["network"] |= SMALL
     return runs.parameters(values)
 
 
@@ -171,7 +179,8 @@ def test_two_steps_of_distilling_with_few_images(path, folders):
     how = {"method": p.explained.method, "at": p.explained.at}
     # Of all classes an untrained B-cos network says the same: nothing for DIST to correlate.
     terms = dict.fromkeys(sorted(RIVALS - {"dist"} if teacher.is_bcos else RIVALS), 1.0)
-    two_steps(teacher, student, datasets.few_shot(train, 2), terms, p.student.lr, **how)
+    two_steps(teacher, student, datasets.few_shot(train, 2), terms, p.student.lr, temperature=5.0, **how)
+    assert p.student.temperature == 1  # the sweep has 5 as well
     assert p.shots == {50: 250, 200: 125, "all": 200} and p.crops and p.teacher.epochs == 0
     assert p.explained.weight in ((1, 5, 10) if p.explained.method == "gradcam" else (0.2, 1, 5, 10))
     assert len(test) == 4 and training.evaluate(teacher, test, 2, teacher=teacher)["agreement"] == 100
@@ -185,6 +194,7 @@ def test_the_papers_pairs_have_presets():
         ("bcos_densenet169", "bcos_resnet18"),
     }
     birds = {(p["guided_head"]["model"], p["network"]["model"]) for p in map(read, PAPER.glob("08*.yaml"))}
+    assert [path.stem for path in PAPER.glob("08*.yaml") if read(path)["network"].get("rivals")] == ["08"]
     assert {p["network_schedule"]["epochs"] for p in map(read, PAPER.glob("08*.yaml"))} == {700}
     others = {"convnext_tiny", "efficientnet_b0", "mobilenetv3_large_100", "shufflenet_v2_x1_0"}
     assert birds == {("resnet50", name) for name in {"resnet18"} | others}
@@ -208,6 +218,10 @@ def test_two_steps_of_the_right_reasons(path, trees, tmp_path):
     two_steps(teacher_head, head, both, terms, p.head.lr, contrast=True, **how)
     kept = frozen.freeze(teacher, train, tmp_path / "store", p.size, dtype="uint8", contrast=True, **how)
     two_steps(None, whole, kept, terms, p.network_schedule.lr, contrast=True, **how)
+    two_steps(teacher, whole, kept, terms, p.network_schedule.lr, contrast=True, mixup=1.0, **how)
+    if p.network.rivals:
+        terms = {"cross_entropy": 1.0, "at": 100.0, "review_kd": 1.0, "cat_kd": 10.0}
+        two_steps(teacher, whole, kept, terms, p.network_schedule.lr, teacher_size=p.size)
     m = p.scenes
     several = datasets.load_splits(m.data, m.data_root, m.size, 4, 2, p.seed)[0]
     expert, pupil = (network(like.model, len(several.classes)) for like in (p.guided, p.pupil))
