@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 
 import yaml
+from filelock import FileLock
 from IPython.core.inputtransformer2 import TransformerManager
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
@@ -488,13 +489,21 @@ def plan(preset: str, notebooks: str = "", device: str = "auto") -> list[Run]:
 def execute(run: Run, marker: Path, position: str = "") -> None:
     """Executes a notebook with papermill; SystemExit names the notebook, the cell and the error where it fails.
 
+    A job that outlived its Snakemake may execute it still: then this waits, and takes what that one makes.
+
     position: "2/10", for the progress bar; without it there is none.
     """
-    import papermill
-
     run.marker.parent.mkdir(parents=True, exist_ok=True)
     if marker != run.marker:
         _fail(run, "the notebook, its preset or e2lib was edited while other notebooks ran; run it again")
+    with FileLock(f"{run.marker}.lock"):  # which the system gives back when a process ends, however it ends
+        if not run.marker.exists():
+            _execute(run, position)
+
+
+def _execute(run: Run, position: str) -> None:
+    import papermill
+
     os.environ.pop("MPLBACKEND", None)  # the kernel's own choice puts figures into the notebook
     part = run.output.with_name(f".{run.name}.{secrets.token_hex(4)}.ipynb").absolute()
     os.environ[SOURCE] = source_hash(read(run.notebook))

@@ -31,6 +31,7 @@ def load(path: str) -> dict:
 
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#")
 
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 REQUIRED = [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
 
 
@@ -74,6 +75,29 @@ def test_conda_environment_installs_this_project():
     oldest = PROJECT["requires-python"].removeprefix(">=")
     assert plain_packages == [f"python={oldest}", "pip"]  # one minor version, or Binder starts from its own default
     assert pip == ["-c constraints.txt", "-e ."]
+
+
+def test_the_cells_for_colab_set_up_a_copy_of_this_repository(tmp_path):
+    """As written, but from here in place of GitHub, and with pip only saying what it would install."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this folder is no git repository: nothing can be cloned")
+    first, second = re.findall(r"```\n(.+?)```", (ROOT / "docs" / "colab.md").read_text(), re.DOTALL)
+    place = tmp_path / "e2lib"
+    dry = f"{sys.executable} -m pip install --dry-run --no-index --no-build-isolation"
+    changes = {
+        "!": "",
+        "/content/e2lib": str(place),
+        "https://github.com/OWNER/NAME": ROOT.as_uri(),
+        "pip install": dry,
+    }
+    for line in first.splitlines():
+        for old, new in changes.items():
+            line = line.replace(old, new)
+        done = subprocess.run(line, shell=True, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (place / "e2lib" / "__init__.py").exists()
+    folder = second.strip().removeprefix("%cd ").replace("/content/e2lib", str(place))
+    assert {path.name for path in Path(folder).glob("[0-9]*.ipynb")} == {p.name for p in NOTEBOOKS}
 
 
 def commands(job: dict) -> list[str]:

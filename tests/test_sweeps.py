@@ -199,6 +199,22 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(project):
     assert sorted(pd.read_csv(sweeps.results(path)).value) == [10, 11, 20, 21, 30, 31]
 
 
+def test_a_job_that_outlived_its_sweep_is_not_run_twice(project):
+    path = sweep(project, "{seed: [0]}")
+    killed = run(path, start=subprocess.Popen, session=True, SLOW="20")
+    while not (project / "log").exists():
+        assert killed.poll() is None, killed.stdout.read()
+        time.sleep(0.1)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    assert children  # Snakemake
+    for process in (killed.pid, *map(int, children)):
+        os.kill(process, signal.SIGKILL)
+    killed.wait()
+    done = run(path)
+    assert done.returncode == 0, done.stdout
+    assert len(logged(project)) == 1 and (project / "runs" / "sweeps" / "small" / "validation.csv").exists()
+
+
 def test_a_full_disk_leaves_nothing_half_written(project):
     path, notebook = sweep(project, "{seed: [0, 1]}"), project / "notebooks" / "07_a.ipynb"
     content = nbformat.read(notebook, as_version=4)
