@@ -729,7 +729,7 @@ def publish(runs: list[Run]) -> None:
             raise ValueError(f"PRESET {run.preset} differs from the parameters cell of {run.notebook}: {changed}")
         notebook, executed = read(run.notebook), read(run.output)
         for number, (cell, done) in enumerate(zip(code_cells(notebook), code_cells(executed), strict=True), 1):
-            cell.outputs = [output for output in done.outputs if not _is_bar(output)]
+            cell.outputs = [output for output in done.outputs if not is_bar(output)]
             for output in cell.outputs:
                 if "image/jpeg" in (data := output.get("data", {})):  # a widget that brings a picture of itself
                     data.pop(WIDGET, None)
@@ -746,7 +746,7 @@ def publish(runs: list[Run]) -> None:
         write(run.notebook, nbformat.writes(notebook) + "\n")
 
 
-def _is_bar(output: "nbformat.NotebookNode") -> bool:
+def is_bar(output: "nbformat.NotebookNode") -> bool:
     """Whether this is a progress bar: an executed notebook would show it as it was at the start."""
     return bool(re.search(r"\d%\|", "".join(output.get("data", {}).get("text/plain", ""))))
 

@@ -103,6 +103,8 @@ def _executed(notebook: NotebookNode) -> NotebookNode:
     notebook = nbclient.NotebookClient(notebook, kernel_name="python3", extra_arguments=quiet).execute()
     for cell in notebook.cells:
         cell.metadata = {}
+    for cell in runs.code_cells(notebook):
+        cell.outputs = [output for output in cell.outputs if not runs.is_bar(output)]
     notebook.metadata = metadata
     return notebook
 
