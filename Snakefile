@@ -17,7 +17,7 @@ for number, run in enumerate(selected, 1):
         name:
             run.name
         output:
-            str(run.marker),
+            update(str(run.marker)),  # not removed, if a job that outlived its Snakemake has written it
         params:
             preset=run.preset,
             notebook=run.name[:2],

@@ -21,8 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 
@@ -486,19 +486,20 @@ def plan(preset: str, notebooks: str = "", device: str = "auto") -> list[Run]:
     return runs
 
 
-def execute(run: Run, marker: Path, position: str = "") -> None:
+def execute(run: Run, marker: Path, position: str = "", place: Callable = contextlib.nullcontext) -> None:
     """Executes a notebook with papermill; SystemExit names the notebook, the cell and the error where it fails.
 
     A job that outlived its Snakemake may execute it still: then this waits, and takes what that one makes.
 
-    position: "2/10", for the progress bar; without it there is none.
+    position: "2/10", for the progress bar; without it there is none. place: makes the context to execute it in.
     """
     run.marker.parent.mkdir(parents=True, exist_ok=True)
-    if marker != run.marker:
-        _fail(run, "the notebook, its preset or e2lib was edited while other notebooks ran; run it again")
-    with FileLock(f"{run.marker}.lock"):  # which the system gives back when a process ends, however it ends
+    with FileLock(run.error.with_suffix(".lock")):  # which the system gives back when a process ends, however it ends
+        if marker != replace(run).marker:  # as it is now
+            _fail(run, "the notebook, its preset or e2lib was edited while other notebooks ran; run it again")
         if not run.marker.exists():
-            _execute(run, position)
+            with place():
+                _execute(run, position)
 
 
 def _execute(run: Run, position: str) -> None:
@@ -607,7 +608,7 @@ def run_all(preset: str, notebooks: str, device: str) -> int:
     log.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(Path(__file__).parents[1] / "Snakefile")]
     # The names of the markers tell what is finished; no lock, because a killed Snakemake would leave it behind.
-    command += ["--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete"]
+    command += ["--rerun-triggers", "mtime", "--nolock", "--ignore-incomplete"]
     command += ["--keep-going", "--cores", "all", "--scheduler", "greedy"]
     numbers = " ".join(run.name[:2] for run in runs)
     command += ["--config", f"preset={preset}", f"notebooks={json.dumps(numbers)}", f"device={device}"]

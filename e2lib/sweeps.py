@@ -216,7 +216,7 @@ def command(file: Path, gpus: int) -> list[str]:
     """How Snakemake is called for the plan in `file`, but for where the jobs run."""
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(Path("notebooks", "sweeps", "Snakefile"))]
     # The names of the markers tell what is finished; no lock, because a killed Snakemake would leave it behind.
-    words += ["--directory", ".", "--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete"]
+    words += ["--directory", ".", "--rerun-triggers", "mtime", "--nolock", "--ignore-incomplete"]
     return [*words, "--config", f"plan={file}", f"gpus={gpus}"]
 
 
@@ -246,8 +246,7 @@ def execute(file: Path, marker: str) -> None:
     run = runs.Run(Path(job["notebook"]), job["preset"], job["parameters"])
     if job["threads"]:
         os.environ["OMP_NUM_THREADS"] = str(job["threads"])
-    with _card() if job["pick"] else contextlib.nullcontext():
-        runs.execute(run, Path(marker))
+    runs.execute(run, Path(marker), place=_card if job["pick"] else contextlib.nullcontext)
 
 
 @functools.cache

@@ -199,9 +199,12 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(project):
     assert sorted(pd.read_csv(sweeps.results(path)).value) == [10, 11, 20, 21, 30, 31]
 
 
-def test_a_job_that_outlived_its_sweep_is_not_run_twice(project):
+@pytest.mark.parametrize("ended", [False, True], ids=["still running", "done by now"])
+def test_a_job_that_outlived_its_sweep_is_not_run_twice(project, monkeypatch, ended):
+    monkeypatch.setenv("TMPDIR", str(project))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # which that job uses
     path = sweep(project, "{seed: [0]}")
-    killed = run(path, start=subprocess.Popen, session=True, SLOW="20")
+    killed = run(path, start=subprocess.Popen, session=True, SLOW="3" if ended else "20")
     while not (project / "log").exists():
         assert killed.poll() is None, killed.stdout.read()
         time.sleep(0.1)
@@ -210,6 +213,9 @@ def test_a_job_that_outlived_its_sweep_is_not_run_twice(project):
     for process in (killed.pid, *map(int, children)):
         os.kill(process, signal.SIGKILL)
     killed.wait()
+    [job] = sweeps.plan(path)
+    while ended and not job.run.marker.exists():
+        time.sleep(0.1)
     done = run(path)
     assert done.returncode == 0, done.stdout
     assert len(logged(project)) == 1 and (project / "runs" / "sweeps" / "small" / "validation.csv").exists()
@@ -228,7 +234,7 @@ def test_a_full_disk_leaves_nothing_half_written(project):
     assert full.returncode != 0 and "small: 0 of 2 jobs done" in full.stdout
     assert full.stdout.count("File too large") == 2
     sealed = [file for file in (project / "runs" / "sweeps" / "small" / ".sealed").rglob("*") if file.is_file()]
-    assert {file.suffix for file in sealed} == {".error"}
+    assert {file.suffix for file in sealed} == {".error", ".lock"}
     done = run(path, "--jobs", "2")
     assert done.returncode == 0, done.stdout
     assert sorted(pd.read_csv(sweeps.results(path)).value) == [10, 11]

@@ -132,7 +132,7 @@ def more_than_chance(chance, times, most):
     "Compute, five minutes",
     text="""
     *Depth* in the playground decides what is explained, and what learns: the layers behind it. How many per cent of
-    the network's numbers does one press change at Input, and how many at Final? Count the elements of
+    the network's numbers does one step of a press change at Input, and how many at Final? Count the elements of
     `network.parameters()` that differ after `steps=1`.
     """,
     setup="""
@@ -156,8 +156,8 @@ def more_than_chance(chance, times, most):
     """,
     answer="at_input, at_final",
     why="""
-    Nearly all, and a few thousandths of it. That is why a press at Final is quick, and why it hardly moves the map: the
-    features of its cells stay as they are, and only their weights for a class change.
+    All, and one in a thousand. That is why a press at Final is quick, and why it hardly moves the map: the features of
+    its cells stay as they are, and only the last layer's weights change.
     """,
     mistakes=(
         ("100 * ", "", "per cent"),
@@ -216,7 +216,8 @@ def what_moves(at_input, at_final):
         ("0.46 * 0.54 / 13) ** 0.5", "0.46 * 0.54) ** 0.5 / 13", "root"),
         ("0.54 / 13", "0.54 / 64", "13"),
         ("scenes = 5 * 100", "scenes = 100", "in all"),
-        ("scenes = 5 * 100", "scenes = 5 * 4", "squared"),
+        ("scenes = 5 * 100", "scenes = 5 * 4", "eight times"),
+        ("scenes = 5 * 100", "scenes = round(64 * 100 / 13)", "one of five"),
     ),
 )
 def how_sure(error, scenes):
@@ -234,8 +235,10 @@ def how_sure(error, scenes):
     if isinstance(scenes, int | float) and abs(scenes - least) < 1:
         raise Hint("that many away from home; they are one of five, and the question is how many in all.")
     if isinstance(scenes, int | float) and scenes < 100:
-        raise Hint("too few: to make an error three times smaller takes three times as many scenes, squared.")
-    compare("scenes", scenes, 5 * least, within=4)
+        raise Hint("too few: the error of 13 is nearly three times as large, so that it takes eight times as many.")
+    if isinstance(scenes, int | float) and 485 <= scenes < 5 * least:
+        raise Hint("nearly: one of five is away from home, not 13 of 64, and the number has to be rounded up.")
+    compare("scenes", scenes, 500, within=3.5)
 
 
 MORE = """

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 LONG = 300_000  # milliseconds until the cells have run
@@ -27,6 +28,7 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     for name, values in {"02_explanation_methods": {"images": 20, "measured": 6}, "12_playground": {}}.items():
         copied_until_widget(name, values, folder)
+    copied_explorers(folder)
     token = secrets.token_hex(16)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -85,6 +87,20 @@ def copied_until_widget(name: str, values: dict, folder: Path) -> None:
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
+def copied_explorers(folder: Path) -> None:
+    """Notebook 12 as explorers.ipynb, in its smoke preset but for a front of several points, without the playground."""
+    notebook = nbformat.read(ROOT / "notebooks" / "12_playground.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source]
+    notebook.cells = [cell for cell in cells if not re.search(r"draw_networks|Playground|scores\['F1'\]", cell.source)]
+    values = yaml.safe_load((ROOT / "notebooks" / "presets" / "smoke" / "12.yaml").read_text())
+    values |= {"lambdas": {"energy": [0.1, 10.0]}, "measured": 8}
+    for cell in notebook.cells:
+        cell.outputs, cell.execution_count = [], None
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    parameters.source += "".join(f"\n{key} = {value!r}" for key, value in values.items())
+    nbformat.write(notebook, folder / "explorers.ipynb")
+
+
 def is_panel(cell) -> bool:
     return bool(re.search(r"^widgets\.(Playground|Explanations)\(", cell.source, re.M))
 
@@ -97,13 +113,13 @@ def page(browser):
     page.close()
 
 
-def run_all(page, address: str):
-    """Open a notebook, run its cells, and return the panel's output once it is there."""
+def run_all(page, address: str, control: str = ".widget-dropdown"):
+    """Open a notebook, run its cells, and return the output of the last panel with such a control once it is there."""
     page.goto(address, wait_until="commit")
     page.locator(".jp-Notebook").wait_for()
     page.wait_for_function(KERNEL + " === 'idle'")
     page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
-    panel = page.locator(".jp-OutputArea-output:has(.widget-dropdown)").last
+    panel = page.locator(f".jp-OutputArea-output:has({control})").last
     panel.wait_for(timeout=LONG)
     panel.scroll_into_view_if_needed()
     return panel
@@ -114,11 +130,11 @@ def picture(panel) -> str:
     return panel.locator("img").first.get_attribute("src")
 
 
-def changed(panel, before: str, seconds: float = 120) -> str:
+def changed(panel, before: str, shown=picture, seconds: float = 120) -> str:
     """The panel's picture, once it is another one."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        now = picture(panel)
+        now = shown(panel)
         if now != before:
             return now
         time.sleep(0.2)
@@ -189,3 +205,34 @@ def test_the_playground(lab, page):
     assert changed(panel, resized) != guided
     assert panel.get_by_role("button", name="Undo").is_disabled()
     assert panel.get_by_role("alert").count() == 0
+
+
+def test_the_other_explorers(lab, page):
+    shortcut = run_all(page, lab("explorers"), ".widget-slider")
+    front, comparison = page.locator(".jp-OutputArea-output:has(.widget-dropdown)").all()
+
+    points = front.locator("button[aria-pressed]")
+    assert points.count() > 1
+    first = maps(front)
+    points.last.click()
+    second = changed(front, first, maps)
+    assert points.last.get_attribute("aria-pressed") == "true" and second != first
+
+    whole = maps(comparison)
+    choose(comparison, "depth", "Input")
+    other = changed(comparison, whole, maps)
+    choose(comparison, "scene", comparison.locator("option").nth(3).inner_text())
+    changed(comparison, other, maps)
+
+    bars = maps(shortcut)
+    handle = shortcut.locator(".noUi-handle")
+    handle.focus()
+    page.keyboard.press("ArrowLeft")
+    changed(shortcut, bars, maps)
+    for panel in (front, comparison, shortcut):
+        assert panel.get_by_role("alert").count() == 0
+
+
+def maps(panel) -> str:
+    """What the last picture of a panel shows, as text."""
+    return panel.locator("img").last.get_attribute("src")
