@@ -143,12 +143,6 @@ class Student(Network, Pace):
     """And how it learns."""
 
 
-class Taught(Student):
-    """With the τ of the answers that it imitates."""
-
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-
-
 class Trained(Student):
     """With a number of epochs."""
 
@@ -239,7 +233,7 @@ TYPES = {
     "model": Annotated[str, Field(min_length=1)],  # a name that models.build knows
     "weights": str | None,  # where the network starts: imagenet, scenes, a file, or None
     "teacher": Teacher,
-    "student": Taught,
+    "student": Student,
     "explained": Explained,
     # images a class, or all -> epochs
     "shots": Annotated[
@@ -641,7 +635,11 @@ def recorded(path: Path, split: str = "test") -> list[dict[str, Any]]:
     tables = [data[NUMBERS] for data in outputs if NUMBERS in data]
     if not (rows := [dict(zip(t["columns"], row, strict=True)) for t in tables for row in t["data"]]):
         raise ValueError(f"{path} holds no numbers: one of its cells has to call runs.record")
-    return [row for row in rows if (row.pop("split", None) or "test") == split]
+    found = [(row.pop("split", None) or "test", row) for row in rows]
+    for of, row in found:
+        if of != "test":
+            row.pop("teacher", None)  # whose accuracy is that on test images in every row: no choice is made by it
+    return [row for of, row in found if of == split]
 
 
 def rows_of(run: Run, split: str = "test") -> list[dict[str, Any]]:
