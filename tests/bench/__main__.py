@@ -5,29 +5,18 @@ Run it on a machine that does nothing else: these are wall times.
 
 import argparse
 import platform
-import re
-from pathlib import Path
 
 import torch
 
-from tests.bench import distillation, guidance, hours
-
-README = Path(__file__).parents[2] / "README.md"
-PLACE = re.compile("(?<=<!-- make bench -->\n).*?(?=<!-- end -->)", re.DOTALL)
-
-
-def table(head: guidance.Row, rows: list[guidance.Row]) -> str:
-    """Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ("---", "---", "---"), *rows])
+from tests.bench import distillation, guidance, hours, readme
 
 
 def main() -> None:
-    """Measure everything, print the table and write it into the README."""
+    """Measure everything, print the tables and write them into the README."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="*", default=[5000, 50_000], help="counts for the memory")
     counts = parser.parse_args().images
-    if len(PLACE.findall(README.read_text())) != 1:
-        raise ValueError(f"{README.name} must have one place <!-- make bench --> ... <!-- end --> for the table")
+    readme.place("make bench")  # before all is measured
     torch.set_num_threads(2)
     torch.manual_seed(0)
     rows = guidance.steps("resnet50", {"Final": 1.10, "Input": 2.2})
@@ -41,13 +30,10 @@ def main() -> None:
     rows += distillation.steps("bcos_resnet34", "bcos_resnet18", "weights", "Input", {1: 2.0, 16: 1.08})
     rows += distillation.frozen("resnet34", "resnet18", 0.75)
     machine = f"{platform.machine()}, 2 threads, torch {torch.__version__.partition('+')[0]}, float32, 224 pixels"
-    text = table(("what", "measured", "aimed at: at most"), rows)
-    text += f"\n\nMedians on {machine}. Plain and distilling steps update norm statistics, guided ones do not.\n\n"
-    text += table(("sweep", "jobs", "GPU hours, estimated"), hours.table())
-    text += "\n\nBy step times measured on the same machine, for a GPU that trains ResNet-50 with "
-    text += f"{hours.GPU} images a second; without the time that measuring takes."
-    print(text)
-    README.write_text(PLACE.sub(lambda _: f"{text}\n", README.read_text()))
+    text = readme.table(("what", "measured", "aimed at: at most"), rows)
+    text += f"\n\nMedians on {machine}. Plain and distilling steps update norm statistics, guided ones do not."
+    readme.write("make bench", text)
+    hours.main()
 
 
 if __name__ == "__main__":

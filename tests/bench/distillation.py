@@ -8,7 +8,8 @@ from torch import nn
 from e2lib import datasets, models, training
 from e2lib.distillation import Distill
 from e2lib.frozen import freeze
-from tests.bench.guidance import BATCH, ROUNDS, SIZE, Row, ratio, rounds, trainer
+from tests.bench.guidance import BATCH, ROUNDS, SIZE, ratio, rounds, trainer
+from tests.bench.readme import Row
 
 KD, E2KD = {"kd": 1.0}, {"kd": 1.0, "e2kd": 1.0}
 

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from e2lib import datasets, models, training
 from e2lib.guidance import Guide
+from tests.bench.readme import Row
 
 SIZE, BATCH, ROUNDS = 224, 8, 7
 LABELS = {1: 34, 2: 38, 3: 24}  # evaluated images with so many classes: 1.9 on average, as in VOC
-Row = tuple[str, str, str]
 
 
 def trainer(model: nn.Module, step: training.Step, batch: datasets.Batch) -> Callable[[], None]:

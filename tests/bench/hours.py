@@ -1,5 +1,7 @@
 """GPU hours that the sweeps at paper scale will take: an estimate, by the time that their steps take here.
 
+`python -m tests.bench.hours` measures them, as a part of `make bench`, and writes the table into README.md.
+
 The GPU is supposed to train ResNet-50 with `GPU` images a second, and to be as many times as fast as this machine with
 the other networks and steps. Measuring, frozen trunks and heads on their features are left out.
 """
@@ -17,7 +19,8 @@ from tqdm import tqdm
 from e2lib import datasets, models, runs, sweeps, training
 from e2lib.distillation import Distill, explanation
 from e2lib.guidance import Guide
-from tests.bench.guidance import SIZE, Row, rounds, trainer
+from tests.bench import readme
+from tests.bench.guidance import SIZE, rounds, trainer
 
 GPU = 1000  # images a second of plain ResNet-50 training
 # Training images; of those without a validation split of their own a tenth is for validation
@@ -177,7 +180,7 @@ def seconds(step: Step, repeats: int = 2) -> float:
     return statistics.median(times) / BATCH
 
 
-def table() -> list[Row]:
+def table() -> list[readme.Row]:
     """A row for each sweep at paper scale."""
     found = {path.stem: total(path) for path in sorted(Path("notebooks", "sweeps").glob("paper-*.yaml"))}
     steps = dict.fromkeys(step for _, images in found.values() for step in images)
@@ -188,3 +191,17 @@ def table() -> list[Row]:
         hours = sum(times[step] * taken for step, taken in images.items()) / slower / 3600
         rows.append((name, str(jobs), f"{float(f'{hours:.2g}'):,g}"))
     return rows
+
+
+def main() -> None:
+    """Measure the steps, print the table and write it into the README."""
+    readme.place("GPU hours")  # before all is measured
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    text = readme.table(("sweep", "jobs", "GPU hours, estimated"), table())
+    text += "\n\nBy the time that steps take on two threads, for a GPU that trains ResNet-50 with "
+    readme.write("GPU hours", f"{text}{GPU} images a second; without the time that measuring takes.")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.bench import hours
+from tests.bench import hours, readme
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,3 +70,16 @@ def test_steps_of_one_network_are_timed(step):
 @pytest.mark.parametrize("step", [("kd",), ("e2kd", "gradcam", "Final")])
 def test_steps_of_two_networks_are_timed(step):
     assert hours.seconds((step[0], "bcos_scenes", "bcos_scenes", *step[1:]), repeats=1) > 0
+
+
+@pytest.mark.parametrize("name", ["make bench", "GPU hours"])
+def test_the_readme_has_a_place_for_each_table(name, monkeypatch, tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text(readme.README.read_text())
+    monkeypatch.setattr(readme, "README", copy)
+    readme.write(name, "| a |")
+    assert f"<!-- {name} -->\n| a |\n<!-- end -->" in copy.read_text()
+    assert copy.read_text().count("<!-- end -->") == 2
+    copy.write_text("")
+    with pytest.raises(ValueError, match=f"one place <!-- {name} -->"):
+        readme.write(name, "| a |")
