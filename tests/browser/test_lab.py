@@ -93,7 +93,11 @@ def copied_explorers(folder: Path) -> None:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source]
     notebook.cells = [cell for cell in cells if not re.search(r"draw_networks|Playground|scores\['F1'\]", cell.source)]
     values = yaml.safe_load((ROOT / "notebooks" / "presets" / "smoke" / "12.yaml").read_text())
-    values |= {"lambdas": {"energy": [0.1, 10.0]}, "measured": 8}
+    values |= {
+        "lambdas": {"energy": [0.1, 30.0]},
+        "schedule": {"epochs": 2, "lr": 5e-4, "batch_size": 8},
+        "measured": 16,
+    }
     for cell in notebook.cells:
         cell.outputs, cell.execution_count = [], None
     parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
