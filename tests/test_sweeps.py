@@ -55,7 +55,7 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def sweep(project: Path, axes: str = "{seed: [0, 1], images: [10, 20, 30]}", more: str = "") -> Path:
+def sweep(project: Path, axes: str = "{seed: [0, 1], images: [10, 20]}", more: str = "") -> Path:
     path = project / "notebooks" / "sweeps" / "small.yaml"
     path.write_text(f"notebook: '07'\naxes: {axes}\n{more}")
     return path
@@ -151,29 +151,29 @@ def test_a_sweep_is_run_once_and_makes_one_table(project):
     path = sweep(project)
     done = run(path, "--jobs", "2")
     assert done.returncode == 0, done.stdout
-    assert "small: 6 of 6 jobs done" in done.stdout and "6/6" in done.stdout
+    assert "small: 4 of 4 jobs done" in done.stdout and "4/4" in done.stdout
     assert [seed for seed, _, trained, *_ in logged(project) if trained] in ([0, 1], [1, 0])  # shared work is done once
     table = tables.wide(tables.read(sweeps.results(path)))
-    assert sorted(table.score) == [10, 11, 20, 21, 30, 31]
+    assert sorted(table.score) == [10, 11, 20, 21]
     assert (table["axis images"] + table["axis seed"] == table.score).all()
     assert (table.minutes >= 0).all() and table.device.str.contains("thread").all()
     again = run(path)
-    assert again.returncode == 0 and len(logged(project)) == 6
-    sweep(project, "{seed: [0, 1], images: [10, 20, 30, 40]}")
-    assert run(path, "--jobs", "2").returncode == 0 and len(logged(project)) == 8  # only the new points
+    assert again.returncode == 0 and len(logged(project)) == 4
+    sweep(project, "{seed: [0, 1], images: [10, 20, 30]}")
+    assert run(path, "--jobs", "2").returncode == 0 and len(logged(project)) == 6  # only the new points
 
 
 def test_who_tunes_sees_validation_numbers_only_until_results_are_asked_for(project):
-    path, folder = sweep(project), project / "runs" / "sweeps" / "small"
+    path, folder = sweep(project, "{seed: [0, 1]}"), project / "runs" / "sweeps" / "small"
     done = run(path, "--jobs", "2")
     assert "on validation images: runs/sweeps/small/validation.csv" in done.stdout
-    assert sorted(pd.read_csv(folder / "validation.csv").value) == [-30, -30, -20, -20, -10, -10]
+    assert sorted(pd.read_csv(folder / "validation.csv").value) == [-10, -10]
     seen = {file.relative_to(folder).parts[0] for file in folder.rglob("*") if file.is_file()}
     assert seen == {".sealed", "work", "plan.json", "lock", "snakemake.log", "validation.csv"}
     table = pd.read_csv(sweeps.results(path))
-    assert sorted(table.value) == [10, 11, 20, 21, 30, 31]
+    assert sorted(table.value) == [10, 11]
     shown = {file.stem for file in (folder / "notebooks").glob("*.ipynb")}
-    assert shown == set(table.run) and len(shown) == 6
+    assert shown == set(table.run) and len(shown) == 2
     sweeps.results(path)  # once more
 
 
@@ -191,12 +191,12 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(project):
         except ProcessLookupError:
             continue
     finished = {job.run.marker for job in sweeps.plan(path) if job.run.marker.exists()}
-    assert 0 < len(finished) < 6
+    assert 0 < len(finished) < 4
     times = {marker: marker.stat().st_mtime_ns for marker in finished}
     done = run(path, "--jobs", "2")
     assert done.returncode == 0, done.stdout
     assert times == {marker: marker.stat().st_mtime_ns for marker in finished}
-    assert sorted(pd.read_csv(sweeps.results(path)).value) == [10, 11, 20, 21, 30, 31]
+    assert sorted(pd.read_csv(sweeps.results(path)).value) == [10, 11, 20, 21]
 
 
 @pytest.mark.parametrize("ended", [False, True], ids=["still running", "done by now"])
@@ -204,7 +204,7 @@ def test_a_job_that_outlived_its_sweep_is_not_run_twice(project, monkeypatch, en
     monkeypatch.setenv("TMPDIR", str(project))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # which that job uses
     path = sweep(project, "{seed: [0]}")
-    killed = run(path, start=subprocess.Popen, session=True, SLOW="3" if ended else "20")
+    killed = run(path, start=subprocess.Popen, session=True, SLOW="3" if ended else "15")
     while not (project / "log").exists():
         assert killed.poll() is None, killed.stdout.read()
         time.sleep(0.1)
@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_nothing_half_written(project):
 
 
 def test_a_stopped_sweep_stops_its_jobs_and_a_second_one_is_refused(project):
-    path = sweep(project)
+    path = sweep(project, "{seed: [0, 1], images: [10, 20, 30]}")
     first = run(path, "--jobs", "2", start=subprocess.Popen, SLOW="3")
     while not (project / "log").exists():
         assert first.poll() is None, first.stdout.read()
@@ -264,7 +264,7 @@ def test_a_failing_job_is_named_and_the_others_go_on(project):
     nbformat.write(content, notebook)
     done = run(path, "--jobs", "2")
     assert done.returncode != 0
-    assert "small: 4 of 6 jobs done" in done.stdout
+    assert "small: 2 of 4 jobs done" in done.stdout
     assert "failed: {'seed': 1, 'images': 20}: code cell 2" in done.stdout and "no luck" in done.stdout
 
 
