@@ -409,8 +409,12 @@ def _source(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, dict[str, An
 
 def _library() -> list[Path]:
     """The files of e2lib, but for the exercises, which change no number of a notebook."""
-    here = Path(__file__).parent
-    return [path for path in sorted(here.rglob("*.py")) if path.parent != here / "exercises"]
+    return _files(Path(__file__).parent)
+
+
+@functools.cache  # as above
+def _files(library: Path) -> list[Path]:
+    return [path for path in sorted(library.rglob("*.py")) if path.parent != library / "exercises"]
 
 
 def _contents(files: Iterable[Path]) -> list[tuple[str, str]]:
