@@ -298,13 +298,18 @@ def numbers(jobs: list[Job], split: str):
 
 
 def results(path: Path) -> Path:
-    """Writes runs/sweeps/NAME/results.csv, the numbers on test images, and puts the executed notebooks beside it."""
+    """Writes runs/sweeps/NAME/results.csv, the numbers on test images, and puts the executed notebooks beside it.
+
+    ValueError while jobs have neither finished nor failed: what is still to run must not be chosen by these numbers.
+    """
     from e2lib import tables
 
     jobs = plan(path)
     done = [job for job in jobs if job.run.marker.exists()]
+    if waiting := sum(not (job.run.marker.exists() or job.run.error.exists()) for job in jobs):
+        raise ValueError(f"{path}: {waiting} of {len(jobs)} jobs have not run yet; make sweep SWEEP={path}")
     if (found := numbers(done, "test")) is None:
-        raise ValueError(f"{path}: no job is finished; make sweep SWEEP={path}")
+        raise ValueError(f"{path}: every job failed; make sweep SWEEP={path}")
     print(f"{len(done)} of {len(jobs)} jobs are finished")
     folder = Path("runs", "sweeps", path.stem)
     (folder / "notebooks").mkdir(exist_ok=True)
