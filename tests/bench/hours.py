@@ -76,12 +76,8 @@ def of_07(p: dict[str, Any]) -> Work:
 
 def of_08(p: dict[str, Any]) -> Work:
     """Three whole networks from what is frozen, or of mixed images, and rivals; guided teachers and pupils on VOC."""
-    images, w, teacher = (
-        count(p["data_root"]) * p["network_schedule"]["epochs"],
-        p["network"],
-        p["guided_head"]["model"],
-    )
-    mixed, student = bool(w.get("mixup")), w["model"]
+    images, w = count(p["data_root"]) * p["network_schedule"]["epochs"], p["network"]
+    teacher, student, mixed = p["guided_head"]["model"], w["model"], bool(w.get("mixup"))
     yield False, ("plain", student), images if mixed else 2 * images  # KD from frozen logits takes no teacher
     yield False, ("kd", teacher, student), images * (mixed + 3 * w.get("rivals", False))
     yield False, ("e2kd", teacher, student, "ixg", "Final") if mixed else ("frozen", student, "ixg", "Final"), images
