@@ -47,7 +47,8 @@ run: setup
 test: setup
 	$(python) -m ruff check
 	$(python) -m ruff format --check
-	$(python) -m pytest
+	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "not alone"
+	$(python) -m pytest -m alone
 	$(run) run --preset smoke
 	$(python) -m pytest --nbval-lax --nbval-current-env $(patsubst notebooks/%,runs/smoke/%,$(shell grep -l nbval-check-output notebooks/*.ipynb))
 
@@ -78,4 +79,4 @@ site: .venv/site
 	$(python) -m sphinx -q -b html -W --keep-going -n -c docs -d docs/_build/doctrees . docs/_build/html
 
 test-browser: site
-	$(python) -m pytest tests/browser
+	$(python) -m pytest -n 2 --dist loadfile tests/browser

@@ -1,5 +1,6 @@
 """The project's figures: photographs with boxes, explanation maps, colour explanations of B-cos networks, curves."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import Tensor
 
@@ -20,12 +22,19 @@ from e2lib.datasets import Sample
 
 # Colour-blind safe, and far apart in print; a class keeps its colour through a figure.
 COLOURS = sns.color_palette("colorblind")
+MARKERS = "osD^vX"  # of lines, which colour alone would tell apart
+# How figures write losses and methods; others as they are called.
+NAMES = {"l1": "L1", "ppce": "PPCE", "rrr": "RRR*", "ixg": "IxG", "bcos": "B-cos", "gradcam": "Grad-CAM"}
+NAMES |= {"gradcam++": "Grad-CAM++", "integrated_gradients": "Integrated Gradients", "occlusion": "Occlusion"}
+NAMES |= {"deeplift": "DeepLIFT", "gradient_shap": "Gradient SHAP", "attention_rollout": "attention rollout"}
 
 
 def use_style() -> None:
     """Set the style of all figures: legible when projected, colour-blind safe, white background; JPEG in notebooks."""
     sns.set_theme(context="notebook", style="white", palette="colorblind")
     plt.rcParams.update({"figure.dpi": 72, "figure.constrained_layout.use": True})
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update({"legend.frameon": False, "legend.fontsize": 9, "legend.title_fontsize": 9})
     if get_ipython() is not None:  # photographs as PNG would make a notebook of several MB
         set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
 
@@ -81,16 +90,17 @@ def show_maps(
         notes: name of the column -> a line below each of its maps, for example its EPG.
     """
     figure, axes = _grid(len(images), 1 + len(maps))
+    size = 10 * max(1, (1 + len(maps)) / 6)  # a wide figure is made smaller on a page
     for i, row in enumerate(axes):
         photo = images[i].permute(1, 2, 0).cpu()
         row[0].imshow(photo)
-        row[0].set_title(titles[i] if titles else "", fontsize=10)
+        row[0].set_title(titles[i] if titles else "", fontsize=size)
         for axis, (name, values) in zip(row[1:], maps.items(), strict=True):
             show_map(axis, values[i, 0], photo)
             if i == 0:
-                axis.set_title(name, fontsize=10)
+                axis.set_title(name, fontsize=size)
             if notes and name in notes:
-                axis.set_xlabel(notes[name][i], fontsize=9, labelpad=2)
+                axis.set_xlabel(notes[name][i], fontsize=0.9 * size, labelpad=2)
         for axis in row if boxes else ():
             for box in boxes[i].tolist():
                 add_box(axis, box, "black" if axis is not row[0] else "yellow")
@@ -140,7 +150,7 @@ def show_front(
             unless colour tells it.
         baseline: its scores, F1 and `y`, in per cent: a cross.
         floor: the F1 below which no point may be chosen: a dotted line.
-        by: what colour tells, a field of the settings: weight (λ), loss, at, ...
+        by: what colour and marker tell, a field of the settings: weight (λ), loss, at, ...
         y: the score on the vertical axis.
     """
     figure, axis = plt.subplots(figsize=(6.5, 4.2))
@@ -152,11 +162,12 @@ def show_front(
     name = "λ" if by == "weight" else by
     for line in lines.values():
         value = line[0]["setting"][by]
-        colour = COLOURS[values.index(value) % len(COLOURS)]
+        number = values.index(value)
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         xy = np.array([[point["scores"]["F1"], point["scores"][y]] for point in line])
         known = axis.get_legend_handles_labels()[1]
-        label = f"{name} = {value}"
-        axis.plot(*xy.T, "-o", color=colour, markersize=5, label=None if label in known else label)
+        label = f"{name} = {value:g}" if by == "weight" else f"{name} = {NAMES.get(value, value)}"
+        axis.plot(*xy.T, "-", marker=marker, color=colour, markersize=5, label=None if label in known else label)
         if by != "weight":
             axis.annotate(f"{line[0]['setting']['weight']:g}", xy[-1], (7, 4), textcoords="offset points", fontsize=9)
         front = xy[[point["file"] is not None for point in line]]
@@ -164,8 +175,7 @@ def show_front(
     axis.plot(baseline["F1"], baseline[y], "kX", markersize=10, label="baseline (λ = 0)")
     axis.axvline(floor, color="black", linestyle=":")
     axis.set(xlabel="F1, per cent", ylabel=f"{y}, per cent", title="Validation images; rings: Pareto fronts")
-    axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    sns.despine(figure)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -176,14 +186,13 @@ def show_ways(table: pd.DataFrame) -> Figure:
     """
     figure, (axis, time) = plt.subplots(1, 2, figsize=(8.5, 3.4), width_ratios=[2, 1])
     names, y = table.index.tolist(), np.arange(len(table))[::-1]
-    axis.barh(y, table.ceiling, color="0.9", label="ceiling")
-    axis.barh(y, table.EPG, color=COLOURS[2], label="guided")
+    axis.barh(y, table.ceiling, color="0.8", label="ceiling")
+    axis.barh(y, table.EPG, color=COLOURS[2], label="guided", hatch="//", edgecolor="white", linewidth=0)
     axis.barh(y, table["baseline EPG"], color=COLOURS[0], label="baseline")
     axis.set(yticks=y, yticklabels=names, xlabel="EPG on test images, per cent", title="How far guidance comes")
-    axis.legend(fontsize=9, loc="lower right")
+    axis.legend(loc="lower right", frameon=True, reverse=True)
     time.barh(y, table.seconds, color="0.6")
     time.set(yticks=y, yticklabels=names, xlabel="seconds", title="Time of a guided epoch")
-    sns.despine(figure)
     return figure
 
 
@@ -195,20 +204,23 @@ def show_groups(table: pd.DataFrame, groups: Sequence[str], unseen: Sequence[str
         groups: the columns that become bars; the lowest of each network is written at its bar's foot.
         unseen: those of them that training does not show, hatched.
     """
-    figure, axis = plt.subplots(figsize=(max(6.5, 1.65 * len(table)), 4))
+    wide = min(max(6.5, 1.65 * len(table)), 11)  # inches; a wider figure is made smaller on a page
+    figure, axis = plt.subplots(figsize=(wide, 4))
     x, width = np.arange(len(table)), 0.8 / len(groups)
     for k, group in enumerate(groups):
         place, hatch = x + (k - (len(groups) - 1) / 2) * width, "///" if group in unseen else None
-        axis.bar(place, table[group], width, color=COLOURS[k], label=group, hatch=hatch, edgecolor="white", linewidth=0)
+        label = group + ", not in training" * (group in unseen)
+        axis.bar(place, table[group], width, color=COLOURS[k], label=label, hatch=hatch, edgecolor="white", linewidth=0)
     worst = table[list(groups)].to_numpy()
     for i, k in enumerate(worst.argmin(1)):
         place, style = i + (k - (len(groups) - 1) / 2) * width, {"facecolor": "white", "edgecolor": "none", "pad": 1}
         axis.text(place, 3, f"{worst[i, k]:.0f}", ha="center", fontsize=10, bbox=style)
-    axis.plot(x, table.accuracy, "k_", markersize=28, label="all images")
-    names = [name.replace(", ", ",\n") for name in table.index]
-    axis.set(xticks=x, xticklabels=names, ylim=(0, 104), ylabel="accuracy, per cent")
-    figure.legend(fontsize=9, loc="outside upper center", ncol=3, frameon=False)
-    sns.despine(figure)
+    axis.hlines(table.accuracy, x - 0.4, x + 0.4, color="black", linewidth=2, label="all images")
+    parts = [name.partition(",") for name in table.index]
+    names = [NAMES.get(first, first) + comma + rest.replace(" %", "\xa0%") for first, comma, rest in parts]
+    axis.set(xticks=x, ylim=(0, 104), ylabel="accuracy, per cent")
+    axis.set_xticklabels([textwrap.fill(name, 10) for name in names], fontsize=10)
+    figure.legend(loc="outside upper center", ncol=3 if wide > 8 else 2)
     return figure
 
 
@@ -235,17 +247,19 @@ def show_claims(table: pd.DataFrame) -> Figure:
     axis.axvline(0, color="black", linestyle=":")
     axis.set_xscale("symlog", linthresh=5)
     ticks = [-50, -10, -2, 0, 2, 10, 50]
-    axis.set(xticks=ticks, xticklabels=ticks, yticks=range(len(table)), ylim=(len(table) - 0.5, -0.5))
+    axis.set(xticks=ticks, yticks=range(len(table)), ylim=(len(table) - 0.5, -0.5))
+    axis.set_xticklabels([str(tick).replace("-", "−") for tick in ticks])
     axis.set_yticklabels(names, fontsize=9)
     axis.set(xlabel="points above the bound", title="● ours, 95 % interval over seeds   ◇ paper   × reproductions")
-    sns.despine(figure)
     return figure
 
 
-def add_box(axis: Axes, box: Sequence[float], colour) -> None:
+def add_box(axis: Axes, box: Sequence[float], colour, linestyle: str = "-") -> None:
     """Draw a half-open box (x1, y1, x2, y2), in pixels, on an axis that shows an image."""
     x1, y1, x2, y2 = box
-    axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=2))
+    edge = withStroke(linewidth=3.5, foreground="black" if colour == "white" else "white")  # whatever is behind
+    line = {"edgecolor": colour, "linewidth": 2, "linestyle": linestyle, "path_effects": [edge]}
+    axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, **line))
 
 
 def _grid(rows: int, columns: int, side: float = 1.9) -> tuple[Figure, np.ndarray]:

@@ -161,7 +161,9 @@ def search(
     if training.processes()[0] == 0:
         _replace(card, about)
     rank, world = training.processes()
-    for number, guide in enumerate(tqdm(guides, desc="settings", unit="setting", leave=False, disable=rank > 0)):
+    bar = tqdm(guides, desc="settings", unit="setting", leave=False, disable=rank > 0)
+    for number, guide in enumerate(bar):
+        bar.set_postfix_str(f"{guide.loss}, λ = {guide.weight:g}, {guide.at}")
         model, archive = copy.deepcopy(start), ParetoArchive(folder)  # read anew: another process may have written
         record = _Recorder(archive, model, guide, val, batch_size, workers)
         checkpoint = archive.folder / f"{number}.pt"

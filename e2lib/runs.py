@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from IPython.core.inputtransformer2 import TransformerManager
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
@@ -143,6 +143,12 @@ class Student(Network, Pace):
     """And how it learns."""
 
 
+class Taught(Student):
+    """With the τ of the answers that it imitates."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
 class Trained(Student):
     """With a number of epochs."""
 
@@ -233,7 +239,7 @@ TYPES = {
     "model": Annotated[str, Field(min_length=1)],  # a name that models.build knows
     "weights": str | None,  # where the network starts: imagenet, scenes, a file, or None
     "teacher": Teacher,
-    "student": Student,
+    "student": Taught,
     "explained": Explained,
     # images a class, or all -> epochs
     "shots": Annotated[
@@ -273,17 +279,17 @@ TYPES = {
 def parameters(namespace: Mapping[str, Any]) -> BaseModel:
     """The checked parameters, as attributes, of the notebook that passes its `globals()`.
 
-    Their names are those that its parameters cell assigns; that cell's first line begins with '# Parameters:'.
+    Their names are those that its parameters cell assigns; that cell's first line has the words '# Parameters:'.
     ValueError names each unknown parameter and each wrong value, whether from this cell or from papermill.
     """
     # IPython records the cells run so far in In: what other cells have assigned since is no parameter.
     sources = [source + "\n" for source in namespace.get("In", [])]
-    own = [source for source in sources if source.startswith(OWN_CELL)]
+    own = [source for source in sources if _is_own(source)]
     injected = [source for source in sources if source.startswith(INJECTED_CELL)]
     # nbval runs cells unrecorded, but always from the first on
     names = list(assigned(own[-1])) if own else [name for name in TYPES if name in namespace]
     if not names:
-        raise ValueError(f"no parameter is set: first run the cell that begins with {OWN_CELL!r}")
+        raise ValueError(f"no parameter is set: first run the cell whose first line has {OWN_CELL!r}")
     given = [*names, *(name for source in injected for name in assigned(source))]
     checked = validated(names, {name: namespace[name] for name in given})
     fields = type(checked).model_fields
@@ -295,6 +301,10 @@ def parameters(namespace: Mapping[str, Any]) -> BaseModel:
     if {"unrelated", "source"} <= fields.keys():
         _check_root("source", checked.source, checked.unrelated.root, "unrelated.root")
     return checked
+
+
+def _is_own(source: str) -> bool:
+    return OWN_CELL in source.partition("\n")[0]
 
 
 def validated(names: Iterable[str], values: Mapping[str, Any]) -> BaseModel:
@@ -395,6 +405,21 @@ class Run:
         """One line: why the last try failed."""
         return self.output.with_name(".state") / f"{self.name}.error"
 
+    @property
+    def lock(self) -> FileLock:
+        """Held while a process executes the run; the system gives it back when that one ends, however it ends."""
+        return FileLock(self.error.with_suffix(".lock"))
+
+    def running(self) -> bool:
+        """Whether a process executes it now."""
+        if not self.marker.parent.exists():
+            return False
+        try:
+            self.lock.acquire(blocking=False).lock.release()
+        except Timeout:
+            return True
+        return False
+
 
 @functools.lru_cache(maxsize=16)  # of ten thousand runs of a sweep each asks
 def _source(files: tuple[tuple[Path, int, int], ...]) -> tuple[str, dict[str, Any]]:
@@ -492,7 +517,7 @@ def execute(run: Run, marker: Path, position: str = "", place: Callable = contex
     position: "2/10", for the progress bar; without it there is none. place: makes the context to execute it in.
     """
     run.marker.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(run.error.with_suffix(".lock")):  # which the system gives back when a process ends, however it ends
+    with run.lock:
         if marker != replace(run).marker:  # as it is now
             _fail(run, "the notebook, its preset or e2lib was edited while other notebooks ran; run it again")
         if not run.marker.exists():
@@ -639,11 +664,7 @@ def recorded(path: Path, split: str = "test") -> list[dict[str, Any]]:
     tables = [data[NUMBERS] for data in outputs if NUMBERS in data]
     if not (rows := [dict(zip(t["columns"], row, strict=True)) for t in tables for row in t["data"]]):
         raise ValueError(f"{path} holds no numbers: one of its cells has to call runs.record")
-    found = [(row.pop("split", None) or "test", row) for row in rows]
-    for of, row in found:
-        if of != "test":
-            row.pop("teacher", None)  # whose accuracy is that on test images in every row: no choice is made by it
-    return [row for of, row in found if of == split]
+    return [row for row in rows if (row.pop("split", None) or "test") == split]
 
 
 def rows_of(run: Run, split: str = "test") -> list[dict[str, Any]]:
@@ -783,9 +804,9 @@ def defaults(path: Path) -> dict[str, Any]:
 
 def _parameters_cell(path: Path) -> str:
     tagged = [cell.source for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(tagged) != 1 or not tagged[0].startswith(OWN_CELL):
+    if len(tagged) != 1 or not _is_own(tagged[0]):
         raise ValueError(
-            f"{path} has {len(tagged)} cells tagged parameters: one, beginning with {OWN_CELL!r}, is right"
+            f"{path} has {len(tagged)} cells tagged parameters: one, with {OWN_CELL!r} in its first line, is right"
         )
     return tagged[0]
 

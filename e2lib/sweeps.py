@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,8 +61,19 @@ def read(path: Path) -> Sweep:
     try:
         return Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{path}: {wrong}") from error
+        wrong = "; ".join(_complaint(item) for item in error.errors())
+        raise ValueError(f"{path}: {wrong}") from None
+
+
+def _complaint(item: Mapping[str, Any]) -> str:
+    """What is wrong in a sweep's file, where pydantic's own text would not tell what would be right."""
+    right = {
+        "extra_forbidden": f"unknown; here are {', '.join(Sweep.model_fields)}",
+        "list_type": f"{item['input']!r} must be a list of values, such as [{item['input']}]",
+        "string_type": f'{item["input"]!r} must be in quotes: "{item["input"]}"',
+        "string_pattern_mismatch": f"{item['input']!r} must be a notebook's number, of two digits and in quotes",
+    }
+    return f"{'.'.join(map(str, item['loc']))}: {right.get(item['type'], item['msg'])}"
 
 
 def plan(path: Path) -> list[Job]:
@@ -140,6 +151,10 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
         raise ValueError(f"unknown PROFILE {profile!r}: choose from {known}")
     folder = Path("runs", "sweeps", path.stem)
     folder.mkdir(parents=True, exist_ok=True)
+    origin, here = folder / "sweep.txt", os.path.relpath(path)
+    if origin.exists() and (other := origin.read_text()) != here and Path(other).exists():
+        raise ValueError(f"{path}: {folder} is that of {other}; rename one of the two files")
+    runs.write(origin, here)
     cards = 0 if profile or not sweep.gpus else len(_cards())
     at_once = jobs_at_once or max(1, cards)
     threads = 0 if profile else max(1, (os.cpu_count() or 1) // at_once)
@@ -154,16 +169,21 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
     call += ["--keep-going", "--scheduler", "greedy"]
     call += ["--profile", str(PROFILES / profile)] if profile else ["--cores", str(at_once)]
     call += ["--resources", f"gpu={cards}"] if cards else []
-    with (folder / "lock").open("w") as lock, (folder / "snakemake.log").open("w") as log:
+    with (folder / "lock").open("w") as lock, (folder / "snakemake.log").open("a+") as log:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
                 f"sweep {path.stem} is running already; wait for it, or stop it and its Snakemake"
             ) from None
+        start = log.seek(0, os.SEEK_END)
+        if older := sum(job.run.running() for job in jobs):
+            print(f"{path.stem}: {older} of the jobs run still, started earlier; they are waited for")
         # Snakemake holds the lock too: were this process killed, its jobs would go on.
         process = subprocess.Popen(call, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
         _watch(process, jobs, path.stem)
+        log.seek(start)
+        said = log.read()
     missing = [job for job in jobs if not job.run.marker.exists()]
     print(f"{path.stem}: {len(jobs) - len(missing)} of {len(jobs)} jobs done")
     if len(missing) < len(jobs):
@@ -171,7 +191,8 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
 
         if (found := numbers(jobs, "validation")) is not None:
             print(f"  on validation images: {tables.write(folder / 'validation.csv', found)}")
-        print(f"  on test images, once all is chosen: make results SWEEP={path}")
+        older = " (results.csv there is of an earlier start)" * (folder / "results.csv").exists()
+        print(f"  on test images, once all is chosen: make results SWEEP={path}{older}")
     failed = [job for job in missing if job.run.error.exists()]
     if len(failed) < len(missing):
         print(f"  {len(missing) - len(failed)} did not run")
@@ -180,7 +201,7 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
     if len(failed) > 10:
         print(f"  and {len(failed) - 10} others")
     if process.returncode and not failed:  # no notebook's fault
-        print((folder / "snakemake.log").read_text())
+        print(said)
     return process.returncode
 
 
@@ -224,8 +245,9 @@ def _watch(process: subprocess.Popen, jobs: list[Job], name: str) -> None:
     """A progress bar over the markers, until the process ends."""
     markers = {job.run.marker for job in jobs}
     done = {marker for marker in markers if marker.exists()}
+    often = 0.1 if sys.stderr.isatty() else 60  # seconds: few lines in a file
     try:
-        with tqdm(total=len(jobs), initial=len(done), desc=f"sweep {name}", unit="job") as bar:
+        with tqdm(total=len(jobs), initial=len(done), desc=f"sweep {name}", unit="job", mininterval=often) as bar:
             while True:
                 ended = process.poll() is not None
                 new = {marker for marker in markers - done if marker.exists()}

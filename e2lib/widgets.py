@@ -180,13 +180,12 @@ def draw_explanation(
     photo = image.permute(1, 2, 0)
     left.imshow(photo)
     figures.show_map(middle, maps[0, 0], photo.float() / 255)
-    middle.set_title(f"{method} at {at}: {classes[c]}", fontsize=11)
+    middle.set_title(f"{figures.NAMES.get(method, method)} at {at}: {classes[c]}", fontsize=11)
     names = [classes[k] for k in top]
     colours = [figures.COLOURS[3] if k == c else "0.6" for k in top]
     right.barh(range(len(top))[::-1], (100 * q[top]).numpy(), color=colours)
     right.set(yticks=range(len(top))[::-1], yticklabels=names, xlim=(0, 100), xlabel="probability, per cent")
     _plain(left, middle)
-    sns.despine(figure)
     return figure
 
 
@@ -208,9 +207,11 @@ def draw_networks(
     for name, model in networks.items():
         logits, maps = explain(model, batch.images.to(_device(model)), target.to(_device(model)), method_of(model), at)
         found[name] = logits[0].sigmoid().cpu(), maps.cpu()
+    shown = [k for k in range(len(classes)) if k == c or max(q[k] for q, _ in found.values()) > 0.1]
     columns, width = len(found) + 1, 3.1 if len(found) < 3 else 2.6  # inches
+    height = max(width + 0.5, 1 + 0.13 * len(shown) * len(found))  # bars that can be told apart
     figure, axes = plt.subplots(
-        1, columns + 1, figsize=(width * columns + 3.2, width + 0.5), width_ratios=[1] * columns + [0.7]
+        1, columns + 1, figsize=(width * columns + 3.2, height), width_ratios=[1] * columns + [0.7]
     )
     axes[0].imshow(photo)
     axes[0].set_title("photograph and box", fontsize=11)
@@ -223,17 +224,15 @@ def draw_networks(
     for axis, colour in zip(axes[:columns], ["yellow"] + ["black"] * len(found), strict=True):
         for box in sample.boxes[sample.box_labels == c].tolist():
             figures.add_box(axis, box, colour)
-    shown = [k for k in range(len(classes)) if k == c or max(q[k] for q, _ in found.values()) > 0.1]
     table = pd.DataFrame(
         {name: (100 * q[shown]).numpy() for name, (q, _) in found.items()}, [classes[k] for k in shown]
     )
     colours = figures.COLOURS[: len(found)][::-1]
     table.iloc[::-1, ::-1].plot.barh(ax=axes[-1], width=0.8, color=colours, legend=False)
     handles, names = axes[-1].get_legend_handles_labels()
-    axes[-1].legend(handles[::-1], names[::-1], fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
+    axes[-1].legend(handles[::-1], names[::-1], loc="lower center", bbox_to_anchor=(0.5, 1))
     axes[-1].set(xlabel="probability, per cent", xlim=(0, 100))
     _plain(*axes[:columns])
-    sns.despine(figure)
     return figure
 
 
@@ -254,8 +253,7 @@ def draw_correlation(networks: dict[str, Model], scenes: Scenes, shown: int = 6)
         axes["bars"].bar_label(group, fmt=lambda height: "" if np.isnan(height) else f"{height:.0f}", fontsize=10)
     title = f"{len(scenes)} scenes, correlation {scenes.correlation:.1f}"
     axes["bars"].set(ylim=(0, 112), ylabel="accuracy, per cent", title=title)
-    axes["bars"].legend(fontsize=10, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    sns.despine(figure)
+    axes["bars"].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

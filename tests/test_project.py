@@ -146,7 +146,14 @@ def make(*words: str, where: Path = ROOT) -> subprocess.CompletedProcess:
 
 def test_make_test_checks_everything():
     done = make("--dry-run", "test").stdout
-    steps = ["ruff check", "ruff format --check", "pytest\n", "run --preset smoke", "--nbval-lax --nbval-current-env"]
+    steps = [
+        "ruff check",
+        "ruff format --check",
+        "pytest -n 2",
+        "pytest -m alone",
+        "run --preset smoke",
+        "--nbval-lax --nbval-current-env",
+    ]
     places = [done.index(step) for step in steps]
     assert places == sorted(places)
 

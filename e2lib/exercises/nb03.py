@@ -76,6 +76,7 @@ def one_unit(output):
         (".abs()", "", "sign"),
         ("cosine.abs()[:, None] * unit", "cosine.abs()[:, None] * w", "ŵ"),
         ("cosine.abs()[:, None] * unit", "unit.expand(len(x), -1)", "add up"),
+        ("cosine.abs()[:, None] * unit", "cosine.abs()[:, None] * unit * x", "contributes"),
         (
             "return cosine.abs()[:, None] * unit",
             "return cosine.abs()[:, None] * (2 * unit - (x @ unit)[:, None] * x / x.norm(dim=1, keepdim=True) ** 2)",
@@ -104,6 +105,10 @@ def linear_map(dynamic):
             raise Hint("where the cosine is negative, the sign is wrong: the unit has |cos|.")
         if torch.allclose(found, cosine.abs()[:, None] * w):
             raise Hint("the unit has ŵ, w over its length.")
+        if torch.allclose(found, unit.expand_as(x)):
+            raise Hint("that is ŵ alone, which does not add up to the output: |cos| is missing.")
+        if torch.allclose(found, right * x):
+            raise Hint("that is W(x) times x, what each input contributes; the weights themselves are wanted.")
         gap = ((found * x).sum(1) - output).abs().max()
         if gap > 1e-6:
             raise Hint(f"W(x) · x does not add up to the output: off by up to {gap:.2g}.")

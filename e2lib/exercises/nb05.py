@@ -87,6 +87,7 @@ def length_of_an_epoch(longer, fraction):
         ("maps.clamp(min=0) * boxes", "maps.clamp(min=0)", "outside the boxes"),
         ("maps.clamp(min=0) * boxes", "maps.abs() * boxes", "positive attribution"),
         ("torch.where(total > 0, total, 1)", "total", "NaN"),
+        ("(in_box * segments)", "(maps.clamp(min=0) * segments)", "segment covers"),
     ),
 )
 def on_object_epg(on_object):
@@ -104,6 +105,10 @@ def on_object_epg(on_object):
         (
             (positive * segments).sum((1, 2, 3)) / positive.sum((1, 2, 3)),
             "attribution outside the boxes counts neither above nor below the line.",
+        ),
+        (
+            (positive * segments).sum((1, 2, 3)) / (positive * masks).sum((1, 2, 3)).clamp(min=1e-12),
+            "what a segment covers outside the boxes does not count.",
         ),
         (metrics.on_object_epg(maps.abs(), masks, segments)[:, 0], "only positive attribution counts."),
     )
@@ -153,7 +158,7 @@ def forgiving(energy, l1, epg):
         (20 / 36, "the mean is over all pixels of the image."),
         (0.0, "L1 wants the margin filled as well."),
     )
-    compare("epg", epg, 1600 / 36, (16 / 36, "per cent are wanted."), (100.0, "a part is in the margin."), within=0.05)
+    compare("epg", epg, 1600 / 36, (16 / 36, "per cent are wanted."), (100.0, "a part is in the margin."), within=0.5)
 
 
 @exercise(
@@ -164,6 +169,7 @@ def forgiving(energy, l1, epg):
     `load()` gives the numbers that `make results` has written: a row for each setting and seed, a column for each
     metric (`Δ F1` is the difference to the baseline of the same seed). Which mean Δ F1, over the seeds of run 05,
     has the energy loss at Input with boxes for 1 % of the images? And which mean way to the ceiling (column `way`)?
+    (Columns that tell the rows apart: `run`, `method`, which is the loss here, `at`, `boxes`, `seed`.)
     """,
     setup="""
     from e2lib import exercises

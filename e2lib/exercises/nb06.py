@@ -85,11 +85,19 @@ def worst_group(worst):
     ),
 )
 def validation_scores(overall, in_distribution):
-    compare("overall", overall, 70.0, (50.0, "that is the worst group."), (84.5, "that is the other one."))
+    compare(
+        "overall",
+        overall,
+        70.0,
+        (50.0, "that is the worst group."),
+        (84.5, "that is the other one."),
+        (0.7, "per cent are wanted."),
+    )
     compare(
         "in_distribution",
         in_distribution,
         84.5,
+        (0.845, "per cent are wanted."),
         (70.0, "the groups count as their numbers of training images, not of validation images."),
         (85.0, "training shows all four groups here, so all four count, by their sizes."),
     )

@@ -1,6 +1,7 @@
 """The widgets as a reader uses them: in JupyterLab, with mouse and keyboard. Minutes, as the notebooks' cells run."""
 
 import base64
+import contextlib
 import os
 import re
 import secrets
@@ -29,6 +30,13 @@ def lab(tmp_path_factory):
     for name, values in {"02_explanation_methods": {"images": 20, "measured": 6}, "12_playground": {}}.items():
         copied_until_widget(name, values, folder)
     copied_explorers(folder)
+    with jupyterlab(folder) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def jupyterlab(folder: Path):
+    """JupyterLab on the notebooks in a folder; a function from a notebook's name to its address."""
     token = secrets.token_hex(16)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -117,12 +125,17 @@ def page(browser):
     page.close()
 
 
-def run_all(page, address: str, control: str = ".widget-dropdown"):
-    """Open a notebook, run its cells, and return the output of the last panel with such a control once it is there."""
+def start_all(page, address: str) -> None:
+    """Open a notebook and run its cells."""
     page.goto(address, wait_until="commit")
     page.locator(".jp-Notebook").wait_for()
     page.wait_for_function(KERNEL + " === 'idle'")
     page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
+
+
+def run_all(page, address: str, control: str = ".widget-dropdown"):
+    """Open a notebook, run its cells, and return the output of the last panel with such a control once it is there."""
+    start_all(page, address)
     panel = page.locator(f".jp-OutputArea-output:has({control})").last
     panel.wait_for(timeout=LONG)
     panel.scroll_into_view_if_needed()
@@ -147,6 +160,25 @@ def changed(panel, before: str, shown=picture, seconds: float = 120) -> str:
 
 def choose(panel, label: str, value: str) -> None:
     panel.locator(f'.widget-dropdown:has(label:text-is("{label}")) select').select_option(label=value)
+
+
+def test_the_first_explanation_is_soon_on_screen(page, tmp_path):
+    notebook = nbformat.read(ROOT / "notebooks" / "02_explanation_methods.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    last = next(number for number, cell in enumerate(code) if "show_maps" in cell.source)
+    for cell in code:
+        cell.outputs, cell.execution_count = [], None
+    notebook.cells = code[: last + 1]
+    nbformat.write(notebook, tmp_path / "02.ipynb")
+    begun = time.monotonic()
+    with jupyterlab(tmp_path) as address:
+        start_all(page, address("02"))
+        maps = page.locator(f".jp-Cell:nth-child({last + 1}) .jp-OutputArea-output img")
+        maps.wait_for()
+        seconds = time.monotonic() - begun
+        page.goto("about:blank")
+    print(f"first explanation: {seconds:.1f} seconds")
+    assert seconds < 90  # 30 on two idle cores; tests share theirs
 
 
 def test_the_explorer_of_notebook_02(lab, page):

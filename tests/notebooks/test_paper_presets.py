@@ -179,7 +179,8 @@ def test_two_steps_of_distilling_with_few_images(path, folders):
     how = {"method": p.explained.method, "at": p.explained.at}
     # Of all classes an untrained B-cos network says the same: nothing for DIST to correlate.
     terms = dict.fromkeys(sorted(RIVALS - {"dist"} if teacher.is_bcos else RIVALS), 1.0)
-    two_steps(teacher, student, datasets.few_shot(train, 2), terms, p.student.lr, **how)
+    two_steps(teacher, student, datasets.few_shot(train, 2), terms, p.student.lr, temperature=5.0, **how)
+    assert p.student.temperature == 1  # the sweep has 5 as well
     assert p.shots == {50: 250, 200: 125, "all": 200} and p.crops and p.teacher.epochs == 0
     assert p.explained.weight in ((1, 5, 10) if p.explained.method == "gradcam" else (0.2, 1, 5, 10))
     assert len(test) == 4 and training.evaluate(teacher, test, 2, teacher=teacher)["agreement"] == 100
