@@ -6,7 +6,7 @@ from e2lib import runs
 selected = runs.plan(config.get("preset", "laptop"), str(config.get("notebooks", "")), config.get("device", "auto"))
 
 # A notebook uses every core, so one runs at a time; in the smoke preset, where most of the time goes to starting, two do.
-each = max(1, workflow.cores // 2) if config.get("preset") == "smoke" else workflow.cores
+each = (workflow.cores + 1) // 2 if config.get("preset") == "smoke" else workflow.cores
 
 
 rule all:

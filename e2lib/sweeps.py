@@ -70,7 +70,7 @@ def _complaint(item: Mapping[str, Any]) -> str:
     right = {
         "extra_forbidden": f"unknown; here are {', '.join(Sweep.model_fields)}",
         "list_type": f"{item['input']!r} must be a list of values, such as [{item['input']}]",
-        "string_type": f'{item["input"]!r} must be in quotes: "{item["input"]}"',
+        "string_type": f"{item['input']!r} must be a text, in quotes",
         "string_pattern_mismatch": f"{item['input']!r} must be a notebook's number, of two digits and in quotes",
     }
     return f"{'.'.join(map(str, item['loc']))}: {right.get(item['type'], item['msg'])}"
@@ -151,10 +151,10 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
         raise ValueError(f"unknown PROFILE {profile!r}: choose from {known}")
     folder = Path("runs", "sweeps", path.stem)
     folder.mkdir(parents=True, exist_ok=True)
-    origin, here = folder / "sweep.txt", os.path.relpath(path)
-    if origin.exists() and (other := origin.read_text()) != here and Path(other).exists():
+    origin = folder / "sweep.txt"  # whose folder this is
+    if origin.exists() and Path(other := origin.read_text()).exists() and not path.samefile(other):
         raise ValueError(f"{path}: {folder} is that of {other}; rename one of the two files")
-    runs.write(origin, here)
+    runs.write(origin, os.path.relpath(path))
     cards = 0 if profile or not sweep.gpus else len(_cards())
     at_once = jobs_at_once or max(1, cards)
     threads = 0 if profile else max(1, (os.cpu_count() or 1) // at_once)
@@ -191,8 +191,13 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
 
         if (found := numbers(jobs, "validation")) is not None:
             print(f"  on validation images: {tables.write(folder / 'validation.csv', found)}")
-        older = " (results.csv there is of an earlier start)" * (folder / "results.csv").exists()
-        print(f"  on test images, once all is chosen: make results SWEEP={path}{older}")
+        print(f"  on test images, once all is chosen: make results SWEEP={path}")
+        shown, newest = (
+            folder / "results.csv",
+            max(job.run.marker.stat().st_mtime for job in jobs if job not in missing),
+        )
+        if shown.exists() and shown.stat().st_mtime < newest:
+            print(f"  ({shown} is older than some of these jobs)")
     failed = [job for job in missing if job.run.error.exists()]
     if len(failed) < len(missing):
         print(f"  {len(missing) - len(failed)} did not run")

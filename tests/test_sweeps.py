@@ -45,6 +45,7 @@ runs.record(pd.DataFrame(rows))"""
 def project(tmp_path, monkeypatch) -> Path:
     """A folder with a notebook 07, a sweep of it, and the sweeps' Snakefile; the working directory of the test."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where GPUs' locks are: tests run side by side
     (tmp_path / "notebooks" / "sweeps").mkdir(parents=True)
     (tmp_path / "notebooks" / "presets" / "laptop").mkdir(parents=True)
     (tmp_path / "notebooks" / "presets" / "laptop" / "07.yaml").write_text("# the defaults")
@@ -129,7 +130,7 @@ def test_missing_files_and_notebooks_are_named(project):
     path = sweep(project, more="preset: paper/07")
     with pytest.raises(FileNotFoundError, match="small.yaml: preset: there is no notebooks/presets/paper/07.yaml"):
         sweeps.plan(path)
-    for number, complaint in ((10, '10 must be in quotes: "10"'), ("'7'", "'7' must be a notebook's number, of two")):
+    for number, complaint in ((10, "10 must be a text, in quotes"), ("'7'", "'7' must be a notebook's number, of two")):
         path.write_text(f"notebook: {number}\naxes: {{seed: [0]}}")
         with pytest.raises(ValueError, match=f"small.yaml: notebook: {complaint}"):
             sweeps.plan(path)
@@ -173,7 +174,7 @@ def test_a_sweep_is_run_once_and_shows_test_numbers_when_asked(project):
     sweep(project, "{seed: [0], images: [10, 20, 30]}")
     more = run(path)
     assert more.returncode == 0 and len(logged(project)) == 5  # only the new point
-    assert "(results.csv there is of an earlier start)" in more.stdout and "earlier start" not in done.stdout
+    assert "results.csv is older than some of these jobs" in more.stdout and "older" not in done.stdout
 
 
 def test_a_killed_sweep_goes_on_with_what_is_missing(project):
@@ -202,10 +203,9 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(project):
 
 @pytest.mark.parametrize("ended", [False, True], ids=["still running", "done by now"])
 def test_a_job_that_outlived_its_sweep_is_not_run_twice(project, monkeypatch, ended):
-    monkeypatch.setenv("TMPDIR", str(project))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # which that job uses
     path = sweep(project, "{seed: [0]}")
-    killed = run(path, start=subprocess.Popen, session=True, SLOW="3" if ended else "10")
+    killed = run(path, start=subprocess.Popen, session=True, SLOW="3" if ended else "20")
     while not (project / "log").exists():
         assert killed.poll() is None, killed.stdout.read()
         time.sleep(0.1)
@@ -292,8 +292,7 @@ def test_keys_of_parameters_may_be_numbers(project, monkeypatch):
         assert runs.Run(job.run.notebook, job.run.preset, read["parameters"]).marker == job.run.marker
 
 
-def test_each_job_sees_a_gpu_of_its_own(project, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(project))
+def test_each_job_sees_a_gpu_of_its_own(project):
     path = sweep(project, "{seed: [0, 1]}")
     done = run(path, CUDA_VISIBLE_DEVICES="5,7", SLOW="3")
     assert done.returncode == 0, done.stdout

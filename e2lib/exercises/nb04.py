@@ -1,5 +1,7 @@
 """Exercises of notebook 04."""
 
+import numbers
+
 import torch
 
 from e2lib.exercises import Hint, choose, compare, exercise, random_maps
@@ -181,9 +183,9 @@ def rule_of_choice(choose):
         kept = [i for i in range(6) if scores[i][0] >= 69.95]
         right = max(kept, key=lambda i: scores[i][1]) if kept else max(range(6), key=lambda i: scores[i][0])
         found = choose(points, 69.95)
-        if not isinstance(found, int):
+        if not isinstance(found, numbers.Integral):
             raise Hint(f"the position of a point in the list is wanted, an int; it gives {found!r}.")
-        if isinstance(found, int) and 0 <= found < 6 and kept and found not in kept:
+        if 0 <= found < 6 and kept and found not in kept:
             raise Hint(f"its choice has an F1 of {scores[found][0]}, below the floor of 69.95, though others keep it.")
         if found != right and kept:
             raise Hint(f"of points that keep the floor the one with the highest EPG is wanted; {found} is not it.")
