@@ -415,10 +415,10 @@ class Run:
         if not self.marker.parent.exists():
             return False
         try:
-            self.lock.acquire(blocking=False).lock.release()
+            with self.lock.acquire(blocking=False):
+                return False
         except Timeout:
             return True
-        return False
 
 
 @functools.lru_cache(maxsize=16)  # of ten thousand runs of a sweep each asks

@@ -177,7 +177,7 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
                 f"sweep {path.stem} is running already; wait for it, or stop it and its Snakemake"
             ) from None
         start = log.seek(0, os.SEEK_END)
-        if older := sum(job.run.running() for job in jobs):
+        if older := sum(job.run.running() for job in jobs if not job.run.marker.exists()):
             print(f"{path.stem}: {older} of the jobs run still, started earlier; they are waited for")
         # Snakemake holds the lock too: were this process killed, its jobs would go on.
         process = subprocess.Popen(call, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
@@ -192,10 +192,8 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
         if (found := numbers(jobs, "validation")) is not None:
             print(f"  on validation images: {tables.write(folder / 'validation.csv', found)}")
         print(f"  on test images, once all is chosen: make results SWEEP={path}")
-        shown, newest = (
-            folder / "results.csv",
-            max(job.run.marker.stat().st_mtime for job in jobs if job not in missing),
-        )
+        shown = folder / "results.csv"
+        newest = max(job.run.marker.stat().st_mtime for job in jobs if job.run.marker.exists())
         if shown.exists() and shown.stat().st_mtime < newest:
             print(f"  ({shown} is older than some of these jobs)")
     failed = [job for job in missing if job.run.error.exists()]
