@@ -222,7 +222,7 @@ def crop_maps(cropped):
     why="""
     Training flipped images at random, so the network answers a mirror image nearly alike, but not quite: its
     kernels are no mirror images of themselves. An enlarged crop has other surroundings and other sizes of things.
-    That students learned more from moved crops all the same is the surprise of this notebook.
+    That students learn from moved crops all the same is the surprise of this notebook.
     """,
     mistakes=(('"a"', '"b"', "surroundings"), ('"a"', '"c"', "kernels")),
 )
