@@ -1,5 +1,7 @@
 """The tidy table of all runs' numbers: nothing is lost on the way there and back."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -71,3 +73,13 @@ def test_what_would_be_ambiguous_or_is_another_table_is_refused(tmp_path):
     (tmp_path / "old.csv").write_text("run,seed\n1,2\n")
     with pytest.raises(ValueError, match="old.csv has the columns run, seed; a table of results has run, notebook"):
         tables.read(tmp_path / "old.csv")
+
+
+def test_each_number_that_is_kept_tells_where_it_comes_from():
+    path = Path(__file__).parents[1] / "notebooks" / "results.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    gaps = table[(table == "").any(axis=1)]
+    assert gaps.empty, f"rows with empty fields, of the runs {sorted({*gaps.run})}"
+    unclear = table[~table.commit.str.fullmatch("[0-9a-f]{12}")]  # such as 730fe3b3764f-dirty
+    assert unclear.empty, f"rows from no commit, of the runs {sorted({*unclear.run})}"
+    assert (table.minutes.astype(float) > 0).all()
