@@ -521,6 +521,7 @@ def execute(run: Run, marker: Path, position: str = "", place: Callable = contex
         if marker != replace(run).marker:  # as it is now
             _fail(run, "the notebook, its preset or e2lib was edited while other notebooks ran; run it again")
         if not run.marker.exists():
+            run.error.unlink(missing_ok=True)  # of a job that outlived its Snakemake, and failed in the end
             with place():
                 _execute(run, position)
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,6 +31,7 @@ from e2lib import runs
 
 PROFILES = Path("notebooks", "sweeps", "profiles")
 SEALED = ".sealed"  # folder of what shows test numbers
+PATIENCE = 30.0  # seconds that a stopped Snakemake has to end after its jobs
 
 
 class Sweep(BaseModel):
@@ -57,12 +58,21 @@ class Job:
 def read(path: Path) -> Sweep:
     """The sweep in file `path`; ValueError names the file, the field and what is wrong."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no sweep {path}: SWEEP=notebooks/sweeps/NAME.yaml names one")
+        named = "no sweep is named" if path == Path() else f"there is no sweep {path}"
+        raise FileNotFoundError(f"{named}: SWEEP=notebooks/sweeps/NAME.yaml names one")
     try:
-        return Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Sweep.model_validate(_content(path))
     except ValidationError as error:
         wrong = "; ".join(_complaint(item) for item in error.errors())
         raise ValueError(f"{path}: {wrong}") from None
+
+
+def _content(file: Path) -> Any:
+    with file.open(encoding="utf-8") as text:  # not its text: the error names the file
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} is no YAML: {error}") from None
 
 
 def _complaint(item: Mapping[str, Any]) -> str:
@@ -122,7 +132,7 @@ def _preset(path: Path, name: str) -> dict[str, Any]:
     file = Path("notebooks", "presets", f"{name}.yaml")
     if not file.is_file():
         raise FileNotFoundError(f"{path}: preset: there is no {file}")
-    return yaml.safe_load(file.read_text()) or {}
+    return _content(file) or {}
 
 
 def _set(parameters: dict[str, Any], own: dict[str, Any], axis: str, value: Any, path: Path) -> None:
@@ -155,6 +165,9 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
     if origin.exists() and Path(other := origin.read_text()).exists() and not path.samefile(other):
         raise ValueError(f"{path}: {folder} is that of {other}; rename one of the two files")
     runs.write(origin, os.path.relpath(path))
+    on_gpu = any(str(job.run.parameters.get("device")).startswith("cuda") for job in jobs)
+    if on_gpu and not profile and not _cards():
+        raise ValueError(f"{path}: device='cuda', but torch sees no GPU here; PROFILE=slurm sends jobs to a cluster's")
     cards = 0 if profile or not sweep.gpus else len(_cards())
     at_once = jobs_at_once or max(1, cards)
     threads = 0 if profile else max(1, (os.cpu_count() or 1) // at_once)
@@ -169,13 +182,7 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
     call += ["--keep-going", "--scheduler", "greedy"]
     call += ["--profile", str(PROFILES / profile)] if profile else ["--cores", str(at_once)]
     call += ["--resources", f"gpu={cards}"] if cards else []
-    with (folder / "lock").open("w") as lock, (folder / "snakemake.log").open("a+") as log:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"sweep {path.stem} is running already; wait for it, or stop it and its Snakemake"
-            ) from None
+    with _alone(folder) as lock, (folder / "snakemake.log").open("a+") as log:
         start = log.seek(0, os.SEEK_END)
         if older := sum(job.run.running() for job in jobs if not job.run.marker.exists()):
             print(f"{path.stem}: {older} of the jobs run still, started earlier; they are waited for")
@@ -203,9 +210,23 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
         print(f"  failed: {job.point}: {job.run.error.read_text()}")
     if len(failed) > 10:
         print(f"  and {len(failed) - 10} others")
-    if process.returncode and not failed:  # no notebook's fault
+    if process.returncode < 0:
+        print(f"  Snakemake was ended by {signal.Signals(-process.returncode).name}; the same command goes on")
+    elif process.returncode and not failed:  # no notebook's fault
         print(said)
     return process.returncode
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[TextIO]:
+    """The lock of the sweep in `folder`; ValueError while the sweep runs."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = f"sweep {folder.name} is running already; wait for it, or stop it and its Snakemake"
+            raise ValueError(text) from None
+        yield lock
 
 
 def describe(jobs: list[Job], file: Path, threads: int, pick: bool = False) -> None:
@@ -260,8 +281,14 @@ def _watch(process: subprocess.Popen, jobs: list[Job], name: str) -> None:
                     return
                 time.sleep(0.5)
     except BaseException:
-        process.terminate()  # Snakemake stops its jobs
-        process.wait()
+        process.terminate()  # Snakemake starts no other job, and ends after those that run
+        while process.poll() is None:
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                # A signal that comes while it holds its own lock makes it wait for itself, forever.
+                if not any(job.run.running() for job in jobs):
+                    process.kill()
         raise
 
 
@@ -325,18 +352,22 @@ def numbers(jobs: list[Job], split: str):
 def results(path: Path) -> Path:
     """Writes runs/sweeps/NAME/results.csv, the numbers on test images, and puts the executed notebooks beside it.
 
-    ValueError while jobs have neither finished nor failed: what is still to run must not be chosen by these numbers.
+    ValueError while the sweep runs, or jobs have neither finished nor failed: what is still to run must not be chosen
+    by these numbers.
     """
     from e2lib import tables
 
     jobs = plan(path)
+    folder = Path("runs", "sweeps", path.stem)
+    if folder.exists():
+        with _alone(folder):  # a job that failed may be about to run again
+            pass
     done = [job for job in jobs if job.run.marker.exists()]
     if waiting := sum(not (job.run.marker.exists() or job.run.error.exists()) for job in jobs):
         raise ValueError(f"{path}: {waiting} of {len(jobs)} jobs have not run yet; make sweep SWEEP={path}")
     if (found := numbers(done, "test")) is None:
         raise ValueError(f"{path}: every job failed; make sweep SWEEP={path}")
     print(f"{len(done)} of {len(jobs)} jobs are finished")
-    folder = Path("runs", "sweeps", path.stem)
     (folder / "notebooks").mkdir(exist_ok=True)
     for job in done:
         shown = folder / "notebooks" / f"{Path(job.run.preset).name}.ipynb"

@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -139,6 +141,24 @@ def test_missing_files_and_notebooks_are_named(project):
         sweeps.plan(path)
     with pytest.raises(FileNotFoundError, match="there is no sweep .*large.yaml"):
         sweeps.plan(path.with_name("large.yaml"))
+    with pytest.raises(FileNotFoundError, match="no sweep is named: SWEEP="):
+        sweeps.plan(Path(""))
+    preset = project / "notebooks" / "presets" / "laptop" / "07.yaml"
+    for broken, file in (("axes: {seed: [0", path), ("images: '9", preset)):
+        path.write_text("notebook: '07'\naxes: {seed: [0]}")
+        file.write_text(broken)
+        with pytest.raises(ValueError, match=rf"(?s){file.name} is no YAML: .*{file.name}\", line 1"):
+            sweeps.plan(path)
+
+
+def test_jobs_for_a_gpu_are_refused_where_there_is_none(project, monkeypatch):
+    content = nbformat.read(project / "notebooks" / "07_a.ipynb", as_version=4)
+    content.cells[0].source += "\ndevice = 'auto'"
+    nbformat.write(content, project / "notebooks" / "07_a.ipynb")
+    monkeypatch.setattr(sweeps, "_cards", lambda: [])
+    with pytest.raises(ValueError, match="small.yaml: device='cuda', but torch sees no GPU here; PROFILE=slurm"):
+        sweeps.run_all(sweep(project, "{seed: [0]}", "parameters: {device: cuda}"))
+    assert not (project / "log").exists()
 
 
 def test_a_preset_can_be_an_axis(project):
@@ -258,6 +278,55 @@ def test_a_stopped_sweep_stops_its_jobs_and_a_second_one_is_refused(project):
     assert len(logged(project)) == before  # no job went on
 
 
+def test_a_snakemake_that_hangs_is_ended_after_its_jobs(project, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps, "PATIENCE", 0.2)
+    monkeypatch.setattr(sweeps, "time", SimpleNamespace(sleep=interrupt))
+    [job] = sweeps.plan(sweep(project, "{seed: [0]}"))
+    job.run.marker.parent.mkdir(parents=True)
+    source = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
+    hung = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE)
+    hung.stdout.readline()
+    held = threading.Event()
+
+    def run_job():
+        with job.run.lock:
+            held.set()
+            threading.Event().wait(2)
+
+    start = time.monotonic()
+    threading.Thread(target=run_job).start()
+    held.wait()
+    with pytest.raises(KeyboardInterrupt):
+        sweeps._watch(hung, [job], "small")
+    assert hung.returncode == -signal.SIGKILL and time.monotonic() - start > 2
+
+
+def test_test_numbers_stay_sealed_while_a_job_that_failed_runs_again(project):
+    path = sweep(project, "{seed: [0, 1]}")
+    done, again = sweeps.plan(path)
+    sweeps.describe([done, again], project / "plan.json", threads=1)
+    sweeps.execute(project / "plan.json", str(done.run.marker))
+    (project / "log").unlink()
+    again.run.error.parent.mkdir(parents=True, exist_ok=True)
+    again.run.error.write_text("killed")
+    sweeps.results(path)  # it has run
+    command = [sys.executable, "-m", "e2lib.sweeps", "execute", "plan.json", "--marker", str(again.run.marker)]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT), "SLOW": "3"})
+    while not (project / "log").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    with pytest.raises(ValueError, match="1 of 2 jobs have not run yet"):
+        sweeps.results(path)
+    assert process.wait() == 0
+    starting = sweeps._alone(project / "runs" / "sweeps" / "small")  # a sweep that is about to start a job
+    with starting, pytest.raises(ValueError, match="sweep small is running already"):
+        sweeps.results(path)
+    assert sorted(pd.read_csv(sweeps.results(path)).value) == [10, 11]
+
+
 def test_a_failing_job_is_named_and_the_others_go_on(project):
     path = sweep(project, "{seed: [1], images: [10, 20]}")
     notebook = project / "notebooks" / "07_a.ipynb"
@@ -336,6 +405,7 @@ def test_thousands_of_jobs_are_planned_within_a_minute(project, thousands):
 SLURM = """#!{python}
 import json, os, subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 name, words, folder = Path(sys.argv[0]).name, sys.argv[1:], Path("{folder}")
 done = lambda job: job.with_suffix(".done")
 jobs = sorted(folder.glob("*.json"), key=lambda path: int(path.stem))
@@ -381,6 +451,7 @@ def test_slurm_runs_each_job_with_a_gpu_of_its_own(project):
 KUBECTL = """#!{python}
 import subprocess, sys, yaml
 from pathlib import Path
+from types import SimpleNamespace
 verb, folder = sys.argv[1], Path("{folder}")
 if verb == "create":
     job = folder / f"{{len(list(folder.glob('*.yaml'))) + 1}}.yaml"
