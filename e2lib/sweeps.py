@@ -171,18 +171,18 @@ def run_all(path: Path, profile: str = "", jobs_at_once: int = 0) -> int:
     cards = 0 if profile or not sweep.gpus else len(_cards())
     at_once = jobs_at_once or max(1, cards)
     threads = 0 if profile else max(1, (os.cpu_count() or 1) // at_once)
-    before = {job.run.error for job in jobs if job.run.error.exists()}
-    for error in before:
-        error.unlink()
-    file = folder / "plan.json"
-    # Those that failed the last time come last: no other job is to wait for them.
-    ordered = sorted(jobs, key=lambda job: job.run.error in before)
-    describe(ordered, file, threads, pick=not profile and sweep.gpus > 0)
-    call = command(file, sweep.gpus)
-    call += ["--keep-going", "--scheduler", "greedy"]
-    call += ["--profile", str(PROFILES / profile)] if profile else ["--cores", str(at_once)]
-    call += ["--resources", f"gpu={cards}"] if cards else []
     with _alone(folder) as lock, (folder / "snakemake.log").open("a+") as log:
+        before = {job.run.error for job in jobs if job.run.error.exists()}
+        for error in before:
+            error.unlink()
+        file = folder / "plan.json"
+        # Those that failed the last time come last: no other job is to wait for them.
+        ordered = sorted(jobs, key=lambda job: job.run.error in before)
+        describe(ordered, file, threads, pick=not profile and sweep.gpus > 0)
+        call = command(file, sweep.gpus)
+        call += ["--keep-going", "--scheduler", "greedy"]
+        call += ["--profile", str(PROFILES / profile)] if profile else ["--cores", str(at_once)]
+        call += ["--resources", f"gpu={cards}"] if cards else []
         start = log.seek(0, os.SEEK_END)
         if older := sum(job.run.running() for job in jobs if not job.run.marker.exists()):
             print(f"{path.stem}: {older} of the jobs run still, started earlier; they are waited for")

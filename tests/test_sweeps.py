@@ -268,8 +268,12 @@ def test_a_stopped_sweep_stops_its_jobs_and_a_second_one_is_refused(project):
     while not (project / "log").exists():
         assert first.poll() is None, first.stdout.read()
         time.sleep(0.1)
+    error = sweeps.plan(path)[-1].run.error
+    error.parent.mkdir(parents=True)
+    error.write_text("no luck")  # which the first is to report
     second = run(path)
     assert second.returncode != 0 and "sweep small is running already" in second.stdout
+    assert error.exists()
     first.terminate()
     assert "stopped: the same command goes on" in first.communicate()[0]
     before = len(logged(project))
@@ -405,7 +409,6 @@ def test_thousands_of_jobs_are_planned_within_a_minute(project, thousands):
 SLURM = """#!{python}
 import json, os, subprocess, sys
 from pathlib import Path
-from types import SimpleNamespace
 name, words, folder = Path(sys.argv[0]).name, sys.argv[1:], Path("{folder}")
 done = lambda job: job.with_suffix(".done")
 jobs = sorted(folder.glob("*.json"), key=lambda path: int(path.stem))
@@ -451,7 +454,6 @@ def test_slurm_runs_each_job_with_a_gpu_of_its_own(project):
 KUBECTL = """#!{python}
 import subprocess, sys, yaml
 from pathlib import Path
-from types import SimpleNamespace
 verb, folder = sys.argv[1], Path("{folder}")
 if verb == "create":
     job = folder / f"{{len(list(folder.glob('*.yaml'))) + 1}}.yaml"
