@@ -8,7 +8,7 @@ SWEEP ?=
 PROFILE ?=
 JOBS ?= 0
 python := .venv/bin/python
-run := $(python) -m e2lib.runs
+run := $(python) -m e2lib.course.runs
 # glibc is to keep the memory of large tensors: giving it back and asking for it again slows guided steps more than plain ones.
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
@@ -62,10 +62,10 @@ notebooks: setup
 	$(python) -m pytest tests/notebooks
 
 results: setup
-	$(if $(SWEEP),$(python) -m e2lib.sweeps results "$(SWEEP)",$(run) results --runs "$(RUNS)")
+	$(if $(SWEEP),$(python) -m e2lib.course.sweeps results "$(SWEEP)",$(run) results --runs "$(RUNS)")
 
 sweep: setup
-	@$(python) -m e2lib.sweeps run "$(SWEEP)" --profile "$(PROFILE)" --jobs "$(JOBS)"
+	@$(python) -m e2lib.course.sweeps run "$(SWEEP)" --profile "$(PROFILE)" --jobs "$(JOBS)"
 
 bench: setup
 	$(python) -m tests.bench

@@ -1,7 +1,7 @@
-# One rule for each notebook that is asked for. `python -m e2lib.runs run` (in `make run`) calls this.
+# One rule for each notebook that is asked for. `python -m e2lib.course.runs run` (in `make run`) calls this.
 import sys
 
-from e2lib import runs
+from e2lib.course import runs
 
 selected = runs.plan(config.get("preset", "laptop"), str(config.get("notebooks", "")), config.get("device", "auto"))
 
@@ -29,5 +29,5 @@ for number, run in enumerate(selected, 1):
         priority: len(selected) - number  # in teaching order
         threads: each
         shell:
-            "{sys.executable:q} -m e2lib.runs execute --marker {output} --preset {params.preset}"
+            "{sys.executable:q} -m e2lib.course.runs execute --marker {output} --preset {params.preset}"
             " --notebooks {params.notebook} --device {params.device} --position {params.position} 2>&1"

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from e2lib import models, runs, training
+from e2lib import models, training
+from e2lib.course import runs
 from e2lib.datasets import Scenes
 from e2lib.datasets.scenes import CATEGORIES, DATA, cutouts
 

@@ -1,10 +1,15 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what is computed once and kept."""
 
 import contextlib
+import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 
 @contextlib.contextmanager
@@ -17,3 +22,28 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace the file `path` by `text` in one step."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Hex digits that tell a JSON value from others."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+def once(path: Path, make: Callable[[Path], None]) -> Path:
+    """Return `path`, written by `make(temporary path)` unless it exists; of several processes one makes it, others wait.
+
+    The name of `path` should hold a `digest` of all that went in: another input is then another file, never a stale one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                with replacing(path) as part:
+                    make(part)
+    return path

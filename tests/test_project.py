@@ -14,7 +14,7 @@ import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
-from e2lib import runs
+from e2lib.course import runs
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -123,7 +123,7 @@ def test_gpu_workflow_runs_the_laptop_preset_on_a_gpu_runner():
     check, first, nightly = commands(job)
     assert check.startswith("make setup") and "torch.cuda.is_available()" in check  # where none is, auto takes the CPU
     assert first == "make run PRESET=laptop"
-    compared = "e2lib.claims notebooks/claims.yaml runs/before.csv notebooks/results.csv"
+    compared = "e2lib.course.claims notebooks/claims.yaml runs/before.csv notebooks/results.csv"
     assert nightly.splitlines()[-1].endswith(compared) and "make results" in nightly
     assert "gpu" in job["runs-on"]
 
@@ -160,7 +160,7 @@ def test_make_test_checks_everything():
 
 def test_make_run_passes_its_variables_on():
     done = make("--dry-run", "run", "PRESET=smoke", "NOTEBOOKS=02 03", "DEVICE=cpu").stdout
-    assert 'e2lib.runs run --preset "smoke" --notebooks "02 03" --device "cpu"' in done
+    assert 'e2lib.course.runs run --preset "smoke" --notebooks "02 03" --device "cpu"' in done
 
 
 def test_setup_refuses_an_old_python(tmp_path):

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from e2lib import datasets, models, runs, sweeps, training
+from e2lib import datasets, models, training
+from e2lib.course import runs, sweeps
 from e2lib.distillation import Distill, explanation
 from e2lib.guidance import Guide
 from tests.bench import readme

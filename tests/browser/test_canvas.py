@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-E2LIB = Path(__file__).parents[2] / "e2lib"
+E2LIB = Path(__file__).parents[2] / "e2lib" / "course"
 MODEL = """async ([source, values, files, width]) => {
     for (const [name, text] of Object.entries(files)) {
         values[name] = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));

@@ -79,7 +79,7 @@ def test_all_that_was_written_is_there():
     pages = {path.removeprefix("docs/api/").removesuffix(".html") for path in PAGES if path.startswith("docs/api/")}
     modules = {name.removesuffix(".__init__") for name in modules if not name.endswith(".__main__")} - {"e2lib"}
     # The texts of the exercises are no functions to call: the notebooks and their solutions show them.
-    assert pages == {name for name in modules if not name.startswith("e2lib.exercises.")}
+    assert pages == {name for name in modules if not name.startswith("e2lib.course.exercises.")}
 
 
 def test_widgets_leave_their_pictures_alone():

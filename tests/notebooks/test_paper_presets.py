@@ -9,7 +9,8 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from e2lib import datasets, features, frozen, models, runs, training
+from e2lib import datasets, features, frozen, models, training
+from e2lib.course import runs
 from e2lib.distillation import Distill
 from e2lib.guidance import Guide
 from tests.notebooks.test_notebooks import NOTEBOOKS, ROOT

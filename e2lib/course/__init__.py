@@ -1,0 +1,1 @@
+"""The course that stands on the library: parameters, runs, sweeps, results, claims, widgets, exercises."""

@@ -1,0 +1,142 @@
+"""Verdicts on claims, by hand-made results."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from e2lib.course import claims, runs, tables
+
+RESULTS = pd.DataFrame(
+    [
+        {"run": run, "method": method, "seed": seed, "accuracy": value}
+        for run, method, numbers in (
+            ("one", "KD", (10.0, 12.0, 11.0)),
+            ("one", "e²KD", (20.0, 21.0, 22.0)),
+            ("one", "AT", (9.0, 12.0, 13.0)),
+            ("real", "KD", (30.0, 30.0, 31.0)),
+            ("real", "e²KD", (20.0, 21.0, 20.0)),
+        )
+        for seed, value in enumerate(numbers)
+    ]
+)
+
+
+def claim(**changes):
+    of = {"where": {"method": "e²KD"}, "value": "accuracy", "minus": {"method": "KD"}}
+    content = {
+        "claim": "c",
+        "paper": "e²KD",
+        "paper_says": 5.1,
+        "setting": "s",
+        "ours": {"embedded": {"run": "one"} | of},
+    }
+    return content | changes
+
+
+def judged(tmp_path, *contents):
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump(list(contents)))
+    return claims.judge(claims.read(path), RESULTS)
+
+
+def test_a_difference_is_taken_seed_by_seed(tmp_path):
+    [row] = judged(tmp_path, claim()).to_dict("records")
+    assert row["ours"] == pytest.approx(10.0)  # 10, 9 and 11
+    assert (row["low"], row["high"]) == pytest.approx((10 - 4.303 / 3**0.5, 10 + 4.303 / 3**0.5))
+    assert (row["here"], row["verdict"], row["seeds"]) == ("holds", "holds", 3)
+
+
+@pytest.mark.parametrize(("above", "said"), [(0, "holds"), (10, "undecided"), (13, "does not hold")])
+def test_the_verdict_follows_from_the_bound(tmp_path, above, said):
+    [row] = judged(tmp_path, claim(above=above)).to_dict("records")
+    assert row["verdict"] == said
+
+
+def test_a_claim_is_judged_by_all_its_data(tmp_path):
+    of = claim()["ours"]["embedded"]
+    rival, real = of | {"where": {"method": "AT"}}, of | {"run": "real"}
+    table = judged(
+        tmp_path,
+        claim(claim="a", ours={"embedded": of, "real": real}),
+        claim(claim="b", ours={"embedded": rival}),
+        claim(claim="c", ours={"embedded": rival, "real": real, "absent": of | {"run": "two"}}),
+        claim(claim="d", ours={"absent": of | {"run": "two"}}),
+    )
+    assert table.here.tolist() == ["holds", "does not hold", "undecided", "undecided", "does not hold"]
+    assert table.verdict.tolist() == ["mixed", "mixed", "undecided", "does not hold", "does not hold"]
+
+
+def test_wrong_claims_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="claims.yaml, claim 2: ours.embedded.valeu: Extra inputs"):
+        judged(tmp_path, claim(), claim(ours={"embedded": claim()["ours"]["embedded"] | {"valeu": "x"}}))
+    with pytest.raises(ValueError, match="claim 2: there is another claim 'c'"):
+        judged(tmp_path, claim(), claim())
+    with pytest.raises(ValueError, match="run one: the results have no column 'EPG'"):
+        judged(tmp_path, claim(ours={"embedded": {"run": "one", "where": {}, "value": "EPG"}}))
+    with pytest.raises(ValueError, match="names 0 rows of 'accuracy'; one a seed"):
+        judged(tmp_path, claim(ours={"embedded": {"run": "one", "where": {"method": "DIST"}, "value": "accuracy"}}))
+    with pytest.raises(ValueError, match="names 9 rows of 'accuracy'; one a seed"):
+        judged(tmp_path, claim(ours={"embedded": {"run": "one", "where": {}, "value": "accuracy"}}))
+    with pytest.raises(ValueError, match="there are 1 seeds; an interval is drawn from 2 to 10"):
+        claims.interval(pd.Series([1.0]))
+
+
+def test_absent_runs_are_named(tmp_path):
+    (tmp_path / "claims.yaml").write_text(
+        yaml.safe_dump([claim(ours={"a": claim()["ours"]["embedded"] | {"run": "two"}})])
+    )
+    assert claims.missing(claims.read(tmp_path / "claims.yaml"), RESULTS) == ["two"]
+
+
+def test_every_claim_of_the_repository_has_its_numbers():
+    results, found = claims.load(), claims.read()
+    assert claims.missing(found, results) == []
+    assert set(claims.judge(found, results).claim) == {one.claim for one in found}
+
+
+COUNTS = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+COUNTS += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "twenty-one"]
+
+
+@pytest.mark.parametrize("paper", ["guidance", "e²KD"])
+def test_notebook_11_says_what_the_results_say(paper):
+    """Its counts of verdicts, and that each number after them is one of the judged table's."""
+    table = claims.judge(claims.read(), claims.load())
+    table = table[table.paper == paper]
+    cells = runs.read(Path(__file__).parents[2] / "notebooks" / "11_what_holds_up.ipynb").cells
+    [figure] = [i for i, cell in enumerate(cells) if f'show_claims(table[table.paper == "{paper}"])' in cell.source]
+    first, rest = cells[figure + 1].source.split(".", 1)
+    said = [COUNTS.index(word) for word in re.findall(r"[\w-]+", first.lower()) if word in COUNTS]
+    verdicts = table.drop_duplicates("claim").verdict.value_counts()
+    holds, undecided, refuted = (verdicts.get(name, 0) for name in ("holds", "undecided", "does not hold"))
+    assert said == [holds, verdicts.sum(), undecided, refuted]
+
+    known = [*table[["ours", "low", "high", "paper_says"]].to_numpy().ravel(), 22.7]  # the paper's, of no claim
+    known += [number for numbers in table.reproductions for number in numbers.values()]
+    parts = [part for part in re.split(r"\n(?=- )|(?<=[.;:]) ", rest) if "revision" not in part]
+    numbers = {number for part in parts for number in re.findall(r"\d+\.\d", part)}
+    wrong = numbers - {f"{abs(number):.1f}" for number in known}
+    assert numbers
+    assert not wrong
+
+
+def test_changed_verdicts_are_named_and_fail(tmp_path):
+    path, before, after = (tmp_path / name for name in ("claims.yaml", "before.csv", "after.csv"))
+    path.write_text(yaml.safe_dump([claim(claim="a"), claim(claim="b", above=10)]))
+    rows = RESULTS.rename(columns={"method": "head"})
+    tables.write(before, tables.tidy(rows))
+    tables.write(after, tables.tidy(rows.assign(accuracy=rows.accuracy.where(rows["head"] != "e²KD", 11.0))))
+
+    def compare(*files):
+        command = [sys.executable, "-m", "e2lib.course.claims", *files]
+        return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+
+    assert compare(path, before, before).stdout == "no verdict changed\n"
+    done = compare(path, before, after)
+    assert done.returncode == 1
+    assert "a: holds before, undecided now" in done.stderr and "b: undecided before, does not hold now" in done.stderr

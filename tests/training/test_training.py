@@ -1,0 +1,656 @@
+"""Fitting: it learns, is repeatable, goes on where it was killed, stops at NaN. Measuring: equal to single images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from e2lib import metrics, models, training
+from e2lib.attribution import explain
+from e2lib.datasets import SceneBirds, Scenes, Selection, collate, train_transform, with_boxes
+from e2lib.guidance import Guide
+
+
+def tiny():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 5, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+
+
+def test_fit_lowers_the_loss_and_is_repeatable():
+    dataset = Scenes("train", 48, 64)
+    first, second = tiny(), tiny()
+    history = training.fit(first, dataset, epochs=3, lr=1e-2, batch_size=16)
+    assert len(history) == 3 and history[2]["classification"] < history[0]["classification"]
+    assert training.fit(second, dataset, epochs=3, lr=1e-2, batch_size=16) == history
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert training.fit(tiny(), dataset, epochs=3, lr=1e-2, batch_size=16, seed=1) != history
+
+
+def test_only_the_head_learns_and_frozen_norms_keep_their_statistics():
+    model = training.train_head_only(models.build("resnet18", 10)).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    training.fit(model, Scenes("train", 8, 64), epochs=1, lr=1e-2)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"net.fc.weight", "net.fc.bias"}
+    assert all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "bcos_simple_vit_ti_patch16_224", "bcos_scenes"])
+def test_the_head_is_what_another_number_of_classes_changes(name):
+    model = training.train_head_only(models.build(name, 10))
+    other = models.build(name, 11).state_dict()
+    changed = {k for k, p in model.named_parameters() if p.shape != other[k].shape}
+    assert {k for k, p in model.named_parameters() if p.requires_grad} == changed and changed
+
+
+def test_tensorboard_shows_each_step_and_epoch_and_changes_nothing(tmp_path, monkeypatch):
+    dataset, first, second = Scenes("train", 20, 64), tiny(), tiny()
+    history = training.fit(first, dataset, epochs=2, lr=1e-2, batch_size=8)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("E2LIB_TENSORBOARD", str(tmp_path))
+    how = {"epochs": 2, "lr": 1e-2, "batch_size": 8, "after_epoch": lambda epoch: {"F1": 10.0 * epoch}}
+    assert training.fit(second, dataset, **how) == history
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    training.fit(second, dataset, **how)
+    found = sorted(tmp_path.glob("*/*"))
+    assert len(found) == 2  # a folder a training
+    log = EventAccumulator(str(found[0])).Reload()
+    losses = [event.value for event in log.Scalars("training/classification")]
+    sizes = np.array([8, 8, 4])
+    means = [np.average(losses[i : i + 3], weights=sizes) for i in (0, 3)]
+    assert means == pytest.approx([epoch["classification"] for epoch in history], rel=1e-5)
+    assert [(event.step, event.value) for event in log.Scalars("after each epoch/F1")] == [(1, 10.0), (2, 20.0)]
+    assert log.Scalars("training/learning rate")[-1].value == pytest.approx(0, abs=1e-8)
+    assert "text" in str(log.Tags()["tensors"])  # the arguments
+
+
+def test_modules_without_parameters_follow_their_parent():
+    model = nn.Sequential(tiny()[:5], nn.Dropout(), nn.Linear(8, 10))
+    model[0].insert(5, nn.Dropout())
+    model[0].requires_grad_(False)
+    modes = []
+    model.register_forward_hook(lambda *_: modes.append([m.training for m in (model[1], model[0][5], model[0][1])]))
+    training.fit(model.eval(), Scenes("train", 2, 64), epochs=1, lr=1e-2)
+    assert modes == [[True, False, False]]
+
+
+@pytest.mark.parametrize("call", [lambda m, d: training.fit(m, d, epochs=1, lr=1e-2), training.evaluate])
+@pytest.mark.parametrize("fails", [False, True])
+def test_modes_are_restored(call, fails):
+    model = tiny().train()
+    model[1].eval()
+    if fails:
+        model[5].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        call(model, Scenes("train", 2, 64))
+    assert [m.training for m in model.modules()] == [True, True, False, True, True, True, True]
+
+
+def test_a_frozen_model_and_a_loss_that_is_not_finite_are_refused_by_name():
+    with pytest.raises(ValueError, match="every parameter of the model is frozen"):
+        training.fit(tiny().requires_grad_(False), Scenes("train", 2, 64), epochs=1, lr=1e-2)
+    model = tiny()
+    nn.init.constant_(model[-1].bias, float("nan"))
+    with pytest.raises(ValueError, match=r"loss is nan on images scene-train-[01], scene-train-[01]; lower lr=0.01"):
+        training.fit(model, Scenes("train", 2, 64), epochs=1, lr=1e-2)
+
+
+class Oracle(nn.Module):
+    """Knows the labels of a data set, in order, and answers with a margin of `sign`."""
+
+    def __init__(self, dataset, sign):
+        super().__init__()
+        self.answers, self.sign = iter(dataset.targets.float().split(4)), nn.Parameter(torch.tensor(sign))
+
+    def forward(self, x):
+        return (next(self.answers) - 0.5) * self.sign
+
+
+def test_evaluate_in_per_cent():
+    dataset = Scenes("test", 12, 64)
+    assert training.evaluate(Oracle(dataset, 2.0), dataset, batch_size=4) == {"F1": 100.0, "mAP": 100.0}
+    wrong = training.evaluate(Oracle(dataset, -2.0), dataset, batch_size=4)
+    assert wrong["F1"] == 0 and wrong["mAP"] < 50
+
+
+def test_evaluate_by_group_and_outside_the_boxes():
+    birds = SceneBirds("test", 24, 64, correlation=0.5)
+    scores = training.evaluate(Oracle(birds, 2.0), birds, batch_size=4, seen=[1, 0, 0, 1])
+    assert scores["accuracy"] == scores["worst group"] == scores["out of distribution"] == 100
+    assert set(birds.groups) <= scores.keys()
+    network = models.build("test_resnet", 2)
+    images, masks, targets = [], [], []
+    for sample in birds:
+        batch = collate([sample])
+        images, masks = [*images, batch.images], [*masks, batch.class_masks(batch.present())]
+        targets.append((2 * batch.labels - 1.0)[:, None])  # +1 for the class, -1 for the other
+    maps = explain(network, torch.cat(images), torch.cat(targets), "ixg", "Final").maps
+    for outside, where in ((False, torch.cat(masks)), (True, ~torch.cat(masks))):
+        scores = training.evaluate(network, birds, method="ixg", at="Final", contrast=True, outside=outside)
+        assert (
+            scores["EPG"] == pytest.approx(100 * metrics.epg(maps, where).mean().item(), rel=1e-4) and scores["EPG"] > 0
+        )
+
+
+def test_agreement_with_a_teacher_by_hand():
+    birds = SceneBirds("val", 40, size=64, correlation=0.5)
+    torch.manual_seed(0)
+    student, teacher = (models.build("test_resnet", 2) for _ in range(2))
+    batch = collate([birds[i] for i in range(40)])
+    for network in (student, teacher):  # both classes in the middle, so that they come about equally often
+        network.net.fc.bias.data -= network.eval()(batch.images).detach().mean(0)
+        network.train()
+    scores = training.evaluate(student, birds, 16, seen=[5, 0, 0, 5], teacher=teacher)
+    assert student.training and teacher.training
+    with torch.no_grad():
+        same = student.eval()(batch.images).argmax(1) == teacher.eval()(batch.images).argmax(1)
+    unseen = (batch.groups == 1) | (batch.groups == 2)
+    assert 0 < same.sum() < 40
+    assert scores["agreement"] == pytest.approx(100 * same.float().mean().item())
+    assert scores["agreement, out of distribution"] == pytest.approx(100 * same[unseen].float().mean().item())
+    assert scores["agreement, in distribution"] == pytest.approx(100 * same[~unseen].float().mean().item())
+    assert training.evaluate(student, birds, teacher=student)["agreement"] == 100
+    with torch.no_grad():
+        said = teacher.eval()(batch.images)
+    scores = [training.evaluate(student, birds, 7, teacher=t) for t in (teacher, said)]
+    assert scores[0] == scores[1]
+    several, network = Scenes("val", 9, 64), models.build("test_resnet", 10).eval()
+    with torch.no_grad():
+        answers = network(collate([several[i] for i in range(9)]).images)
+    said = torch.cat([answers[:4], -answers[4:]])
+    how = {"method": "ixg", "at": "Final", "threshold": 0.5}  # images are explained in another order
+    assert training.evaluate(network, several, 4, teacher=said, **how)["agreement"] == pytest.approx(100 * 4 / 9)
+    with pytest.raises(ValueError, match="teacher holds the logits of 3 images, the data set has"):
+        training.evaluate(student, birds, teacher=torch.zeros(3, 2))
+    single, ten = Scenes("val", 20, 64, objects=1), models.build("test_resnet", 10).eval()
+    found, top = training.evaluate(ten, single), ten(collate([single[i] for i in range(20)]).images).argmax(1)
+    assert set(found) == {"F1", "mAP", "accuracy"}
+    assert found["accuracy"] == pytest.approx(100 * (top == single.targets.argmax(1)).float().mean().item())
+    scenes = Scenes("val", 6, 64)
+    scores = training.evaluate(models.build("test_resnet", 10), scenes, teacher=models.build("test_resnet", 10))
+    assert 0 <= scores["agreement"] <= 100 and set(scores) == {"F1", "mAP", "agreement"}
+    explained = training.evaluate(student, birds, 16, "ixg", "Final", seen=[5, 0, 0, 5], teacher=teacher)
+    assert explained["agreement"] == pytest.approx(100 * same.float().mean().item()) and "EPG" in explained
+    assert "agreement, out of distribution" in explained
+
+
+def test_the_committed_network_of_the_scenes_is_small_and_knows_them():
+    assert (Path(__file__).parents[2] / "data" / "bcos_scenes.safetensors").stat().st_size <= 10 * 2**20
+    model = models.build("bcos_scenes", 10, weights="scenes")
+    assert training.evaluate(model, Scenes("test", 300))["F1"] >= 78
+
+
+def test_contributions_in_the_committed_network_add_up_to_its_logits():
+    model = models.build("bcos_scenes", 10, weights="scenes").double()
+    images = torch.stack([Scenes("test", 2)[i].image for i in range(2)]).double() / 255
+    for at in ("Input", "Final"):
+        logits, maps = explain(model, images, torch.arange(10).expand(2, -1), "bcos", at)
+        scale = 1 if at == "Input" else (4 / 128) ** 2  # up-sampling keeps the mean, not the sum
+        torch.testing.assert_close(maps.sum((2, 3)) * scale, logits - model.logit_bias, rtol=1e-6, atol=1e-6)
+
+
+# ---- fitting with any step
+
+
+GUIDED = Guide(weight=0.3)
+
+
+def differ(a, b):
+    """Names of the tensors that are not equal bit for bit."""
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def flipped(length=12):
+    """Scenes of several classes, flipped at random: both Guide and the data set draw random numbers."""
+    return Scenes("train", length, 64, transform=train_transform(64))
+
+
+def test_history_is_the_mean_of_each_term_over_images():
+    dataset = Scenes("train", 10, 64)
+    model, whole = tiny().eval(), collate([dataset[i] for i in range(10)])
+    logits = model(whole.images)
+    classification = nn.functional.binary_cross_entropy_with_logits(logits, whole.labels.float()).item()
+    model.train()
+
+    def step(model, batch):
+        loss = Guide(weight=0)(model, batch)["classification"]
+        return {"classification": loss, "images": torch.tensor(float(len(batch.names)))}
+
+    # Nothing is learnt; the last batch has two images.
+    history = training.fit(model, dataset, epochs=2, lr=0.0, batch_size=4, step=step)
+    assert [list(epoch) for epoch in history] == [["classification", "images"]] * 2
+    assert history[0]["classification"] == pytest.approx(classification)
+    assert history[0]["images"] == (4 * 4 + 4 * 4 + 2 * 2) / 10
+    (epoch,) = training.fit(model, dataset, epochs=1, lr=0.0, batch_size=4, step=GUIDED)
+    assert set(epoch) == {"classification", "guidance"} and 0 < epoch["guidance"] < 0.3
+    assert epoch["classification"] == pytest.approx(classification)
+
+
+def test_the_sum_of_the_terms_is_trained():
+    dataset = Scenes("train", 8, 64)
+
+    def halves(model, batch):
+        half = training.classify(model, batch)["classification"] / 2
+        return {"a": half, "b": half}
+
+    one, two = tiny(), tiny()
+    training.fit(one, dataset, epochs=2, lr=1e-2, batch_size=4)
+    training.fit(two, dataset, epochs=2, lr=1e-2, batch_size=4, step=halves)
+    assert not differ(one, two)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_global_generator_is_left_alone_and_does_not_matter(fails):
+    results = []
+    for seed in (1, 2):
+        model = tiny()
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+            training.fit(
+                model, flipped(), 1, 1e-2, 4, step=GUIDED, after_epoch=(lambda _: 1 / 0) if fails else torch.rand
+            )
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append(model)
+    assert not differ(*results)
+
+
+def test_workers_change_nothing():
+    dataset = Scenes("train", 8, 64)
+    here, there = tiny(), tiny()
+    history = training.fit(here, dataset, epochs=2, lr=1e-2, batch_size=3, step=GUIDED)
+    assert training.fit(there, dataset, epochs=2, lr=1e-2, batch_size=3, step=GUIDED, workers=2) == history
+    assert not differ(here, there)
+    scores = training.evaluate(here, dataset, 3, "ixg")
+    assert training.evaluate(here, dataset, 3, "ixg", workers=2) == scores
+
+
+# ---- checkpoints
+
+
+class Stopped(Exception):
+    pass
+
+
+def run(checkpoint=None, after_epoch=None, model=None, **change):
+    """Four epochs: the model and its history."""
+    model = tiny() if model is None else model
+    arguments = {"dataset": flipped(), "epochs": 4, "lr": 1e-2, "batch_size": 5, "step": GUIDED} | change
+    return model, training.fit(model, **arguments, checkpoint=checkpoint, after_epoch=after_epoch)
+
+
+def other():
+    """Like `tiny`, with other numbers in it."""
+    model = tiny()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.uniform_()
+    return model
+
+
+def stop_after(wanted):
+    def after_epoch(epoch):
+        if epoch == wanted:
+            raise Stopped
+
+    return after_epoch
+
+
+@pytest.mark.parametrize("step", [training.classify, GUIDED], ids=["classify", "guided"])
+def test_interrupted_training_goes_on_bit_for_bit(step, tmp_path):
+    path, seen = tmp_path / "folder" / "run.pt", []
+    expected, history = run(step=step, after_epoch=seen.append)
+    assert seen == [1, 2, 3, 4]
+    with pytest.raises(Stopped):
+        run(path, stop_after(2), step=step)
+    seen.clear()
+    resumed, again = run(path, seen.append, other(), step=step)
+    assert seen == [2, 3, 4]
+    assert not differ(resumed, expected)
+    assert again == history
+    learnt = differ(expected, tiny())
+    assert "5.weight" in learnt and ("1.running_mean" in learnt) == (step is training.classify)
+
+
+def die(path):
+    """Train until the process is killed after the third epoch."""
+    run(path, lambda epoch: os.kill(os.getpid(), signal.SIGKILL) if epoch == 3 else None)
+
+
+def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
+    path = tmp_path / "run.pt"
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])['die'](sys.argv[2])"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code, __file__, path], cwd=root, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+    seen = []
+    resumed, history = run(path, seen.append, other())
+    expected, whole = run()
+    assert seen == [3, 4]
+    assert not differ(resumed, expected) and history == whole
+
+
+def test_a_checkpoint_that_could_not_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path, save = tmp_path / "run.pt", torch.save
+
+    def full(content, file):
+        if len(content["history"]) == 3:
+            Path(file).write_bytes(b"half")
+            raise OSError("disk full")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="disk full"):
+        run(path)
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["run.pt"]
+    monkeypatch.undo()
+    seen = []
+    resumed, history = run(path, seen.append, other())
+    expected, whole = run()
+    assert seen == [3, 4]
+    assert not differ(resumed, expected) and history == whole
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["run.pt"]
+
+
+def test_a_finished_checkpoint_is_returned_at_once(tmp_path, monkeypatch):
+    expected, history = run(tmp_path / "run.pt", epochs=2)
+    content = (tmp_path / "run.pt").read_bytes()
+
+    def forbidden(*_):
+        raise AssertionError("nothing is left to do")
+
+    monkeypatch.setattr(Guide, "__call__", forbidden)
+    model, again = run(tmp_path / "run.pt", forbidden, other(), epochs=2)
+    assert not differ(model, expected) and again == history
+    assert (tmp_path / "run.pt").read_bytes() == content
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "run.pt"
+    run(path, epochs=1, dataset=flipped(4))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 2e-2}, "lr=0.01, not 0.02"),
+        ({"seed": 1}, "seed=0, not 1"),
+        ({"epochs": 3}, "epochs=1, not 3"),
+        ({"batch_size": 4}, "batch_size=5, not 4"),
+        ({"dataset": Scenes("train", 6, 64)}, "images=4, not 6"),
+        ({"precision": "bfloat16"}, "bfloat16=False, not True"),
+        ({"step": training.classify}, r"step=.Guide\(.*, not 'classify'"),
+        ({"step": Guide(weight=0.2)}, r"step=.Guide\(.*weight=0.3.*, not .Guide\(.*weight=0.2"),
+    ],
+)
+def test_the_checkpoint_of_another_training_is_refused_by_name(finished, change, message):
+    model, content = other(), finished.read_bytes()
+    with pytest.raises(ValueError, match=rf"checkpoint .*run.pt was made with {message}.*; delete it"):
+        run(finished, model=model, **{"epochs": 1, "dataset": flipped(4)} | change)
+    assert not differ(model, other()) and finished.read_bytes() == content
+
+
+# ---- precision, and numbers that are none
+
+
+@pytest.mark.parametrize("step", [training.classify, GUIDED], ids=["classify", "guided"])
+def test_bfloat16_is_close_to_float32_and_keeps_the_parameters_type(step):
+    histories = []
+    for precision in ("float32", "bfloat16", "auto"):  # auto is float32 on a CPU
+        torch.manual_seed(0)
+        model, inside = models.build("resnet10t", 10), []
+        model.net.conv1[0].register_forward_hook(lambda _, i, output, inside=inside: inside.append(output.dtype))
+        dataset = Scenes("train", 4, 64)
+        histories += training.fit(model, dataset, epochs=1, lr=1e-4, batch_size=4, precision=precision, step=step)
+        assert set(inside) == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
+        assert {p.dtype for p in model.state_dict().values() if p.is_floating_point()} == {torch.float32}
+    full, low, auto = histories
+    assert auto == full != low
+    assert low == pytest.approx(full, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        ("float16", "precision is 'float16'; .*: gradients of explanations overflow in it"),
+        ("half", "precision is 'half'; it must be float32, bfloat16 or auto$"),
+    ],
+)
+def test_other_precisions_are_refused(precision, message):
+    with pytest.raises(ValueError, match=message):
+        training.fit(tiny(), Scenes("train", 2, 64), epochs=1, lr=1e-2, precision=precision)
+
+
+def test_the_term_or_gradient_that_is_not_finite_is_named_with_its_images():
+    def nan(model, batch):
+        return training.classify(model, batch) | {"guidance": torch.tensor(float("nan"))}
+
+    def steep(model, batch):
+        w = model[5].weight.sum()
+        return training.classify(model, batch) | {"root": (w - w.detach()).sqrt()}  # 0, and its gradient infinite
+
+    for step, what in ((nan, "guidance is nan"), (steep, "gradient's norm is inf")):
+        model = tiny()
+        with pytest.raises(
+            ValueError, match=rf"the {what} on images scene-train-[01], scene-train-[01]; lower lr=0.01"
+        ):
+            training.fit(model, Scenes("train", 2, 64), epochs=1, lr=1e-2, step=step)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny().parameters(), strict=True))
+
+
+# ---- measuring
+
+
+@pytest.fixture(scope="module")
+def network():
+    return models.build("bcos_scenes", 10, weights="scenes")
+
+
+def some_masks(sample):
+    """Every other image loses its segmentation, and one its boxes."""
+    number = int(sample.name.split("-")[-1])
+    if number == 4:
+        sample = replace(sample, boxes=sample.boxes[:0], box_labels=sample.box_labels[:0], masks=None)
+    return replace(sample, masks=None) if number % 2 else sample
+
+
+def no_masks(sample):
+    return replace(sample, masks=None)
+
+
+@pytest.mark.parametrize("transform", [None, some_masks, no_masks])
+def test_evaluate_equals_the_metrics_of_single_images_in_any_order(network, transform):
+    dataset = Scenes("val", 9, 64, transform=transform)
+    thresholds = [t / 20 for t in range(20)]
+    epg, iou, on_object = [], [], []
+    for i in range(9):
+        batch = collate([dataset[i]])
+        classes = batch.labels[0].nonzero()[:, 0]
+        for c in classes:
+            maps, masks = explain(network, batch.images, c[None], "bcos", "Mid1").maps, batch.class_masks(c[None])
+            if not masks.any():
+                continue
+            epg.append(metrics.epg(maps, masks).item())
+            iou.append([metrics.iou(maps, masks, t).item() for t in thresholds])
+            if batch.masks is not None:
+                segments = batch.class_masks(c[None], segmentation=True)
+                on_object.append(metrics.on_object_epg(maps, masks, segments).item())
+    assert len(epg) < dataset.targets.sum() if transform is some_masks else len(epg) == dataset.targets.sum()
+    means = torch.tensor(iou).mean(0).tolist()
+    best = thresholds[means.index(max(means))]
+    assert best != thresholds[10]
+    expected = training.evaluate(network, dataset)
+    assert set(expected) == {"F1", "mAP"}
+    expected["EPG"] = 100 * sum(epg) / len(epg)
+    if transform is not no_masks:
+        expected["on-object EPG"] = 100 * sum(on_object) / len(on_object)
+
+    backwards = Selection(dataset, np.arange(8, -1, -1))
+    for data, size, threshold in ((dataset, 4, None), (backwards, 2, None), (backwards, 9, thresholds[10])):
+        chosen = best if threshold is None else threshold
+        rest = {"IoU": 100 * means[thresholds.index(chosen)], "IoU threshold": chosen}
+        scores = training.evaluate(network, data, size, "bcos", "Mid1", threshold)
+        assert scores == pytest.approx(expected | rest, rel=1e-4)
+    assert not any(p.grad is not None for p in network.parameters())
+
+
+def test_images_with_equally_many_classes_are_explained_together(network, monkeypatch):
+    dataset, widths = Scenes("val", 24, 64), []
+
+    def spy(model, images, targets, *args):
+        widths.append((targets >= 0).sum(1).tolist())
+        assert targets.shape == (len(images), max(widths[-1]))
+        return explain(model, images, targets, *args)
+
+    monkeypatch.setattr(training, "explain", spy)
+    training.evaluate(network, dataset, batch_size=4, method="bcos")
+    assert sum(widths, []) == sorted(dataset.targets.sum(1).tolist())
+    assert len(widths) == 6 and sum(len(set(width)) > 1 for width in widths) <= 2
+    widths.clear()
+    training.evaluate(network, dataset, batch_size=4)
+    assert not widths
+
+
+def test_measuring_after_an_epoch_changes_no_training():
+    dataset, guide = Scenes("train", 16, 64), Guide(at="Input", weight=0.1)
+    quiet, measured = tiny(), tiny()
+    training.fit(quiet, dataset, epochs=2, lr=1e-2, batch_size=8, step=guide)
+
+    def look(epoch):
+        training.evaluate(measured, dataset)  # its loader draws from torch's generator
+
+    training.fit(measured, dataset, epochs=2, lr=1e-2, batch_size=8, step=guide, after_epoch=look)
+    assert all(torch.equal(a, b) for a, b in zip(quiet.parameters(), measured.parameters(), strict=True))
+
+
+def test_a_checkpoint_knows_its_labels_boxes_and_parameters(tmp_path):
+    dataset, file = Scenes("train", 16, 64), tmp_path / "run.pt"
+    training.fit(tiny(), with_boxes(dataset, 0.5), epochs=1, lr=1e-2, checkpoint=file)
+    for other in (with_boxes(Scenes("train", 16, 64, seed=1), 0.5), with_boxes(dataset, 0.25)):
+        with pytest.raises(ValueError, match="made with labels and annotated images="):
+            training.fit(tiny(), other, epochs=1, lr=1e-2, checkpoint=file)
+    model = tiny()
+    model[0].requires_grad_(False)
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match="made with trained parameters="):
+        training.fit(model, with_boxes(dataset, 0.5), epochs=1, lr=1e-2, checkpoint=file)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_numbers_of_numpy_can_be_resumed(tmp_path):
+    for kind in (np.float64, np.float32, float):
+        guide = Guide(weight=kind(0.5), fraction=kind(1), dropout=kind(0))
+        how = {"epochs": np.int64(1), "lr": np.float64(1e-2), "batch_size": np.int64(4), "seed": np.int64(0)}
+        training.fit(tiny(), Scenes("train", 4, 64), step=guide, checkpoint=tmp_path / "run.pt", **how)
+
+
+def test_no_images_and_a_negative_number_of_epochs_are_refused():
+    empty = Selection(Scenes("train", 4, 64), np.arange(0))
+    with pytest.raises(ValueError, match="dataset is empty"):
+        training.fit(tiny(), empty, epochs=1, lr=1e-2)
+    with pytest.raises(ValueError, match="dataset is empty"):
+        training.evaluate(tiny(), empty)
+    with pytest.raises(ValueError, match="epochs is -1; it must be 0 or more"):
+        training.fit(tiny(), Scenes("train", 4, 64), epochs=-1, lr=1e-2)
+
+
+def test_on_a_cpu_few_large_images_are_explained_at_once(monkeypatch):
+    sizes, real = [], training.explain
+    monkeypatch.setattr(training, "CPU_PIXELS", 3 * 64 * 64)
+    monkeypatch.setattr(
+        training, "explain", lambda model, images, *args: sizes.append(len(images)) or real(model, images, *args)
+    )
+    dataset, model = Scenes("val", 7, 64), models.build("resnet18", len(Scenes("val", 1, 64).classes))
+    few = training.evaluate(model, dataset, 7, "ixg", "Final", threshold=0.2)
+    assert sizes == [3, 3, 1]
+    monkeypatch.setattr(training, "CPU_PIXELS", 10**9)
+    assert training.evaluate(model, dataset, 7, "ixg", "Final", threshold=0.2) == pytest.approx(few, abs=1e-3)
+    assert sizes[3:] == [7]
+
+
+TOGETHER = """
+import json, os, sys, torch
+import torch.distributed as dist
+from e2lib import datasets, models, training
+from e2lib.distillation import Distill
+from e2lib.guidance import Guide
+
+torch.set_num_threads(1)
+if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    dist.init_process_group("gloo")
+rank, world = training.processes()
+data, found = datasets.Scenes("train", 9, 64, objects=1), {"processes": world}  # batches of 4, 4 and 1
+images = datasets.collate([data[0], data[1]]).images
+
+
+def build(name, seed):
+    torch.manual_seed(seed + 10 * rank)  # fit gives all of them the first one's network
+    return models.build(name, len(data.classes), None)
+
+
+torch.manual_seed(5)
+teacher = models.build("bcos_scenes", len(data.classes), "scenes")
+steps = {
+    "guided": lambda net: Guide("energy", "ixg", "Final", 3.0),
+    "distilled": lambda net: Distill(teacher, net, images, {"kd": 1.0, "at": 10.0}),
+    "explained": lambda net: Distill(teacher, net, images, {"kd": 1.0, "e2kd": 2.0}, method="ixg", at="Input"),
+}
+real = torch.nn.utils.clip_grad_norm_
+for name, make in steps.items():
+    net, grads = build("test_convnext", 1), []
+
+    def clip(parameters, norm):  # here gradients are whole; after it they have norm 1
+        grads.append(torch.cat([p.grad.flatten() for p in parameters]))
+        return real(parameters, norm)
+
+    torch.nn.utils.clip_grad_norm_ = clip
+    training.fit(net, data, 1, 1e-9, 4, step=make(net))
+    torch.nn.utils.clip_grad_norm_ = real
+    history = training.fit(net, data, 2, 1e-3, 4, step=make(net))
+    scores = training.evaluate(net, data, 4, method="ixg", at="Final", teacher=teacher)
+    found[name] = {"gradients": torch.stack(grads)[:, ::97].tolist(), "history": history, "scores": scores}
+if rank == 0:
+    json.dump(found, open(sys.argv[1], "w"))
+"""
+
+
+def test_two_processes_step_and_measure_as_one_does(tmp_path):
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    found = {}
+    for world in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+        done = subprocess.run(
+            [*command, script, tmp_path / f"{world}.json"],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        found[world] = json.loads((tmp_path / f"{world}.json").read_text())
+    assert (found[1].pop("processes"), found[2].pop("processes")) == (1, 2)
+    for name, one in found[1].items():
+        two = found[2][name]
+        one_gradient, two_gradient = (torch.tensor(x["gradients"]) for x in (one, two))
+        assert one_gradient.norm() > 0.1
+        torch.testing.assert_close(two_gradient, one_gradient, rtol=1e-3, atol=1e-5)
+        for epoch, other in zip(one["history"], two["history"], strict=True):
+            assert other == pytest.approx(epoch, rel=1e-3)
+        assert two["scores"] == pytest.approx(one["scores"], abs=0.1)
