@@ -36,9 +36,9 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 def once(path: Path, make: Callable[[Path], None]) -> Path:
-    """Return `path`, written by `make(temporary path)` unless it exists; of several processes one makes it, others wait.
+    """Return `path`; where it does not exist, `make(temporary path)` writes it, in one process while others wait.
 
-    The name of `path` should hold a `digest` of all that went in: another input is then another file, never a stale one.
+    The name of `path` should hold a `digest` of all that went in: another input is another file, never a stale one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
