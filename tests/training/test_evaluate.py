@@ -1,0 +1,196 @@
+"""Measuring: equal to single images, by hand, by group, with a teacher."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from e2lib import metrics, models, training
+from e2lib.attribution import explain
+from e2lib.datasets import SceneBirds, Scenes, Selection, collate
+
+measuring = sys.modules["e2lib.training.evaluate"]  # `training.evaluate` is the function
+
+
+class Oracle(nn.Module):
+    """Knows the labels of a data set, in order, and answers with a margin of `sign`."""
+
+    def __init__(self, dataset, sign):
+        super().__init__()
+        self.answers, self.sign = iter(dataset.targets.float().split(4)), nn.Parameter(torch.tensor(sign))
+
+    def forward(self, x):
+        return (next(self.answers) - 0.5) * self.sign
+
+
+def test_evaluate_in_per_cent():
+    dataset = Scenes("test", 12, 64)
+    assert training.evaluate(Oracle(dataset, 2.0), dataset, batch_size=4) == {"F1": 100.0, "mAP": 100.0}
+    wrong = training.evaluate(Oracle(dataset, -2.0), dataset, batch_size=4)
+    assert wrong["F1"] == 0 and wrong["mAP"] < 50
+
+
+def test_evaluate_by_group_and_outside_the_boxes():
+    birds = SceneBirds("test", 24, 64, correlation=0.5)
+    scores = training.evaluate(Oracle(birds, 2.0), birds, batch_size=4, seen=[1, 0, 0, 1])
+    assert scores["accuracy"] == scores["worst group"] == scores["out of distribution"] == 100
+    assert set(birds.groups) <= scores.keys()
+    network = models.build("test_resnet", 2)
+    images, masks, targets = [], [], []
+    for sample in birds:
+        batch = collate([sample])
+        images, masks = [*images, batch.images], [*masks, batch.class_masks(batch.present())]
+        targets.append((2 * batch.labels - 1.0)[:, None])  # +1 for the class, -1 for the other
+    maps = explain(network, torch.cat(images), torch.cat(targets), "ixg", "Final").maps
+    for outside, where in ((False, torch.cat(masks)), (True, ~torch.cat(masks))):
+        scores = training.evaluate(network, birds, method="ixg", at="Final", contrast=True, outside=outside)
+        assert (
+            scores["EPG"] == pytest.approx(100 * metrics.epg(maps, where).mean().item(), rel=1e-4) and scores["EPG"] > 0
+        )
+
+
+def test_agreement_with_a_teacher_by_hand():
+    birds = SceneBirds("val", 40, size=64, correlation=0.5)
+    torch.manual_seed(0)
+    student, teacher = (models.build("test_resnet", 2) for _ in range(2))
+    batch = collate([birds[i] for i in range(40)])
+    for network in (student, teacher):  # both classes in the middle, so that they come about equally often
+        network.net.fc.bias.data -= network.eval()(batch.images).detach().mean(0)
+        network.train()
+    scores = training.evaluate(student, birds, 16, seen=[5, 0, 0, 5], teacher=teacher)
+    assert student.training and teacher.training
+    with torch.no_grad():
+        same = student.eval()(batch.images).argmax(1) == teacher.eval()(batch.images).argmax(1)
+    unseen = (batch.groups == 1) | (batch.groups == 2)
+    assert 0 < same.sum() < 40
+    assert scores["agreement"] == pytest.approx(100 * same.float().mean().item())
+    assert scores["agreement, out of distribution"] == pytest.approx(100 * same[unseen].float().mean().item())
+    assert scores["agreement, in distribution"] == pytest.approx(100 * same[~unseen].float().mean().item())
+    assert training.evaluate(student, birds, teacher=student)["agreement"] == 100
+    with torch.no_grad():
+        said = teacher.eval()(batch.images)
+    scores = [training.evaluate(student, birds, 7, teacher=t) for t in (teacher, said)]
+    assert scores[0] == scores[1]
+    several, network = Scenes("val", 9, 64), models.build("test_resnet", 10).eval()
+    with torch.no_grad():
+        answers = network(collate([several[i] for i in range(9)]).images)
+    said = torch.cat([answers[:4], -answers[4:]])
+    how = {"method": "ixg", "at": "Final", "threshold": 0.5}  # images are explained in another order
+    assert training.evaluate(network, several, 4, teacher=said, **how)["agreement"] == pytest.approx(100 * 4 / 9)
+    with pytest.raises(ValueError, match="teacher holds the logits of 3 images, the data set has"):
+        training.evaluate(student, birds, teacher=torch.zeros(3, 2))
+    single, ten = Scenes("val", 20, 64, objects=1), models.build("test_resnet", 10).eval()
+    found, top = training.evaluate(ten, single), ten(collate([single[i] for i in range(20)]).images).argmax(1)
+    assert set(found) == {"F1", "mAP", "accuracy"}
+    assert found["accuracy"] == pytest.approx(100 * (top == single.targets.argmax(1)).float().mean().item())
+    scenes = Scenes("val", 6, 64)
+    scores = training.evaluate(models.build("test_resnet", 10), scenes, teacher=models.build("test_resnet", 10))
+    assert 0 <= scores["agreement"] <= 100 and set(scores) == {"F1", "mAP", "agreement"}
+    explained = training.evaluate(student, birds, 16, "ixg", "Final", seen=[5, 0, 0, 5], teacher=teacher)
+    assert explained["agreement"] == pytest.approx(100 * same.float().mean().item()) and "EPG" in explained
+    assert "agreement, out of distribution" in explained
+
+
+def test_the_committed_network_of_the_scenes_is_small_and_knows_them():
+    assert (Path(__file__).parents[2] / "data" / "bcos_scenes.safetensors").stat().st_size <= 10 * 2**20
+    model = models.build("bcos_scenes", 10, weights="scenes")
+    assert training.evaluate(model, Scenes("test", 300))["F1"] >= 78
+
+
+def test_contributions_in_the_committed_network_add_up_to_its_logits():
+    model = models.build("bcos_scenes", 10, weights="scenes").double()
+    images = torch.stack([Scenes("test", 2)[i].image for i in range(2)]).double() / 255
+    for at in ("Input", "Final"):
+        logits, maps = explain(model, images, torch.arange(10).expand(2, -1), "bcos", at)
+        scale = 1 if at == "Input" else (4 / 128) ** 2  # up-sampling keeps the mean, not the sum
+        torch.testing.assert_close(maps.sum((2, 3)) * scale, logits - model.logit_bias, rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return models.build("bcos_scenes", 10, weights="scenes")
+
+
+def some_masks(sample):
+    """Every other image loses its segmentation, and one its boxes."""
+    number = int(sample.name.split("-")[-1])
+    if number == 4:
+        sample = replace(sample, boxes=sample.boxes[:0], box_labels=sample.box_labels[:0], masks=None)
+    return replace(sample, masks=None) if number % 2 else sample
+
+
+def no_masks(sample):
+    return replace(sample, masks=None)
+
+
+@pytest.mark.parametrize("transform", [None, some_masks, no_masks])
+def test_evaluate_equals_the_metrics_of_single_images_in_any_order(network, transform):
+    dataset = Scenes("val", 9, 64, transform=transform)
+    thresholds = [t / 20 for t in range(20)]
+    epg, iou, on_object = [], [], []
+    for i in range(9):
+        batch = collate([dataset[i]])
+        classes = batch.labels[0].nonzero()[:, 0]
+        for c in classes:
+            maps, masks = explain(network, batch.images, c[None], "bcos", "Mid1").maps, batch.class_masks(c[None])
+            if not masks.any():
+                continue
+            epg.append(metrics.epg(maps, masks).item())
+            iou.append([metrics.iou(maps, masks, t).item() for t in thresholds])
+            if batch.masks is not None:
+                segments = batch.class_masks(c[None], segmentation=True)
+                on_object.append(metrics.on_object_epg(maps, masks, segments).item())
+    assert len(epg) < dataset.targets.sum() if transform is some_masks else len(epg) == dataset.targets.sum()
+    means = torch.tensor(iou).mean(0).tolist()
+    best = thresholds[means.index(max(means))]
+    assert best != thresholds[10]
+    expected = training.evaluate(network, dataset)
+    assert set(expected) == {"F1", "mAP"}
+    expected["EPG"] = 100 * sum(epg) / len(epg)
+    if transform is not no_masks:
+        expected["on-object EPG"] = 100 * sum(on_object) / len(on_object)
+
+    backwards = Selection(dataset, np.arange(8, -1, -1))
+    for data, size, threshold in ((dataset, 4, None), (backwards, 2, None), (backwards, 9, thresholds[10])):
+        chosen = best if threshold is None else threshold
+        rest = {"IoU": 100 * means[thresholds.index(chosen)], "IoU threshold": chosen}
+        scores = training.evaluate(network, data, size, "bcos", "Mid1", threshold)
+        assert scores == pytest.approx(expected | rest, rel=1e-4)
+    assert not any(p.grad is not None for p in network.parameters())
+
+
+def test_images_with_equally_many_classes_are_explained_together(network, monkeypatch):
+    dataset, widths = Scenes("val", 24, 64), []
+
+    def spy(model, images, targets, *args):
+        widths.append((targets >= 0).sum(1).tolist())
+        assert targets.shape == (len(images), max(widths[-1]))
+        return explain(model, images, targets, *args)
+
+    monkeypatch.setattr(measuring, "explain", spy)
+    training.evaluate(network, dataset, batch_size=4, method="bcos")
+    assert sum(widths, []) == sorted(dataset.targets.sum(1).tolist())
+    assert len(widths) == 6 and sum(len(set(width)) > 1 for width in widths) <= 2
+    widths.clear()
+    training.evaluate(network, dataset, batch_size=4)
+    assert not widths
+
+
+def test_on_a_cpu_few_large_images_are_explained_at_once(monkeypatch):
+    sizes, real = [], measuring.explain
+    monkeypatch.setattr(measuring, "CPU_PIXELS", 3 * 64 * 64)
+    monkeypatch.setattr(
+        measuring,
+        "explain",
+        lambda model, images, *args: sizes.append(len(images)) or real(model, images, *args),
+    )
+    dataset, model = Scenes("val", 7, 64), models.build("resnet18", len(Scenes("val", 1, 64).classes))
+    few = training.evaluate(model, dataset, 7, "ixg", "Final", threshold=0.2)
+    assert sizes == [3, 3, 1]
+    monkeypatch.setattr(measuring, "CPU_PIXELS", 10**9)
+    assert training.evaluate(model, dataset, 7, "ixg", "Final", threshold=0.2) == pytest.approx(few, abs=1e-3)
+    assert sizes[3:] == [7]
