@@ -1,7 +1,9 @@
 """Figures: what they draw, read back from the axes."""
 
+import subprocess
+import sys
+
 import matplotlib
-import pandas as pd
 import pytest
 import torch
 
@@ -62,37 +64,13 @@ def test_front_rings_what_is_not_beaten_and_names_each_training_once():
     assert legend == ["λ = 0.1", "λ = 1", "baseline (λ = 0)"]
 
 
-def test_ways_are_bars_of_the_ceiling_the_guided_and_the_baseline():
-    table = pd.DataFrame({"baseline EPG": [60.0], "EPG": [75.0], "ceiling": [100.0], "seconds": [7.0]}, index=["Input"])
-    axis, time = figures.show_ways(table).axes
-    assert [bar.get_width() for bar in axis.patches] == [100, 75, 60]
-    assert [bar.get_width() for bar in time.patches] == [7]
-
-
-def test_bars_by_group_with_the_worst_named():
-    groups = ["a", "b", "c"]
-    table = pd.DataFrame(
-        [[90, 30, 60.0, 55], [80, 70, 65.0, 72]], ["one", "l1, of two and more"], [*groups, "accuracy"]
-    )
-    figure = figures.show_groups(table, groups, unseen=["b"])
-    (axis,) = figure.axes
-    assert [bar.get_height() for bar in axis.patches] == [90, 80, 30, 70, 60, 65]
-    assert [text.get_text() for text in axis.texts] == ["30", "65"]
-    assert [round(text.get_position()[0], 3) for text in axis.texts] == [0, round(1 + 0.8 / 3, 3)]
-    [dashes] = axis.collections
-    assert [segment[0, 1] for segment in dashes.get_segments()] == [55, 72]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["one", "L1, of two\nand more"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["all images", "a", "b, not in training", "c"]
-
-
-def test_show_claims_marks_each_number_above_its_bound():
-    row = {"claim": "a", "above": 1.0, "ours": 4.0, "low": 3.0, "high": 5.0, "paper_says": 8.0, "here": "holds"}
-    other = row | {"ours": 0.0, "low": -2.0, "high": 2.0, "paper_says": None, "here": "undecided"}
-    rows = [row | {"data": "x"}, row | {"data": "y"}, other | {"claim": "b", "data": "x"}]
-    table = pd.DataFrame([r | {"reproductions": {"A": 7.0}, "verdict": r["here"]} for r in rows])
-    [axis] = figures.show_claims(table).axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["a   x", "y", "b   x"]
-    drawn = {m: [tuple(line.get_xdata()) for line in axis.lines if line.get_marker() == m] for m in "oDx"}
-    assert drawn["o"] == [(3.0,), (3.0,), (-1.0,)]  # 4 is 3 above the bound
-    assert drawn["D"] == [(7.0,)] and drawn["x"] == [(6.0,), (6.0,)]  # once a claim
-    assert [text.get_text() for text in axis.texts] == ["holds", "undecided"]
+def test_the_style_is_that_of_every_figure_and_the_library_draws_without_the_lessons_packages():
+    code = """
+import sys
+from e2lib import figures
+figures.use_style()
+figures.add_box(figures.plt.subplots()[1], (0, 0, 1, 1), "white")
+print(figures.plt.rcParams["figure.dpi"], {"seaborn", "pandas", "IPython"} & {*sys.modules})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "72.0 set()\n", done.stderr
