@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from e2lib import models, training
 from e2lib.course import runs
 from e2lib.datasets import Scenes
-from e2lib.datasets.scenes import CATEGORIES, DATA, cutouts
+from e2lib.datasets.scenes import CATEGORIES, cutouts
+from e2lib.disk import DATA
 
 INDEPENDENT = 0.2  # the correlation at which context says nothing about the objects
 SPLITS = [("val", 0.8), ("test", 0.8), ("test", INDEPENDENT), ("test_unseen", 0.8)]

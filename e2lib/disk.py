@@ -11,6 +11,11 @@ from typing import Any
 
 from filelock import FileLock
 
+# The embedded photographs and weights: beside the library in the repository, inside it where pip has installed it.
+DATA = Path(__file__).parent / "data"
+if not DATA.is_dir():
+    DATA = Path(__file__).parents[1] / "data"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:

