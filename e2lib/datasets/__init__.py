@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from e2lib.datasets.coco import COCO
 from e2lib.datasets.image_folder import ImageFolder
-from e2lib.datasets.sample import Batch, Sample, collate
+from e2lib.datasets.sample import Batch, Sample, Samples, collate
 from e2lib.datasets.scenes import SceneBirds, Scenes
 from e2lib.datasets.subsets import Selection, at_most, dilated, few_shot, random_order, with_boxes, with_transform
 from e2lib.datasets.transforms import Joint, crop_transform, eval_transform, train_transform
@@ -103,6 +103,7 @@ __all__ = [
     "ImageFolder",
     "Joint",
     "Sample",
+    "Samples",
     "SceneBirds",
     "Scenes",
     "Selection",

@@ -1,57 +1,178 @@
-"""What every data set gives: one Sample an image, and their Batch.
+"""What every data set gives: one Sample per image, and their Batch."""
 
-A data set here is a torch Dataset of Samples with
-    classes     list[str]
-    groups      list[str], empty when the data has none
-    group_of    int64 (len,) numpy, the group of each image, where the data has groups
-    multilabel  bool: several classes may be present in one image
-    targets     uint8 (len, C), multi-hot labels of all images, known without decoding one
-    images_with(c)  int64 (n,), increasing positions of the images that show class c; small also where targets is not
-    transform   a callable Sample -> Sample, or None
-    fingerprint()  str that tells these images, as they are transformed, from others without decoding one
-"""
-
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import convert_bounding_box_format
 
-from e2lib.boxes import box_mask
+from e2lib.boxes import box_mask, check_boxes, mask_box
+
+ROUNDING = 1e-3  # by which resized float images may leave [0, 1]
 
 
 @dataclass
 class Sample:
-    """One image and what is known about it."""
+    """One image and what is known about it; image and labels are enough.
 
-    image: tv_tensors.Image  # uint8 (3, H, W) RGB; or what stands for it: float16 (C, h, w) features of it
-    labels: Tensor  # uint8 (C,) multi-hot; one-hot for single-label data
-    boxes: tv_tensors.BoundingBoxes  # float32 (N, 4) xyxy half-open, in pixels; N may be 0
-    box_labels: Tensor  # int64 (N,) class of each box
-    masks: tv_tensors.Mask | None  # bool (N, H, W), one a box; None when the image has no segmentation
-    group: int  # index into the data set's groups, -1 when it has none
-    name: str  # stable id of the image
+    Boxes of another format (XYWH, CXCYWH) become xyxy; plain tensors count as xyxy in pixels of the image. Masks
+    without boxes get the boxes around them. Without `box_labels` every box shows the image's only class.
+    Raises ValueError for boxes without a class, and for boxes, box labels and masks that differ in number.
+    """
+
+    image: Tensor  # tv_tensors.Image, uint8 (3, H, W) RGB or float in [0, 1]; or features (C, h, w) of any range
+    labels: Tensor  # uint8 (C,) multi-hot, one-hot for single-label data; or the index of the only class, int64 ()
+    boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 4))  # tv_tensors.BoundingBoxes, float32 (N, 4)
+    box_labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # int64 (N,)
+    masks: Tensor | None = None  # (N, H, W), one per box: bool, or soft, float in [0, 1]; None without segmentation
+    group: int = -1  # index into the data set's groups, -1 when it has none
+    name: str = ""  # stable id of the image
     annotated: bool = True  # False: its boxes may not be used for guidance
-    maps: tv_tensors.Image | None = None  # float32 (K, H, W): a teacher's explanation of its top class (`e2lib.frozen`)
+    maps: Tensor | None = None  # float32 (K, H, W): a teacher's explanation of its top class (`e2lib.frozen`)
     logits: Tensor | None = None  # float32 (C,): a teacher's
+
+    def __post_init__(self):
+        boxes, masks = self.boxes, self.masks
+        if masks is not None and len(masks) and not len(boxes):
+            boxes = torch.stack([mask_box(mask > 0) for mask in masks])
+        self.boxes = _xyxy(boxes, (self.image if masks is None else masks).shape[-2:])
+        if len(boxes) and not len(self.box_labels):
+            only = self.labels.nonzero()[:, 0] if self.labels.ndim else self.labels[None]
+            if len(only) != 1:
+                raise ValueError(f"image {self.name!r} has {len(only)} labels; give box_labels, the class of each box")
+            self.box_labels = only.expand(len(boxes))
+        counts = [len(boxes), len(self.box_labels), len(boxes) if masks is None else len(masks)]
+        if len(set(counts)) > 1:
+            raise ValueError("image {!r} has {} boxes, {} box_labels and {} masks".format(self.name, *counts))
+
+
+def _xyxy(boxes: Tensor, size: Sequence[int]) -> tv_tensors.BoundingBoxes:
+    """Boxes of any format as xyxy; a plain tensor as boxes in an image of size (H, W)."""
+    if not isinstance(boxes, tv_tensors.BoundingBoxes):
+        return tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=tuple(size))
+    if boxes.format == tv_tensors.BoundingBoxFormat.XYXY:
+        return boxes
+    return convert_bounding_box_format(tv_tensors.wrap(boxes.float(), like=boxes), new_format="XYXY")
+
+
+class Samples(Dataset):
+    """A data set of your own: `classes`, `__len__` and `__getitem__(i) -> Sample` are enough.
+
+    `fit` and `evaluate` take any Dataset of Samples. Selections, checkpoints and stored features ask for the rest,
+    which is derived here by reading every item once. A data set that knows better defines its own.
+
+    Attributes:
+        classes: names of the classes, list[str].
+        groups: names of the groups, list[str]; empty where the data has none.
+        annotated: bool (len,) numpy, which images may use their boxes; None where only the Samples tell.
+        transform: a callable Sample -> Sample or None, which `__getitem__` applies; `with_transform` replaces it.
+    """
+
+    classes: Sequence[str]
+    groups: Sequence[str] = ()
+    annotated: np.ndarray | None = None
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Labels of all images: uint8 (len, C), multi-hot."""
+        labels = torch.stack([self[i].labels for i in range(len(self))])
+        return (labels if labels.ndim == 2 else F.one_hot(labels, len(self.classes))).to(torch.uint8)
+
+    @cached_property
+    def multilabel(self) -> bool:
+        """Whether an image may show several classes, or none."""
+        return bool((self.targets.sum(1) != 1).any())
+
+    @cached_property
+    def group_of(self) -> np.ndarray:
+        """The group of each image: int64 (len,)."""
+        return np.array([self[i].group for i in range(len(self))])
+
+    def images_with(self, c: int) -> np.ndarray:
+        """Positions of the images that show class `c`: int64 (n,), increasing."""
+        return self.targets[:, c].nonzero()[:, 0].numpy()
+
+    def fingerprint(self) -> str:
+        """Tells these images, as they are transformed, and what is known about them, from others."""
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            for value in vars(self[i]).values():
+                known = value.as_subclass(Tensor).numpy() if isinstance(value, Tensor) else None
+                digest.update(f"{value}".encode() if known is None else f"{known.shape}".encode() + known.tobytes())
+        return digest.hexdigest()
 
 
 @dataclass
 class Batch:
-    """Samples of one size, stacked."""
+    """Samples of one size, stacked. `collate` makes it of Samples, `Batch.of` of tensors."""
 
     images: Tensor  # float32 (B, 3, H, W) in [0, 1]; or features (B, C, h, w) of any range
-    labels: Tensor  # uint8 (B, C)
+    labels: Tensor  # uint8 (B, C), multi-hot; or class indices int64 (B,)
     boxes: list[Tensor]  # B x float32 (N, 4)
     box_labels: list[Tensor]  # B x int64 (N,)
-    masks: list[Tensor | None] | None  # B x bool (N, H, W), None for images without; None when no image has any
+    masks: (
+        list[Tensor | None] | None
+    )  # B x bool or float (N, H, W), None for images without; None when no image has any
     groups: Tensor  # int64 (B,)
     annotated: Tensor  # bool (B,)
     names: list[str]
     size: tuple[int, int]  # H, W of the images in pixels, in which boxes are given
     maps: Tensor | None = None  # float32 (B, K, H, W), where the Samples have some
     logits: Tensor | None = None  # float32 (B, C), where the Samples have some
+
+    @classmethod
+    def of(
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        boxes: Tensor | Sequence[Tensor | None] | None = None,
+        box_labels: Sequence[Tensor | None] | None = None,
+        masks: Tensor | Sequence[Tensor | None] | None = None,
+        groups: Sequence[int] | Tensor | None = None,
+        annotated: Sequence[bool] | Tensor | None = None,
+        names: Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> "Batch":
+        """A Batch of tensors, for a training loop of your own; images and labels are enough.
+
+        Args:
+            images: (B, 3, H, W), uint8 or float in [0, 1]; or features (B, C, h, w).
+            labels: class indices int64 (B,), or multi-hot (B, C).
+            boxes: one per image, (B, 4), or for each image (N, 4) or None; xyxy in pixels, or BoundingBoxes.
+            box_labels: for each image int64 (N,), the class of each box; by default the image's only class.
+            masks: one per image, (B, H, W), where an empty one means none; or for each image (N, H, W), one per box,
+                or None. bool, or soft, float in [0, 1]. Without `boxes` the masks get the boxes around them.
+            groups: the index of each image's group; -1 for none.
+            annotated: whether the boxes of each image may be used; by default they may.
+            names: of the images, which errors give; by default their positions.
+            size: H, W in pixels of the images that `images` are features of.
+
+        Raises:
+            ValueError: an argument of another length than `images`, and what `Sample` and `collate` refuse.
+        """
+        size, count = tuple(size or images.shape[-2:]), len(images)
+        if isinstance(boxes, Tensor):
+            boxes = _xyxy(boxes, size).as_subclass(Tensor)[:, None]
+        if isinstance(masks, Tensor) and masks.ndim == 3:
+            masks = [mask[None] if mask.any() else None for mask in masks]
+        none = torch.zeros(0, 4, device=images.device)
+        if masks is None or boxes is not None:  # else they come from the masks
+            boxes = [_xyxy(none if one is None else one, size) for one in ([None] * count if boxes is None else boxes)]
+        given = dict(image=images, labels=labels, boxes=boxes, box_labels=box_labels, masks=masks, group=groups)
+        given |= dict(annotated=annotated, name=names or [str(i) for i in range(count)])
+        given = {name: values for name, values in given.items() if values is not None}
+        for name, values in given.items():
+            if len(values) != count:
+                raise ValueError(f"Batch.of has {count} images, and {name} for {len(values)}")
+        fields = [{name: v[i] for name, v in given.items() if v[i] is not None} for i in range(count)]
+        return collate([Sample(**one) for one in fields]).to(images.device)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copy with every tensor on `device`."""
@@ -63,59 +184,90 @@ class Batch:
 
         return Batch(**{name: move(value) for name, value in vars(self).items()})
 
+    def hot(self, count: int) -> Tensor:
+        """The labels for a network of `count` classes: float32 (B, count), 1 for each class in the image, else 0.
+
+        Raises ValueError for labels of other classes.
+        """
+        if self.labels.ndim == 1 and ((self.labels >= 0) & (self.labels < count)).all():
+            return F.one_hot(self.labels, count).float()
+        if self.labels.shape != (len(self.names), count):
+            found = f"up to {self.labels.max()}" if self.labels.ndim == 1 else tuple(self.labels.shape)
+            raise ValueError(f"labels are {found}; the network gives {count} logits per image")
+        return self.labels.float()
+
     def present(self) -> Tensor:
         """The classes in each image, to be explained: int64 (B, K), filled up with -1.
 
         K is the number of classes in the fullest image, at least 1.
         """
+        if self.labels.ndim == 1:
+            return self.labels[:, None]
         found = [labels.nonzero()[:, 0] for labels in self.labels]
         found.append(found[0].new_empty(1))  # so that K is at least 1
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1)[:-1]
 
     def class_masks(self, classes: Tensor, segmentation: bool = False) -> Tensor:
-        """Where each class is: classes int64 (B,) or (B, K) -> bool (B, 1 or K, H, W).
+        """Where each class is: classes int64 (B,) or (B, K) -> bool (B, 1 or K, H, W), or float of soft masks.
 
-        The union of the class's boxes in the image, or of its segmentation masks. All False for class -1, for a
-        class without boxes and, with `segmentation`, for an image without masks. Raises ValueError when
-        `segmentation` is asked of a batch in which no image has masks.
+        The union of the class's boxes in the image, or of its segmentation masks, of soft ones the maximum. Empty for
+        class -1, for a class without boxes and, with `segmentation`, for an image without masks.
+        Raises ValueError for `segmentation` in a batch in which no image has masks.
         """
         if segmentation and self.masks is None:
             raise ValueError("segmentation masks were asked for, but no image of this batch has any")
+        nowhere = torch.zeros(1, *self.size, dtype=torch.bool, device=self.images.device)
         result = []
         for i, wanted in enumerate(classes.reshape(len(self.names), -1).tolist()):
             for c in wanted:
                 chosen = self.box_labels[i] == c
                 if not segmentation:
                     result.append(box_mask(self.boxes[i][chosen], self.size))
-                elif self.masks[i] is None:
-                    result.append(torch.zeros(self.size, dtype=torch.bool, device=self.images.device))
                 else:
-                    result.append(self.masks[i][chosen].any(0))
+                    found = nowhere if self.masks[i] is None or not chosen.any() else self.masks[i][chosen]
+                    result.append(found.amax(0))
         return torch.stack(result).unflatten(0, (len(self.names), -1))  # (B*K, H, W) -> (B, K, H, W)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a Batch. Raises ValueError naming two images of different sizes."""
+    """Stack samples into a Batch.
+
+    Raises ValueError naming the image: another size than the first, boxes given for another size, inverted, empty or
+    not finite, float pixels outside [0, 1]. Features are of any range.
+    """
+    shape, size = samples[0].image.shape, samples[0].boxes.canvas_size
+    pixels = samples[0].image.dtype == torch.uint8
     for s in samples:
-        if s.image.shape != samples[0].image.shape:
+        if s.image.shape != shape:
             raise ValueError(
-                f"images of one batch must have one size: {samples[0].name} is {tuple(samples[0].image.shape)}, "
+                f"images of one batch must have one size: {samples[0].name} is {tuple(shape)}, "
                 f"{s.name} is {tuple(s.image.shape)}; give the data set a transform that resizes"
             )
+        if s.boxes.canvas_size != (wanted := tuple(shape[-2:]) if pixels else size):
+            raise ValueError(f"boxes of {s.name} are given for {s.boxes.canvas_size} pixels (H, W), not for {wanted}")
+    boxes = [s.boxes.as_subclass(Tensor) for s in samples]
+    corners = torch.cat(boxes)
+    if not ((corners[:, 2:] > corners[:, :2]).all() and corners.isfinite().all()):
+        for s in samples:
+            check_boxes(s.boxes.as_subclass(Tensor), size, f"image {s.name}")
+    images = torch.stack([s.image.as_subclass(Tensor) for s in samples]).float()
+    images = images / 255 if pixels else images
+    if not pixels and tuple(shape) == (3, *size):
+        for s, low, high in zip(samples, *(f((1, 2, 3)).tolist() for f in (images.amin, images.amax)), strict=True):
+            if not -ROUNDING <= low <= high <= 1 + ROUNDING:
+                raise ValueError(f"image {s.name} lies in [{low:.3g}, {high:.3g}]; float images must be in [0, 1]")
     masks = [None if s.masks is None else s.masks.as_subclass(Tensor) for s in samples]
-    images = torch.stack([s.image.as_subclass(Tensor) for s in samples])
-    pixels = images.dtype == torch.uint8
     frozen = all(s.maps is not None for s in samples)
     return Batch(
-        images=images.float() / 255 if pixels else images.float(),
+        images=images,
         labels=torch.stack([s.labels for s in samples]),
-        boxes=[s.boxes.as_subclass(Tensor) for s in samples],
+        boxes=boxes,
         box_labels=[s.box_labels for s in samples],
         masks=None if all(m is None for m in masks) else masks,
         groups=torch.tensor([s.group for s in samples]),
         annotated=torch.tensor([s.annotated for s in samples]),
         names=[s.name for s in samples],
-        size=tuple(images.shape[-2:]) if pixels else samples[0].boxes.canvas_size,
+        size=size,
         maps=torch.stack([s.maps.as_subclass(Tensor) for s in samples]) if frozen else None,
         logits=torch.stack([s.logits for s in samples]) if frozen else None,
     )
