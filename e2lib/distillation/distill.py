@@ -1,0 +1,294 @@
+"""`Distill`, the training step that distils: a sum of terms from a table that anyone may extend."""
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torchvision.transforms import v2
+
+from e2lib.attribution import TRAINABLE, against_others, as_grid, dynamic_weights, explain, modes_restored
+from e2lib.datasets import Batch
+from e2lib.distillation import learned, losses
+from e2lib.models import head_prefixes, weights_key
+
+
+@dataclasses.dataclass
+class Term:
+    """One term of `Distill`: a function, and what of student and teacher it compares.
+
+    function: takes, by name, any of `student`, `teacher`, `labels` (B, C), `temperature` and `count`. It returns one
+        value per image, or any float tensor, whose mean is taken. Without a parameter `teacher` it needs none. A Module
+        class is a term that learns: it is built from widths, as those in `learned` are, and its `forward` is the
+        function.
+    of: `logits` (B, C); `explanation` (B, K, h, w) of the teacher's top class; `maps` (B, C, h, w), class activation
+        maps of all classes; or `features` (B, C, h, w). A function compares features depth by depth, and the mean over
+        depths is taken. A Module gets lists with those of all depths.
+    depths: of the features, the finest first. Those that both networks have are compared; Final, where they have none.
+    """
+
+    function: Callable[..., Tensor] | type[nn.Module]
+    of: str = "logits"
+    depths: Sequence[str] = ("Final",)
+
+    def __post_init__(self):
+        if self.of not in ("logits", "explanation", "maps", "features"):
+            raise ValueError(f"of is {self.of!r}; it must be logits, explanation, maps or features")
+        self.learns = isinstance(self.function, type)
+        parameters = inspect.signature(self.function.forward if self.learns else self.function).parameters
+        self.asks = parameters.keys() & {"student", "teacher", "labels", "temperature", "count"}
+
+
+EACH = ("Mid1", "Mid2", "Mid3", "Final")
+TERMS: dict[str, Term] = {
+    "cross_entropy": Term(losses.cross_entropy),
+    "bce": Term(losses.bce),
+    "kd": Term(losses.kd),
+    "multi_label_kd": Term(losses.multi_label_kd),
+    "dkd": Term(losses.dkd),
+    "dist": Term(losses.dist),
+    "e2kd": Term(losses.e2kd, "explanation"),
+    "cat_kd": Term(losses.cat_kd, "maps"),
+    "at": Term(losses.at, "features", EACH),
+    "fitnet": Term(learned.Hint, "features", ["Mid2"]),
+    "review_kd": Term(learned.Review, "features", EACH),
+    "crd": Term(learned.Contrast, "features"),
+}
+
+
+class Distill(nn.Module):
+    """A training step that distils: the sum of terms of `TERMS`, each with its weight λ; `e2kd` is added to any other.
+
+    The student is trained as `fit` sets it, so norm layers learn their statistics. One forward pass serves all terms.
+    What a term learns besides the student is part of this module, so `fit` trains and saves it too.
+
+    Args:
+        teacher: a network with the student's classes. It is copied, and runs in eval mode without a graph. None: its
+            logits and maps come with the batch (`frozen.freeze`).
+        student: the network to be trained. It is only looked at here, for the width of its features.
+        images: (B, 3, H, W) float, a few that the student takes, for the same purpose.
+        weights: λ of each term, above 0, by its name in `TERMS`.
+        temperature: τ of the terms that have one.
+        method: of the explanations, one of `explain` that can be trained through; or `weights`, the dynamic weights
+            W(x) of B-cos networks at Input (all six channels).
+        at: where `explain` explains.
+        every: terms of explanations are computed in each `every`-th step, from the first on, and are 0 in the others.
+        contrast: explain the difference between the teacher's top class and the others, as `guidance.Guide` does.
+        teacher_size: pixels a side to which images are resized for the teacher; None: as the student's.
+        count: number of images in the training data, for `crd`.
+        mixup: α of the Beta distribution that mixes the images of a batch, and their labels, before student and teacher
+            see them (Zhang et al., ICLR 2018); 0: no mixing.
+
+    Raises:
+        ValueError: unknown terms or methods, values out of range, networks that a term cannot compare. Features need
+            `depths`: `models.wrap` gives them to networks that `models.build` has not made.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module | None,
+        student: nn.Module,
+        images: Tensor,
+        weights: dict[str, float],
+        temperature: float = 1.0,
+        method: str = "gradcam",
+        at: str = "Final",
+        every: int = 1,
+        contrast: bool = False,
+        teacher_size: int | None = None,
+        count: int | None = None,
+        mixup: float = 0.0,
+    ):
+        super().__init__()
+        if not weights or weights.keys() - TERMS.keys():
+            raise ValueError(f"weights are {weights}; terms are {', '.join(TERMS)}")
+        if method not in (*TRAINABLE, "weights"):
+            raise ValueError(f"method is {method!r}; it must be one of {', '.join(TRAINABLE)}, weights")
+        positive = {f"weights[{name!r}]": weight for name, weight in weights.items()} | {"temperature": temperature}
+        for name, value in positive.items():
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        for name, value, least in (("every", every, 1), ("count", count, 1), ("mixup", mixup, 0)):
+            if value is not None and not least <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        self.terms = {name: TERMS[name] for name in weights}
+        self.explaining = [name for name, term in self.terms.items() if term.of == "explanation"]
+        self.taught = [name for name, term in self.terms.items() if "teacher" in term.asks]
+        deep = {name: term for name, term in self.terms.items() if term.of in ("features", "maps")}
+        if every > 1 and len(self.explaining) == len(weights):
+            raise ValueError(f"every is {every}, but there is no term for the other steps besides {', '.join(weights)}")
+        if count is None and (needs := [name for name, term in self.terms.items() if "count" in term.asks]):
+            raise ValueError(f"count is None; {', '.join(needs)} needs the number of images in the training data")
+        if teacher is None and (needs := [name for name in self.taught if mixup or name in deep]):
+            raise ValueError(f"teacher is None; {', '.join(needs)} needs it, for its features or for mixed images")
+        self.weights, self.temperature = {name: float(weight) for name, weight in weights.items()}, float(temperature)
+        self.method, self.at, self.every, self.contrast = method, at, int(every), contrast
+        self.teacher_size, self.count, self.mixup = teacher_size, count, float(mixup)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        # In a list, so that it is no part of this module: neither trained nor saved.
+        self.teachers = [] if teacher is None else [copy.deepcopy(_bare(teacher)).requires_grad_(False).eval()]
+        self.known = None if teacher is None else weights_key(self.teachers[0])
+        networks = [_bare(student), *(teacher.to(images.device) for teacher in self.teachers)]
+        self.depths = {name: _common(name, term.depths, networks) for name, term in deep.items()}
+        self.learned = nn.ModuleDict()
+        with torch.no_grad(), modes_restored(student):
+            student.eval()
+            here = there = self._seen(networks[0], images, check=True)
+            if self.teachers:
+                there = self._seen(networks[1], self._for_teacher(images), check=True)
+        self.classes, classes = (seen["logits"].shape[1] for seen in (here, there))
+        if self.classes != classes:
+            raise ValueError(f"student and teacher have {self.classes} and {classes} classes")
+        for name in (name for name in deep if deep[name].learns):
+            widths = [tuple(seen["features"][at].shape[1] for seen in (here, there)) for at in self.depths[name]]
+            self.learned[name] = deep[name].function(widths)
+        self.to(images.device)
+
+    def extra_repr(self) -> str:
+        """What `fit` knows a training by."""
+        known = ["weights", "temperature", "teacher_size", "count", "mixup"]
+        known += ["method", "at", "every", "contrast"] if self.explaining else []  # else these make no difference
+        return ", ".join([f"teacher={self.known!r}", *(f"{name}={getattr(self, name)!r}" for name in known)])
+
+    def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the loss by name, weighted, each the mean over the batch."""
+        targets = top_class(self.contrast) if self.explaining and int(self.steps) % self.every == 0 else None
+        self.steps += 1
+        if self.mixup:
+            images, labels = v2.MixUp(alpha=self.mixup)(batch.images, batch.hot(self.classes))
+            batch = dataclasses.replace(batch, images=images, labels=labels)
+        there = {"logits": batch.logits, "explanation": batch.maps, "features": {}, "maps": None}
+        if self.teachers and self.taught:
+            with torch.no_grad():
+                teacher = self.teachers[0].to(batch.images.device)
+                there = self._seen(teacher, self._for_teacher(batch.images), targets)
+        elif self.taught and (batch.logits is None or batch.maps is None):
+            raise ValueError("teacher is None, and the batch has no logits and maps; train on data of frozen.freeze")
+        here = self._seen(_bare(student), batch.images, targets and targets(there["logits"]), create_graph=True)
+        if targets:
+            size = here["explanation"].shape[2:]
+            there["explanation"] = F.interpolate(there["explanation"], size, mode="bilinear", align_corners=False)
+        given = {"labels": batch.hot(self.classes), "temperature": self.temperature, "count": self.count}
+        return {name: weight * self._value(name, here, there, given) for name, weight in self.weights.items()}
+
+    def _value(self, name: str, here: dict[str, Any], there: dict[str, Any], given: dict[str, Any]) -> Tensor:
+        term = self.terms[name]
+        function = self.learned[name] if term.learns else term.function
+
+        def value(student, teacher) -> Tensor:
+            known = given | {"student": student, "teacher": teacher}
+            return function(**{argument: known[argument] for argument in term.asks}).mean()
+
+        if term.of != "features":
+            return here["logits"].new_zeros(()) if here[term.of] is None else value(here[term.of], there[term.of])
+        mine, others = ([seen["features"].get(at) for at in self.depths[name]] for seen in (here, there))
+        return value(mine, others) if term.learns else sum(map(value, mine, others)) / len(mine)
+
+    def _seen(self, model: nn.Module, images: Tensor, targets=None, create_graph=False, check=False) -> dict[str, Any]:
+        """What terms compare of a network, by the names of `Term.of`; None for what no term asks for."""
+        maps, mapped = None, [depths[-1] for name, depths in self.depths.items() if self.terms[name].of == "maps"]
+        with _caught(model, images, {at for depths in self.depths.values() for at in depths}) as features:
+            if targets is None:
+                logits = model(images)
+            else:
+                logits, maps = explanation(model, images, targets, self.method, self.at, create_graph)
+        if not isinstance(logits, Tensor):
+            raise ValueError(
+                f"a {type(model).__name__} returned a {type(logits).__name__}; models.wrap gives its logits"
+            )
+        if not create_graph:  # where `explain` needed one
+            features = {at: layer.detach() for at, layer in features.items()}
+        cams = class_maps(model, features[mapped[0]], logits if check else None) if mapped else None
+        return {"logits": logits, "explanation": maps, "features": features, "maps": cams}
+
+    def _for_teacher(self, images: Tensor) -> Tensor:
+        if self.teacher_size is None:
+            return images
+        # Clamped, as rounding can leave [0, 1].
+        return F.interpolate(images, (self.teacher_size,) * 2, mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def top_class(contrast: bool = False) -> Callable[[Tensor], Tensor]:
+    """Logits (B, C) -> targets for `explain`: the top class, or with `contrast` how it differs from the others."""
+
+    def targets(logits: Tensor) -> Tensor:
+        top = logits.argmax(1)
+        return against_others(top, logits.shape[1])[:, 0] if contrast else top
+
+    return targets
+
+
+def explanation(
+    model: nn.Module, images: Tensor, targets, method: str, at: str, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Logits and maps (B, K, H, W) of one target per image, by a method of `Distill`; all modules keep their modes."""
+    if method == "weights":
+        return dynamic_weights(model, images, targets, create_graph, keep_modes=True)
+    return explain(model, images, targets, method, at, create_graph, keep_modes=True)
+
+
+def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None) -> Tensor:
+    """Class activation maps (B, C, h, w): the classifier applied to every cell of the features at Final (B, D, h, w).
+
+    Their mean over cells is the logits less the bias, for networks that average features before one linear layer
+    (Zhou et al., CVPR 2016) and for B-cos networks that average after it. ValueError where no such layer is found, or
+    where the maps do not add up to `logits`, if these are given.
+    """
+    if getattr(model, "is_bcos", False):
+        path = head_prefixes(model.net)[0].removesuffix(".weight").removesuffix(".").removesuffix(".linear")
+        return model.net.get_submodule(path)(features)
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if layers and layers[-1].in_features == features.shape[1]:
+        maps = F.conv2d(features, layers[-1].weight[:, :, None, None])
+        bias = 0 if layers[-1].bias is None else layers[-1].bias
+        if logits is None or torch.allclose(maps.mean((2, 3)) + bias, logits, 1e-3, 1e-3 * float(logits.abs().max())):
+            return maps
+    name = getattr(model, "name", type(getattr(model, "net", model)).__name__)
+    raise ValueError(f"class_maps: {name!r} must average its features at Final, and then apply one nn.Linear")
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The network inside the wrappers of torch that train several copies or average weights."""
+    while isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
+        model = model.module
+    return model
+
+
+def _common(term: str, depths: Sequence[str], networks: Sequence[nn.Module]) -> list[str]:
+    """Those of `depths` that all networks have, else Final."""
+    named = [list(getattr(model, "depths", None) or []) for model in networks]
+    shared = set.intersection(*map(set, named))
+    found = [at for at in depths if at in shared] or [at for at in ("Final",) if at in shared]
+    if not found:
+        has = " and ".join(f"{type(model).__name__} {names}" for model, names in zip(networks, named, strict=True))
+        raise ValueError(
+            f"{term} compares features at {', '.join(depths)}, or Final; the depths are {has}; "
+            "models.wrap(net, depths={'Final': 'path of a module'}) names them"
+        )
+    return found
+
+
+@contextmanager
+def _caught(model: nn.Module, images: Tensor, depths: set[str]) -> Iterator[dict[str, Tensor]]:
+    """The features (B, C, h, w) at these depths, by name, of the first forward pass within."""
+    found: dict[str, Tensor] = {}
+
+    def catch(at: str):
+        def hook(module, inputs, output):
+            found.setdefault(at, as_grid(output.clone(), model, images))  # a clone: the network may go on in place
+
+        return hook
+
+    handles = [model.get_submodule(model.depths[at]).register_forward_hook(catch(at)) for at in depths]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
