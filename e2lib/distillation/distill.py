@@ -10,11 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import v2
 
-from e2lib.attribution import TRAINABLE, against_others, as_grid, dynamic_weights, explain, modes_restored
+from e2lib.attribution import against_others, as_grid, dynamic_weights, explain, modes_restored, trainable
+from e2lib.attribution.forward import bare, logits_of, module_at
 from e2lib.datasets import Batch
 from e2lib.distillation import learned, losses
 from e2lib.models import head_prefixes, weights_key
@@ -109,8 +108,9 @@ class Distill(nn.Module):
         super().__init__()
         if not weights or weights.keys() - TERMS.keys():
             raise ValueError(f"weights are {weights}; terms are {', '.join(TERMS)}")
-        if method not in (*TRAINABLE, "weights"):
-            raise ValueError(f"method is {method!r}; it must be one of {', '.join(TRAINABLE)}, weights")
+        methods = [*trainable(), "weights"]
+        if method not in methods:
+            raise ValueError(f"method is {method!r}; it must be one of {', '.join(methods)}")
         positive = {f"weights[{name!r}]": weight for name, weight in weights.items()} | {"temperature": temperature}
         for name, value in positive.items():
             if not 0 < value < float("inf"):
@@ -133,9 +133,9 @@ class Distill(nn.Module):
         self.teacher_size, self.count, self.mixup = teacher_size, count, float(mixup)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # In a list, so that it is no part of this module: neither trained nor saved.
-        self.teachers = [] if teacher is None else [copy.deepcopy(_bare(teacher)).requires_grad_(False).eval()]
+        self.teachers = [] if teacher is None else [copy.deepcopy(bare(teacher)).requires_grad_(False).eval()]
         self.known = None if teacher is None else weights_key(self.teachers[0])
-        networks = [_bare(student), *(teacher.to(images.device) for teacher in self.teachers)]
+        networks = [bare(student), *(teacher.to(images.device) for teacher in self.teachers)]
         self.depths = {name: _common(name, term.depths, networks) for name, term in deep.items()}
         self.learned = nn.ModuleDict()
         with torch.no_grad(), modes_restored(student):
@@ -171,7 +171,7 @@ class Distill(nn.Module):
                 there = self._seen(teacher, self._for_teacher(batch.images), targets)
         elif self.taught and (batch.logits is None or batch.maps is None):
             raise ValueError("teacher is None, and the batch has no logits and maps; train on data of frozen.freeze")
-        here = self._seen(_bare(student), batch.images, targets and targets(there["logits"]), create_graph=True)
+        here = self._seen(bare(student), batch.images, targets and targets(there["logits"]), create_graph=True)
         if targets:
             size = here["explanation"].shape[2:]
             there["explanation"] = F.interpolate(there["explanation"], size, mode="bilinear", align_corners=False)
@@ -196,13 +196,9 @@ class Distill(nn.Module):
         maps, mapped = None, [depths[-1] for name, depths in self.depths.items() if self.terms[name].of == "maps"]
         with _caught(model, images, {at for depths in self.depths.values() for at in depths}) as features:
             if targets is None:
-                logits = model(images)
+                logits = logits_of(model(images))
             else:
                 logits, maps = explanation(model, images, targets, self.method, self.at, create_graph)
-        if not isinstance(logits, Tensor):
-            raise ValueError(
-                f"a {type(model).__name__} returned a {type(logits).__name__}; models.wrap gives its logits"
-            )
         if not create_graph:  # where `explain` needed one
             features = {at: layer.detach() for at, layer in features.items()}
         cams = class_maps(model, features[mapped[0]], logits if check else None) if mapped else None
@@ -254,13 +250,6 @@ def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None)
     raise ValueError(f"class_maps: {name!r} must average its features at Final, and then apply one nn.Linear")
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    """The network inside the wrappers of torch that train several copies or average weights."""
-    while isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
-        model = model.module
-    return model
-
-
 def _common(term: str, depths: Sequence[str], networks: Sequence[nn.Module]) -> list[str]:
     """Those of `depths` that all networks have, else Final."""
     named = [list(getattr(model, "depths", None) or []) for model in networks]
@@ -286,7 +275,7 @@ def _caught(model: nn.Module, images: Tensor, depths: set[str]) -> Iterator[dict
 
         return hook
 
-    handles = [model.get_submodule(model.depths[at]).register_forward_hook(catch(at)) for at in depths]
+    handles = [module_at(model, at).register_forward_hook(catch(at)) for at in depths]
     try:
         yield found
     finally:
