@@ -1,0 +1,148 @@
+"""How good the classifier is: torchmetrics of logits and labels. NaN among logits is a ValueError in each of them.
+
+For the accuracy of single-label data without groups take `torchmetrics.classification.MulticlassAccuracy`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import multilabel_average_precision
+from torchmetrics.utilities import dim_zero_cat
+
+from e2lib.metrics.localisation import kind
+
+
+def check_logits(logits: Tensor, labels: Tensor) -> None:
+    """Raises ValueError unless logits are float (B, C) without NaN, and labels (B, C) hold 0 and 1 alone."""
+    if logits.ndim != 2 or not logits.is_floating_point() or labels.shape != logits.shape:
+        raise ValueError(f"logits is {kind(logits)}, labels {kind(labels)}; both must be (B, C), logits float")
+    if logits.isnan().any():
+        raise ValueError("logits hold NaN: the network's weights, or its images, are not finite")
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(f"labels hold {labels.min()} to {labels.max()}; each must be 0 or 1")
+
+
+class F1(Metric):
+    """Multi-label F1 in [0, 1] of C classes; a label is predicted when its logit is > 0. 0 before the first batch.
+
+    `average="micro"` counts all labels together, as the code published by Rao et al. (ICCV 2023) does; `"macro"`
+    averages the F1 of the classes, 0 for a class that has neither labels nor predictions.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_labels: int, average: str = "micro"):
+        super().__init__()
+        if average not in ("micro", "macro"):
+            raise ValueError(f"average is {average!r}; it must be micro or macro")
+        self.average = average
+        self.add_state("counts", torch.zeros(2, num_labels, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits (B, C) float, labels (B, C), 0 or 1."""
+        check_logits(logits, labels)
+        said, there = logits > 0, labels.bool()
+        self.counts += torch.stack([2 * (said & there).sum(0), said.sum(0) + there.sum(0)])
+
+    def compute(self) -> Tensor:
+        """F1 = 2 TP / (2 TP + FP + FN) of all labels so far."""
+        right, all_of_them = self.counts.sum(1) if self.average == "micro" else self.counts
+        return (right / all_of_them.clamp(min=1)).mean()
+
+
+class MeanAP(Metric):
+    """Mean average precision in [0, 1] over the classes that have a positive label; 0 when none has one.
+
+    Only the order of the logits matters, at any scale. torchmetrics alone would take their sigmoid, which makes equals
+    of large logits.
+    """
+
+    full_state_update = False
+    logits: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, num_labels: int):
+        super().__init__()
+        self.num_labels = num_labels
+        for state in ("logits", "labels"):
+            self.add_state(state, [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits (B, C) float, labels (B, C), 0 or 1."""
+        check_logits(logits, labels)
+        self.logits.append(logits)
+        self.labels.append(labels.to(torch.uint8))
+
+    def compute(self) -> Tensor:
+        """Mean over the classes with a positive label. Raises ValueError before the first batch."""
+        logits, labels = dim_zero_cat(self.logits), dim_zero_cat(self.labels).bool()
+        logits, labels = (x[:, labels.any(0)].T.contiguous() for x in (logits, labels))
+        if not len(labels):
+            return torch.zeros((), device=labels.device)
+        ranks = torch.searchsorted(logits.sort(1).values, logits)  # equal logits share theirs
+        shares = ranks.double().T / ranks.shape[1]  # in [0, 1), so that torchmetrics takes them as they are
+        return multilabel_average_precision(shares, labels.T.long(), len(labels), validate_args=False).float()
+
+
+class GroupAccuracy(Metric):
+    """Accuracy by group of single-label data whose groups (bird x place, ...) differ in frequency between splits.
+
+    Args:
+        groups: their names; an image's group is an index into them.
+        seen: how many training images each group has; None where it is not known.
+
+    `compute` returns, each in [0, 1]:
+
+    - accuracy: over all images.
+    - worst group, mean of groups: over the groups that have images here.
+    - adjusted mean: of the groups that have images here, weighted by `seen` (Sagawa et al., ICLR 2020), the accuracy on
+      images distributed as the training images. Left out without `seen`, or when it is 0 for all of these.
+    - in distribution, out of distribution: over all images of the groups that have training images, and that have
+      none, pooled (Parchami-Araghi et al., ECCV 2024, section 4.2). Left out without `seen`, or without images.
+    - each group that has images here, by name.
+
+    Raises:
+        ValueError: no groups, or `seen` of another length; in `update` labels, groups or logits that do not fit.
+    """
+
+    full_state_update = False
+    hits: Tensor
+    images: Tensor
+
+    def __init__(self, groups: Sequence[str], seen: Sequence[int] | None = None):
+        super().__init__()
+        if not groups or (seen is not None and len(seen) != len(groups)):
+            raise ValueError(f"groups are {groups}, seen is {seen}; there must be a group at least, and a number each")
+        self.groups, self.seen = list(groups), None if seen is None else torch.as_tensor(seen).double()
+        self.add_state("hits", torch.zeros(len(groups), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(len(groups), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor, groups: Tensor) -> None:
+        """Add a batch: logits (B, C) float, labels (B, C) integer, one-hot, groups (B,) int64, indices of the names."""
+        if logits.ndim != 2 or labels.shape != logits.shape or not (labels.sum(1) == 1).all():
+            raise ValueError(f"logits is {kind(logits)}, labels {kind(labels)}; both must be (B, C), labels one-hot")
+        if groups.shape != logits.shape[:1] or not ((groups >= 0) & (groups < len(self.groups))).all():
+            raise ValueError(f"groups is {groups.tolist()}; each must be 0 to {len(self.groups) - 1}")
+        right = logits.argmax(1) == labels.argmax(1)
+        self.hits += torch.bincount(groups[right], minlength=len(self.groups))
+        self.images += torch.bincount(groups, minlength=len(self.groups))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The accuracies so far; empty before the first image."""
+        here = self.images > 0
+        if not here.any():
+            return {}
+        rate = self.hits.double() / self.images.clamp(min=1)
+        result = {"accuracy": self.hits.sum() / self.images.sum()}
+        result |= {"worst group": rate[here].min(), "mean of groups": rate[here].mean()}
+        if self.seen is not None:
+            seen = self.seen.to(rate.device)
+            if (weights := seen * here).any():
+                result["adjusted mean"] = (weights * rate).sum() / weights.sum()
+            for name, pool in (("in distribution", here & (seen > 0)), ("out of distribution", here & (seen == 0))):
+                if pool.any():
+                    result[name] = self.hits[pool].sum() / self.images[pool].sum()
+        return result | {name: rate[g] for g, name in enumerate(self.groups) if here[g]}

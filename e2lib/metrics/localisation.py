@@ -1,0 +1,164 @@
+"""Where attribution lies: values per pair of an image and a class, and torchmetrics that average them over pairs."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+def epg(maps: Tensor, masks: Tensor) -> Tensor:
+    """Energy pointing game, the share of positive attribution inside the mask: Σ(M·A⁺) / ΣA⁺ (Rao et al., ICCV 2023).
+
+    maps (B, K, H, W) float, masks (B, K, H, W) bool -> (B, K) in [0, 1]; 0 for a map without positive attribution.
+    """
+    positive = _positive(maps, masks=masks)
+    # The largest pixel is 1 and the sum at least that, except in a map without positive attribution.
+    return (positive * masks).sum((2, 3)) / positive.sum((2, 3)).clamp(min=1)
+
+
+def on_object_epg(maps: Tensor, boxes: Tensor, segments: Tensor) -> Tensor:
+    """The share of the positive attribution in the boxes M that is on the object S: Σ(S·M·A⁺) / Σ(M·A⁺) (Rao et al.).
+
+    maps (B, K, H, W) float, boxes and segments (B, K, H, W) bool -> (B, K) in [0, 1]; 0 where the boxes hold no
+    positive attribution. Segments outside the boxes do not count.
+    """
+    in_box = _positive(maps, boxes=boxes, segments=segments) * boxes
+    total = in_box.sum((2, 3))
+    return torch.where(total > 0, (in_box * segments).sum((2, 3)) / total, 0)
+
+
+def iou(maps: Tensor, masks: Tensor, threshold: float) -> Tensor:
+    """Intersection over union of the mask with the pixels where A⁺ / max A⁺ > threshold.
+
+    maps (B, K, H, W) float, masks (B, K, H, W) bool, threshold in [0, 1) (else ValueError) -> (B, K) in [0, 1]; 0 for a
+    map without positive attribution.
+
+    Notes:
+        The paper chooses the threshold on held-out data: see `IoUCurve`. A fixed 0.5 misleads at Input: so few pixels
+        reach half the maximum that the IoU is near 0 whatever the map shows.
+    """
+    return _ious(maps, masks, _increasing([threshold]))[..., 0]
+
+
+def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
+    """1 where the maximum of the map is inside the mask, else 0 (Zhang et al., IJCV 2018, without a tolerance margin).
+
+    maps (B, K, H, W) float, masks (B, K, H, W) bool -> (B, K). A map without positive attribution is a miss, and so is
+    a maximum that is reached outside the mask as well.
+    """
+    positive = _positive(maps, masks=masks)
+    return ((positive * masks).amax((2, 3)) > (positive * ~masks).amax((2, 3))).to(positive.dtype)
+
+
+def _ious(maps: Tensor, masks: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """`iou` at each of T increasing thresholds: (B, K, T)."""
+    positive = _positive(maps, masks=masks).flatten(2)
+    # A histogram per pair: pixels by how many thresholds they exceed, inside and outside the mask.
+    exceeded = torch.bucketize(positive, positive.new_tensor(thresholds))
+    shape = (*positive.shape[:2], len(thresholds) + 1, 2)
+    pair = torch.arange(shape[0] * shape[1], device=maps.device).view(*shape[:2], 1)
+    bins = ((pair * shape[2] + exceeded) * 2 + masks.flatten(2)).flatten()
+    counts = bins.bincount(minlength=pair.numel() * shape[2] * 2).view(shape)
+    above = counts.flip(2).cumsum(2).flip(2)[:, :, 1:]
+    return above[..., 1] / (above[..., 0] + masks.sum((2, 3))[..., None]).clamp(min=1)
+
+
+def _increasing(thresholds: Sequence[float]) -> list[float]:
+    for threshold in thresholds:
+        if not 0 <= threshold < 1:
+            raise ValueError(f"threshold is {threshold}; it must be in [0, 1), a fraction of the map's maximum")
+    return sorted(thresholds)
+
+
+def _positive(maps: Tensor, **masks: Tensor) -> Tensor:
+    """A⁺ / max A⁺, at least float32; zeros for a map without positive attribution. Checks the arguments."""
+    check_maps("maps", maps)
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool or mask.shape != maps.shape:
+            raise ValueError(f"{name} is {kind(mask)}; it must be torch.bool {tuple(maps.shape)}, the maps' shape")
+    positive = maps.to(torch.promote_types(maps.dtype, torch.float32)).clamp(min=0)
+    peak = positive.amax((2, 3), keepdim=True)
+    return positive / torch.where(peak > 0, peak, 1)
+
+
+def kind(x: Tensor) -> str:
+    """Type and shape of a tensor, for messages."""
+    return f"{x.dtype} {tuple(x.shape)}"
+
+
+def check_maps(name: str, maps: Tensor) -> None:
+    """Raises ValueError unless `maps` is a float tensor (B, K, H, W) without NaN and infinity."""
+    if maps.ndim != 4 or not maps.is_floating_point():
+        raise ValueError(f"{name} is {kind(maps)}; it must be a float tensor (B, K, H, W)")
+    if not maps.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinity; explain in float32 or bfloat16, not in float16")
+
+
+class Average(Metric):
+    """Mean of `function` over pairs of an image and a class, or over images, of all batches and processes.
+
+    Args:
+        function: of the maps and masks (B, K, H, W), as those above, or of what `update` is given by name. It returns
+            one value per pair, (B, K, *size), or per image, (B,).
+        name: what the function measures. Metrics of one MetricCollection need different ones: it takes those whose
+            states are equal after a batch for one and the same.
+        size: the shape of a value.
+    """
+
+    full_state_update = False
+    pairs: Tensor
+
+    def __init__(self, function: Callable[..., Tensor], name: str, size: Sequence[int] = ()):
+        super().__init__()
+        self.function, self.name = function, name
+        self.add_state(f"total {name}", torch.zeros(size), dist_reduce_fx="sum")
+        self.add_state("pairs", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, *inputs: Tensor, valid: Tensor | None = None, **named) -> None:
+        """Add a batch. Pairs count where `valid`, bool (B, K), says so; by default where all masks share a pixel.
+
+        Raises ValueError for `valid` of another shape or type, and for a value that is NaN or infinite.
+        """
+        values = self.function(*inputs, **named)
+        if values.ndim == 1:
+            valid = torch.ones_like(values, dtype=torch.bool)
+        elif valid is None:
+            valid = torch.stack(inputs[1:]).all(0).flatten(2).any(2)
+        if valid.dtype != torch.bool or valid.shape != values.shape[:2]:
+            raise ValueError(f"valid is {kind(valid)}; it must be torch.bool (B, K) = {tuple(values.shape[:2])}")
+        if not values[valid].isfinite().all():
+            raise ValueError(f"{self.name} is NaN or infinite")
+        getattr(self, f"total {self.name}").add_(values[valid].sum(0))
+        self.pairs += valid.sum()
+
+    def compute(self) -> Tensor:
+        """Mean of what has counted so far, 0 when there was nothing."""
+        return getattr(self, f"total {self.name}") / self.pairs.clamp(min=1)
+
+
+EPG = partial(Average, epg, "EPG")
+OnObjectEPG = partial(Average, on_object_epg, "on-object EPG")
+PointingGame = partial(Average, pointing_game, "pointing game")
+
+
+def IoU(threshold: float) -> Average:
+    """Mean `iou` at one threshold in [0, 1), taken from `IoUCurve` on validation data, or fixed."""
+    return Average(partial(iou, threshold=_increasing([threshold])[0]), f"IoU {threshold}")
+
+
+class IoUCurve(Average):
+    """Mean `iou` (T,) at each of T increasing thresholds, by default 0, 0.05, …, 0.95, in one pass over the data."""
+
+    def __init__(self, thresholds: Sequence[float] = tuple(t / 20 for t in range(20))):
+        increasing = _increasing(thresholds)
+        super().__init__(partial(_ious, thresholds=increasing), f"IoU {increasing}", (len(increasing),))
+        self.thresholds = increasing
+
+    def best_threshold(self) -> float:
+        """The threshold of the largest mean IoU, the lowest of equals. Raises ValueError when no pair was seen."""
+        if self.pairs == 0:
+            raise ValueError("no threshold can be chosen: no pair of an image and a class with a mask has been added")
+        means = self.compute().tolist()
+        return self.thresholds[means.index(max(means))]

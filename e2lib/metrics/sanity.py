@@ -1,0 +1,110 @@
+"""Sanity checks of explanations: do they depend on what the network learned, and move with the image?"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from e2lib.metrics.localisation import check_maps
+
+
+def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
+    """Spearman's correlation over the pixels of signed maps; equal pixels share their mean rank.
+
+    maps and others (B, K, H, W) float -> (B, K) in [-1, 1]; 0 where a map is constant.
+    """
+    if maps.shape != others.shape:
+        raise ValueError(f"maps has shape {tuple(maps.shape)} and others {tuple(others.shape)}; they must be equal")
+    centred = []
+    for name, m in (("maps", maps), ("others", others)):
+        check_maps(name, m)
+        flat = m.detach().flatten(2).contiguous()
+        ordered = flat.sort(-1).values
+        below, upto = torch.searchsorted(ordered, flat), torch.searchsorted(ordered, flat, right=True)
+        # Twice the distance of the mean rank from the middle rank: an integer, so exactly 0 for a constant map.
+        centred.append((below + upto - flat.shape[2]).float())
+    return F.cosine_similarity(*centred, dim=2).clamp(-1, 1)
+
+
+def shift_similarity(explain_fn: Callable[[Tensor], Tensor], images: Tensor, most: int = 16) -> Tensor:
+    """Do explanations move with the image? Cosine of those before and after a diagonal shift by 0 ... most pixels.
+
+    From the images (B, 3, H, W) windows of H - most by W - most pixels are cut, s pixels down and to the right. The
+    explanation of each, `explain_fn(window)` (B, K, H - most, W - most), is compared with that of the first window in
+    the pixels that both show: float (most + 1, B) in [-1, 1], 0 for a map that is zero there. A network that sees
+    patches of n pixels repeats itself every n (Parchami-Araghi et al., ECCV 2024, section 4).
+    Raises ValueError for `most` below 1, or images that leave no window with anything in common.
+    """
+    height, width = (side - most for side in images.shape[2:])
+    if most < 1 or min(height, width) <= most:
+        raise ValueError(f"most is {most}; it must be from 1 to less than half of the images' {images.shape[2:]}")
+    found, first = [], None
+    for s in tqdm(range(most + 1), desc="shifting", unit="pixel", leave=False):
+        maps = explain_fn(images[..., s : s + height, s : s + width]).detach()
+        if maps.ndim != 4 or maps.shape[2:] != (height, width):
+            raise ValueError(f"explain_fn returned {tuple(maps.shape)}; (B, K, {height}, {width}) is wanted")
+        first = maps if first is None else first
+        common = first[..., s:, s:].flatten(1), maps[..., : height - s, : width - s].flatten(1)
+        found.append(F.cosine_similarity(*(m / m.abs().amax(1, keepdim=True).clamp_min(1e-30) for m in common)))
+    return torch.stack(found)
+
+
+def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """Similarity of a model's maps to the maps of copies whose stages are randomised one after the other, last first.
+
+    Cascading randomisation, Adebayo et al., NeurIPS 2018: maps that stay similar do not show what the model learned.
+    The given model and the random number generators are left as they were.
+
+    Args:
+        model: with `depths` as from `models.build`, or with children that are registered in the order they run.
+        explain_fn: from a model to maps (B, K, H, W) of the same images and targets each time. They are compared as
+            given, signed or not. Every call sees the same random numbers of PyTorch.
+        seed: of the new weights.
+
+    Returns:
+        `rank_correlation` (B, K) with the maps of `model`: "none" (nothing is randomised), then named by the stage that
+        was added last: "logits" (all after the last depth), "Final" (all after Mid3), …, "Mid1" (everything).
+
+    Raises:
+        ValueError: a model without parameters; maps of wrong shape or dtype, or not finite.
+
+    Notes:
+        A parameter tensor is drawn anew from the normal distribution with its own mean and standard deviation, not from
+        its layer's initialiser: that works for every layer and no signal vanishes. Buffers and constant tensors stay.
+    """
+    randomised = copy.deepcopy(model)
+    stages = _stages(randomised)
+    if not stages:
+        raise ValueError(f"model {type(model).__name__} has no parameters to randomise")
+    generator = torch.Generator().manual_seed(seed)
+
+    def explained() -> Tensor:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            return explain_fn(randomised).detach()
+
+    original = explained()
+    similarity = {"none": rank_correlation(original, original)}
+    for stage, parameters in tqdm(stages.items(), desc="randomisation", delay=5, leave=False):
+        with torch.no_grad():
+            for p in parameters:
+                p.copy_(p.mean() + p.std(correction=0) * torch.randn(p.shape, generator=generator).to(p))
+        similarity[stage] = rank_correlation(original, explained())
+    return similarity
+
+
+def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parameters after each depth and up to the next, by the name of the upper one; last first, none empty."""
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    depths = getattr(model, "depths", None) or {name: name for name, _ in model.named_children()}
+    ends = sorted(
+        (max(i for name, i in order.items() if f"{name}.".startswith(f"{path}.")), depth)
+        for depth, path in depths.items()
+    )
+    stages: dict[str, list[nn.Parameter]] = {depth: [] for depth in ["logits", *(depth for _, depth in ends[::-1])]}
+    for name, parameter in model.named_parameters():
+        owner = order[name.rpartition(".")[0]]
+        stages[next((depth for end, depth in ends if owner <= end), "logits")].append(parameter)
+    return {depth: parameters for depth, parameters in stages.items() if parameters}
