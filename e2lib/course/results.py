@@ -1,0 +1,181 @@
+"""The numbers of runs: notebooks record them, a tidy table has each in a row, a report has means over seeds."""
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from e2lib.course import notebook
+from e2lib.disk import write as write_text
+
+NUMBERS = "application/vnd.e2lib.numbers+json"  # rows of numbers in a notebook's output
+COLUMNS = ("run", "notebook", "data", "model", "method", "setting", "seed", "selection rule", "metric", "value")
+COLUMNS += ("commit", "minutes", "device")
+KEYS = [name for name in COLUMNS if name not in ("metric", "value")]
+SOURCES = {"head": "method", "loss": "method", "chosen by": "selection rule", "chosen for": "selection rule"}
+SETTINGS = ("at", "boxes", "group labels", "images", "shots", "task")  # the other columns that are no metrics
+
+
+def record(table: pd.DataFrame, settings: Collection[str] = ()) -> None:
+    """Leave the numbers of a table in the notebook, unseen, for `recorded`: a row a setting, metrics in per cent.
+
+    Its columns are notebook, data, model, seed, method (head or loss), `SETTINGS` and more that `settings` names, and
+    metrics; and split, where a row is not of test images: "validation". ValueError for a metric that is no number.
+    """
+    from IPython.display import display
+
+    known = {*KEYS, *SOURCES, *SETTINGS, *settings, "split", "F1 kept"}
+    for name in (name for name in table if name not in known):
+        try:
+            pd.to_numeric(table[name])
+        except (ValueError, TypeError):
+            raise ValueError(
+                f"column {name!r} holds no numbers; if it is no metric, record(…, settings=[{name!r}])"
+            ) from None
+    content = json.loads(table.to_json(orient="split", index=False)) | {"settings": [*settings]}
+    display({"text/plain": f"({len(table)} rows of numbers for make results)", NUMBERS: content}, raw=True)
+
+
+def recorded(path: Path, split: str = "test") -> tuple[list[dict[str, Any]], set[str]]:
+    """The rows of test or validation images that `record` left in an executed notebook, and its further settings.
+
+    ValueError if there are no rows of any kind.
+    """
+    outputs = [output.get("data", {}) for cell in notebook.read(path).cells for output in cell.get("outputs", [])]
+    tables = [data[NUMBERS] for data in outputs if NUMBERS in data]
+    if not (rows := [dict(zip(t["columns"], row, strict=True)) for t in tables for row in t["data"]]):
+        raise ValueError(f"{path} holds no numbers: one of its cells has to call results.record")
+    settings = {name for t in tables for name in t.get("settings", [])}
+    return [row for row in rows if (row.pop("split", None) or "test") == split], settings
+
+
+def tidy(rows: pd.DataFrame, settings: Collection[str] = ()) -> pd.DataFrame:
+    """A row for each number, in `COLUMNS`, of rows as `recorded` gives them, with run, minutes, device and commit.
+
+    Metrics are in per cent, but for "λ", "epoch", "seconds …" and "F1 kept" (1 or 0). What else tells a row from others
+    is in "setting", as `name=value; name=value`. ValueError for a text that would make this ambiguous.
+    """
+    return pd.DataFrame(_cells(rows, {*SETTINGS, *settings}), columns=list(COLUMNS))
+
+
+def _cells(rows: pd.DataFrame, settings: Collection[str]) -> Iterator[dict[str, Any]]:
+    others = [name for name in rows if name not in {*KEYS, *SOURCES, "F1 kept"}]
+    for row in rows.to_dict("records"):
+        row = {name: value for name, value in row.items() if pd.notna(value)}
+        about = {name: row.get(name, "") for name in KEYS} | {"selection rule": _rule(row)}
+        about["method"] = row.get("head", row.get("loss", ""))
+        about["setting"] = "; ".join(_setting(name, row[name]) for name in others if name in settings and name in row)
+        if "F1 kept" in row:
+            row["F1 kept"] = float(row["F1 kept"] == "yes")
+        for metric in (name for name in (*others, "F1 kept") if name in row and name not in settings):
+            yield about | {"metric": metric, "value": row[metric]}
+
+
+def _rule(row: dict[str, Any]) -> str:
+    """How epoch, and λ where there are several, were chosen."""
+    if "λ" in row:  # with the epoch, on the front of a Pareto archive
+        return f"{row.get('chosen for', 'EPG')} of validation images, F1 kept"
+    return row.get("chosen by", "last epoch")
+
+
+def _setting(name: str, value: Any) -> str:
+    text = f"{name}={int(value) if isinstance(value, float) and value.is_integer() else value}"
+    if ";" in text or text.count("=") > 1:
+        raise ValueError(f"{name}: {value!r} holds '=' or ';', which separate settings")
+    return text
+
+
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each setting and seed, with a column for each metric, of a tidy table.
+
+    ValueError where two numbers are told apart by nothing.
+    """
+    rows: dict[tuple, dict[str, float]] = {}
+    columns = [
+        *(table[name].astype(object).fillna("") for name in KEYS),
+        table.metric,
+        table.value,
+    ]  # NaN equals nothing
+    for *key, metric, value in zip(*columns, strict=True):
+        metrics = rows.setdefault(tuple(key), {})
+        if metric in metrics:
+            raise ValueError(f"{metric} is there twice for {dict(zip(KEYS, key, strict=True))}")
+        metrics[metric] = value
+    found = []
+    for key, metrics in rows.items():
+        about = dict(zip(KEYS, key, strict=True))
+        pairs = [part.split("=") for part in about.pop("setting").split("; ") if part]
+        found.append(about | {name: float(text) if text.isdigit() else text for name, text in pairs} | metrics)
+    return pd.DataFrame(found)
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """The tidy table in a file that `write` wrote; ValueError for another one."""
+    texts = dict.fromkeys(("run", "notebook", "commit", "setting", "method"), str)
+    table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values={"value": [""], "minutes": [""]})
+    if [*table] != [*COLUMNS]:
+        raise ValueError(f"{path} has the columns {', '.join(table)}; a table of results has {', '.join(COLUMNS)}")
+    return table
+
+
+def write(path: Path, table: pd.DataFrame) -> Path:
+    """Replace the file in one step; six digits of each number."""
+    write_text(path, table.to_csv(index=False, float_format="%.6g"))
+    return path
+
+
+def report(table: pd.DataFrame) -> str:
+    """A tidy table as Markdown: means ± standard deviations over seeds, a table a run."""
+    settings = ["data", "model", "images", "task", "method", "selection rule", "group labels", "at", "boxes"]
+    metrics = ["worst group", "accuracy", "out of distribution"]
+    metrics = [part for name in metrics for part in (name, f"gain, {name}")]
+    metrics += [f"gain over KD, {name}" for name in ("accuracy", "out of distribution")]
+    alike = ["agreement", "agreement, out of distribution"]
+    metrics += [part for name in alike for part in (name, f"gain over KD, {name}")]
+    metrics += ["F1", "Δ F1", "EPG", "Δ EPG", "way", "of all boxes' gain", "IoU", "Δ IoU", "on-object EPG"]
+    metrics += ["F1 without context", "Δ F1 without context"]
+    text = (
+        "# Results\n\nWritten by `make results`, as is results.csv (more metrics). In per cent, on test images; "
+        "λ and epoch are chosen on validation images, as the selection rule says; from 07 on λ is what the notebook "
+        "says. ± is the standard deviation over seeds, of training and of what "
+        "it sees; the test images are always the same. Δ is the difference to the baseline of the same seed, which is "
+        "trained for as many epochs at λ = 0 (so is *gain*; *gain over KD*: to plain distillation of the same seed), "
+        "*way* the part of the way from the baseline's EPG to the "
+        "ceiling, *F1 kept* the seeds whose choice kept the baseline's F1 on "
+        "validation images up to one point, *agreement* the share of images on which a student has its teacher's top "
+        "class. The runs are described in sweeps/results.yaml; those of different revisions are marked.\n"
+    )
+    for run, part in wide(table).groupby("run", sort=False):
+        part = part.replace("", float("nan")).dropna(axis=1, how="all")
+        names = [name for name in settings if name in part]
+        numbers = part[[name for name in metrics if name in part]]
+        keys = [part[name].fillna("") for name in names]
+        choices = [name for name in ("λ", "F1 kept") if name in part]
+        groups, parts = numbers.groupby(keys, sort=False), part.groupby(keys)
+        means, deviations = groups.mean(), groups.std()
+        seeds = sorted(part.seed.unique())
+        commits = sorted({*part.commit.dropna().astype(str)}) if "commit" in part else []
+        mixed = (
+            f" Of several revisions: {', '.join(commits)}."
+            if len(commits) > 1
+            else f" Revision {commits[0]}."
+            if commits
+            else ""
+        )
+        text += f"\n## {run}\n\nSeeds: {', '.join(map(str, seeds))}.{mixed}\n\n"
+        text += f"| {' | '.join([*names, *choices, *numbers])} |\n"
+        text += f"|{'---|' * (len(names) + len(choices) + len(numbers.columns))}\n"
+        for setting, mean in means.iterrows():
+            deviation = deviations.loc[setting]
+            cells = [f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|") for value in setting]
+            if choices:
+                of = parts.get_group(setting)
+                cells.append(", ".join(f"{value:g}" for value in sorted(set(of["λ"]))))
+                cells.append(f"{of['F1 kept'].eq(1).sum()} of {len(of)}")
+            # + 0.0 takes the sign from a mean that is rounded to zero.
+            pairs = [(round(m, 1) + 0.0, d) for m, d in zip(mean, deviation, strict=True)]
+            cells += ["" if m != m else f"{m:.1f}" if d != d else f"{m:.1f} ± {d:.1f}" for m, d in pairs]
+            text += f"| {' | '.join(cells)} |\n"
+    return text
