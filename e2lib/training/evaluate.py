@@ -102,7 +102,7 @@ def evaluate(
                 masks = batch.class_masks(present)
                 boxed = masks.flatten(2).any(2)
                 for metric in where.values():
-                    metric.update(maps, ~masks if outside else masks, boxed)
+                    metric.update(maps, ~masks if outside else masks, valid=boxed)
                 if batch.masks is not None:
                     on_object.update(maps, masks, batch.class_masks(present, segmentation=True))
             else:
