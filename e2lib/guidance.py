@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from e2lib.attribution import TRAINABLE, against_others, explain, grid_size, modes_restored
+from e2lib.attribution import against_others, explain, grid_size, modes_restored, trainable
 from e2lib.datasets import Batch, collate
 from e2lib.metrics import EPG
 
@@ -126,8 +126,8 @@ class Guide:
             object.__setattr__(self, name, float(getattr(self, name)))
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}; it must be one of {', '.join(LOSSES)}")
-        if self.method not in TRAINABLE:
-            raise ValueError(f"method is {self.method!r}; one can train through {', '.join(TRAINABLE)}")
+        if self.method not in trainable():
+            raise ValueError(f"method is {self.method!r}; one can train through {', '.join(trainable())}")
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight is {self.weight}; it must be 0 or more")
         if not 0 < self.fraction <= 1:

@@ -30,7 +30,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from e2lib import figures, training
-from e2lib.attribution import CAPTUM, METHODS, explain
+from e2lib.attribution import METHODS, explain
 from e2lib.boxes import box_mask
 from e2lib.datasets import Sample, Scenes, collate
 from e2lib.datasets.scenes import HOMES
@@ -537,7 +537,7 @@ class Explanations(Panel):
 
     def _choose_depth(self) -> None:
         """Methods of the input are shown there."""
-        self.at.disabled = self.method.value in CAPTUM
+        self.at.disabled = METHODS[self.method.value].of_score
         if self.at.disabled:
             self.at.value = "Input"
 

@@ -3,5 +3,17 @@
 from e2lib.models.build import ARCHITECTURES, Model, build
 from e2lib.models.split import Head, split
 from e2lib.models.weights import head_prefixes, save, weights_key
+from e2lib.models.wrap import Wrapped, wrap
 
-__all__ = ["ARCHITECTURES", "Head", "Model", "build", "head_prefixes", "save", "split", "weights_key"]
+__all__ = [
+    "ARCHITECTURES",
+    "Head",
+    "Model",
+    "Wrapped",
+    "build",
+    "head_prefixes",
+    "save",
+    "split",
+    "weights_key",
+    "wrap",
+]

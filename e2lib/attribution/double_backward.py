@@ -1,0 +1,288 @@
+"""Exact gradients of explanations, and fast ones: the forms in which a network is differentiated twice.
+
+A map is made of gradients, so a loss on maps needs second derivatives. torch has them for most of what networks are
+made of, but some are slow, one is missing, and one first derivative is wrong. `Exact` puts other forms in their place
+while a network runs. The network computes the same function, and its modules stay as they are.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+_NORMS = {F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm}
+
+
+class Exact(TorchFunctionMode):
+    """While active, gradients of what a network computes are exact, and explanations can be trained through.
+
+    Always: batch and instance norm have the right gradient for one image. torch's own backward pass on a CPU reads
+    such a batch in the wrong memory format where a `flatten` and a `transpose` follow the norm.
+
+    After the explained layer (`found`), where the maps are trained through (`twice`): convolution, batch norm and relu
+    have fast second derivatives. torch's own convolves with kernels as large as the images, group by group, and takes
+    batch norm for one in train mode. Hardsigmoid and attention get forms that have a second derivative at all.
+
+    Dynamic weights of a B-cos network (`dynamic`): its modules detach exactly the factors of their dynamic weights
+    while they are in explanation mode. Here `.detach()` only marks these factors, and what is computed from them alone.
+    A gate stands where they meet anything else. It is closed within `gradients`.
+    """
+
+    def __init__(self, twice: bool = False, dynamic: bool = False):
+        super().__init__()
+        self.twice, self.dynamic = twice, dynamic
+        self.found = self.closed = False
+        self.start = None  # of the graph behind the explained layer, where the explanation alone wants its gradient
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.dynamic and self.twice:
+            if function is torch.Tensor.detach:
+                _refuse_checkpoints()
+                return self._mark(_Gate.apply(args[0], self))
+            marked = [self._marked(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.requires_grad]
+            if marked and all(marked):
+                return self._mark(function(*args, **kwargs))
+            if any(marked):
+                args, kwargs = tree_map(lambda x: _Gate.apply(x, self) if self._marked(x) else x, (args, kwargs))
+        if self.found and self.twice and function in _FORMS:
+            _refuse_checkpoints()
+            return _FORMS[function](self, *args, **kwargs)
+        return _norm(function, *args, **kwargs) if function in _NORMS else function(*args, **kwargs)
+
+    def _mark(self, result):
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                x.dynamic_weight = True
+        return result
+
+    def _marked(self, x) -> bool:
+        return isinstance(x, Tensor) and x.requires_grad and hasattr(x, "dynamic_weight")
+
+    def gradients(self, logits: Tensor, layer: Tensor, weights: Tensor, create_graph: bool) -> list[Tensor]:
+        """Gradients (like layer), one per target, of the scores Σ_c weights (B, K, C) · logits (B, C)."""
+        self.closed = True
+        try:
+            last = weights.shape[1] - 1
+            return [
+                torch.autograd.grad(
+                    (logits * weights[:, k]).sum(),
+                    layer,
+                    create_graph=create_graph,
+                    retain_graph=create_graph or k < last,
+                )[0]
+                for k in range(last + 1)
+            ]
+        finally:
+            self.closed = False
+
+
+def _refuse_checkpoints() -> None:
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint":
+        raise ValueError(
+            "create_graph=True: gradient checkpointing runs layers again that the explanation is differentiated "
+            "through, which then saves no memory; checkpoint only what comes before the explained layer, none of a "
+            "B-cos network, or switch it off (timm: set_grad_checkpointing(False))"
+        )
+
+
+def _conv2d(mode: Exact, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+    if input.ndim != 4 or isinstance(padding, str):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    first = mode.start is not None and input.grad_fn is mode.start
+    if torch.is_autocast_enabled(input.device.type):
+        low = torch.get_autocast_dtype(input.device.type)
+        input, weight, bias = input.to(low), weight.to(low), None if bias is None else bias.to(low)
+    where = *(list(_pair(v)) for v in (stride, padding, dilation)), False, [0, 0], groups
+    weights = _Weights.apply(weight, bias, [input], where)
+    return _Convolution.apply(input, weight, bias, weights, where, mode if first else None)
+
+
+def _batch_norm(
+    mode: Exact, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Tensor:
+    if training or any(x is not None and not x.is_leaf for x in (weight, bias)):
+        return _norm(F.batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
+    scale = (running_var + eps).rsqrt() if weight is None else (running_var + eps).rsqrt() * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    return _BatchNorm.apply(input, scale, shift, mode)
+
+
+def _norm(function, input: Tensor, *args, **kwargs) -> Tensor:
+    """A norm of torch's whose backward pass is given the gradient in the memory format that it takes it to be in."""
+    result = function(input, *args, **kwargs)
+    if len(input) == 1 and result.requires_grad:
+        layout = torch.contiguous_format if function in (F.instance_norm, torch.instance_norm) else _layout(input)
+        result.register_hook(lambda grad: grad.contiguous(memory_format=layout))
+    return result
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _relu(mode: Exact, input: Tensor, inplace: bool = False) -> Tensor:
+    return _ReLU.apply(input, inplace)
+
+
+def _hardsigmoid(mode: Exact, input: Tensor, inplace: bool = False) -> Tensor:
+    result = F.relu6(input + 3) / 6
+    return input.copy_(result) if inplace else result
+
+
+def _unfused(attention, mode: Exact, *args, **kwargs):
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        return attention(*args, **kwargs)
+
+
+_FORMS = {
+    F.conv2d: _conv2d,
+    F.batch_norm: _batch_norm,
+    F.relu: _relu,
+    F.hardsigmoid: _hardsigmoid,
+    F.scaled_dot_product_attention: partial(_unfused, F.scaled_dot_product_attention),
+    F.multi_head_attention_forward: partial(_unfused, F.multi_head_attention_forward),
+}
+
+
+class _Gate(torch.autograd.Function):
+    """Identity; its backward passes the gradient on unless an explanation's backward pass runs."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, switch: Exact) -> Tensor:
+        ctx.switch = switch
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None]:
+        return (None if ctx.switch.closed else grad), None
+
+
+class _Convolution(torch.autograd.Function):
+    """conv2d; the gradient for the weights goes by way of `weights`, so that it is only computed where it is wanted."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, weights: Tensor, where: tuple, switch) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.where, ctx.switch = where, switch
+        return torch.convolution(x, weight, bias, *where)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        wanted = ctx.switch is None or ctx.switch.closed
+        return _Transposed.apply(grad, weight, [x], ctx.where) if wanted else None, None, None, grad, None, None
+
+
+class _Weights(torch.autograd.Function):
+    """Zeros, like the result of the convolution, whose gradient is that for its weights."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, bias: Tensor | None, x: list[Tensor], where: tuple) -> Tensor:
+        ctx.save_for_backward(x[0], weight)
+        ctx.where, ctx.sizes = where, None if bias is None else [len(bias)]
+        geometry = zip(x[0].shape[2:], weight.shape[2:], *where[:3], strict=True)
+        size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
+        return weight.new_zeros(()).expand(len(x[0]), len(weight), *size)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        mask = [False, True, ctx.sizes is not None]
+        _, weight, bias = torch.ops.aten.convolution_backward(grad, *ctx.saved_tensors, ctx.sizes, *ctx.where, mask)
+        return weight, bias, None, None
+
+
+class _Transposed(torch.autograd.Function):
+    """The gradient of conv2d for its input."""
+
+    @staticmethod
+    def forward(ctx, grad: Tensor, weight: Tensor, x: list[Tensor], where: tuple) -> Tensor:
+        ctx.save_for_backward(grad, weight)
+        ctx.where = where
+        return torch.ops.aten.convolution_backward(grad, x[0], weight, None, *where, [True, False, False])[0]
+
+    @staticmethod
+    def backward(ctx, x: Tensor):
+        grad, weight = ctx.saved_tensors
+        weights = None
+        if ctx.needs_input_grad[1]:
+            mask = [False, True, False]
+            weights = torch.ops.aten.convolution_backward(grad, x, weight, None, *ctx.where, mask)[1]
+        return torch.convolution(x, weight, None, *ctx.where), weights, None, None
+
+
+class _BatchNorm(torch.autograd.Function):
+    """x · scale + shift in each channel; no explanation depends on these by way of anything but x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, shift: Tensor, switch: Exact) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.switch = switch
+        return _normalise(x, scale, shift)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, scale = ctx.saved_tensors
+        if ctx.switch.closed:
+            return _Scaled.apply(grad, scale), None, None, None
+        return *_normalise_backward(grad, x, scale, ctx.needs_input_grad[:3]), None
+
+
+class _Scaled(torch.autograd.Function):
+    """x · scale in each channel."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        return _normalise(x, scale, torch.zeros_like(scale))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, scale = ctx.saved_tensors
+        return _normalise_backward(grad, x, scale, [*ctx.needs_input_grad, False])[:2]
+
+
+def _normalise(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+    return torch.batch_norm(x, scale, shift, zero, one, False, 0.0, 0.0, True)
+
+
+def _normalise_backward(grad: Tensor, x: Tensor, scale: Tensor, mask) -> tuple:
+    zero, one, grad = torch.zeros_like(scale), torch.ones_like(scale), grad.contiguous(memory_format=_layout(x))
+    return torch.ops.aten.native_batch_norm_backward(grad, x, scale, zero, one, None, None, False, 0.0, list(mask))
+
+
+class _ReLU(torch.autograd.Function):
+    """relu; its derivative has none."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, inplace: bool) -> Tensor:
+        result = x.clamp_min_(0) if inplace else x.clamp_min(0)
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _Where.apply(grad, *ctx.saved_tensors), None
+
+
+class _Where(torch.autograd.Function):
+    """x where `positive` is, zero elsewhere."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, positive: Tensor) -> Tensor:
+        ctx.save_for_backward(positive)
+        return torch.ops.aten.threshold_backward(x, positive, 0)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _Where.apply(grad, *ctx.saved_tensors), None

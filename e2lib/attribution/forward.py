@@ -1,0 +1,211 @@
+"""One forward pass that hands out a layer, and what is read of a network besides its logits.
+
+A network maps images (B, 3, H, W) to logits (B, C). It may have `depths` {name: module path, "" for the input},
+`prefix_tokens`, `reshape` and `image_size`; `models.wrap` gives them to any network. DataParallel,
+DistributedDataParallel and AveragedModel count as the network inside.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from e2lib.attribution.double_backward import Exact
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The network inside wrappers that call theirs `module`: DataParallel, DistributedDataParallel, AveragedModel."""
+    while not hasattr(model, "depths") and isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model
+
+
+def module_at(model: nn.Module, at: str) -> nn.Module:
+    """The module whose output is the layer `at`, a name of `depths` or a module path; the network itself at its input.
+
+    Raises:
+        ValueError: no such depth and no such module.
+    """
+    net = bare(model)
+    try:
+        return net.get_submodule(_path(net, at))
+    except AttributeError:
+        known = ", ".join(_depths(net))
+        cure = (
+            "" if hasattr(net, "depths") else '; models.wrap(net, depths={"Final": "layer4"}) gives depths their names'
+        )
+        raise ValueError(
+            f"at is {at!r}; it must be one of {known}, or the path of a module of the network{cure}"
+        ) from None
+
+
+def is_input(model: nn.Module, at: str) -> bool:
+    """Whether the layer `at` is the image as the network sees it."""
+    net = bare(model)
+    return _path(net, at) in ("", _depths(net).get("Input"))
+
+
+def _depths(net: nn.Module) -> dict[str, str]:
+    return getattr(net, "depths", {"Input": ""})
+
+
+def _path(net: nn.Module, at: str) -> str:
+    return _depths(net).get(at, at)
+
+
+def logits_of(output) -> Tensor:
+    """Logits (B, C) in the output of a network: a tensor, its `.logits` or ["logits"], or the first of a tuple.
+
+    Raises:
+        ValueError: none of these, or another shape.
+    """
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    elif isinstance(getattr(output, "logits", None), Tensor):
+        output = output.logits
+    elif isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
+        raise ValueError(
+            f"the network's output has {found}; logits (B, C) are wanted: "
+            "models.wrap(net, logits=lambda net, images: ...) says how to get them"
+        )
+    return output
+
+
+@contextmanager
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Put each module of `model` back into its mode, train or eval, at the end, also after an exception."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def explaining(
+    model: nn.Module, dynamic: bool = False, create_graph: bool = False, keep_modes: bool = False
+) -> Iterator[Exact]:
+    """Eval mode, gradients on and exact, B-cos networks explaining if `dynamic`; all restored at the end.
+
+    Raises:
+        ValueError: `dynamic` for a network that is not B-cos.
+    """
+    detachable = {m: m.detach for m in model.modules() if hasattr(m, "set_explanation_mode") and hasattr(m, "detach")}
+    if dynamic and not detachable:
+        name = getattr(bare(model), "name", type(bare(model)).__name__)
+        raise ValueError(f"method 'bcos' explains B-cos networks; {name!r} is none")
+    mode = Exact(create_graph, dynamic)
+    try:
+        for module in detachable:
+            module.detach = dynamic
+        with ExitStack() as stack:
+            stack.enter_context(modes_restored(model))
+            if not keep_modes:
+                model.eval()
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(mode)
+            yield mode
+    finally:
+        for module, detach in detachable.items():
+            module.detach = detach
+        for buffer in model.buffers():  # B-cos norms update theirs with `.detach()`, which only marks: it would keep
+            if buffer.grad_fn is not None:  # the graph of every step so far
+                buffer.detach_()
+
+
+def outside_inference(x):
+    """A tensor or network that was made in `torch.inference_mode` as one that gradients can go through."""
+    if isinstance(x, Tensor):
+        return x.clone() if x.is_inference() else x
+    return copy.deepcopy(x) if any(t.is_inference() for t in (*x.parameters(), *x.buffers())) else x
+
+
+def forward(
+    model: nn.Module, images: Tensor, at: str, mode: Exact, replace: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) and the activations of the layer `at`, which are `replace` instead where it is given."""
+    module, net = module_at(model, at), bare(model)
+    found, mode.found = [], False
+
+    def catch(module, inputs, output=None):
+        outputs = output if module is not net else inputs
+        layer = outputs[0] if isinstance(outputs, tuple) and outputs else outputs
+        _check_layer(layer, net, images, at)
+        layer = layer if replace is None else replace
+        found.append(layer if layer.requires_grad else layer.clone().requires_grad_())
+        passed = found[-1].clone()  # a clone: the network may go on in place without changing what was caught
+        mode.found, mode.start = True, None if layer.requires_grad else passed.grad_fn
+        return (passed, *outputs[1:]) if isinstance(outputs, tuple) else passed
+
+    before = module is net
+    handle = module.register_forward_pre_hook(catch) if before else module.register_forward_hook(catch)
+    try:
+        logits = logits_of((net if isinstance(model, nn.DataParallel) else model)(images))
+    finally:
+        handle.remove()
+    if len(found) != 1:
+        raise ValueError(
+            f"at={at!r}: module {_path(net, at)!r} runs {len(found)} times in a forward pass; it must run once "
+            "(gradient checkpointing may run the modules inside it instead)"
+        )
+    return logits, found[0]
+
+
+def _check_layer(layer, net: nn.Module, images: Tensor, at: str) -> None:
+    what = f"at={at!r}: the output of module {_path(net, at)!r}"
+    if not isinstance(layer, Tensor) or layer.ndim not in (3, 4):
+        raise ValueError(f"{what} is no (B, C, h, w) or (B, N, C) tensor")
+    last = layer.ndim == 4 and not _fits(images, *layer.shape[2:]) and _fits(images, *layer.shape[1:3])
+    if last and getattr(net, "reshape", None) is None:
+        raise ValueError(
+            f"{what} has shape {tuple(layer.shape)}, channels last; (B, C, h, w) or (B, N, C) is wanted: "
+            "models.wrap(net, reshape=lambda a: a.permute(0, 3, 1, 2))"
+        )
+
+
+def _fits(images: Tensor, h: int, w: int) -> bool:
+    """Whether (h, w) can be the grid of a layer: no larger than the images, their aspect up to rounding."""
+    height, width = images.shape[2:]
+    return h <= height and w <= width and abs(h * width - w * height) <= height + width
+
+
+def as_grid(layer: Tensor, model: nn.Module, images: Tensor) -> Tensor:
+    """A layer on its grid (B, C, h, w): by the network's `reshape`, or patch tokens (B, N, C) row by row.
+
+    Feature maps (B, C, h, w) pass through where there is no `reshape`. Not for the input.
+
+    Raises:
+        ValueError: tokens that do not fill a grid of the images' aspect.
+    """
+    net = bare(model)
+    if getattr(net, "reshape", None) is not None:
+        grid = net.reshape(layer)
+        if grid.ndim != 4 or len(grid) != len(layer):
+            raise ValueError(f"reshape made {tuple(grid.shape)} of {tuple(layer.shape)}; (B, C, h, w) is wanted")
+        return grid
+    if layer.ndim == 4:
+        return layer
+    prefix, (height, width) = getattr(net, "prefix_tokens", 0), images.shape[2:]
+    count = layer.shape[1] - prefix
+    h = max(round((count * height / width) ** 0.5), 1)
+    w = count // h
+    if h * w != count or abs(h * width - w * height) >= max(height, width):
+        raise ValueError(
+            f"{count} tokens (and {prefix} before them) fill no grid of {height} x {width} images; "
+            "models.wrap(net, prefix_tokens=1) leaves out a class token, reshape=function does any other way"
+        )
+    return layer[:, prefix:].transpose(1, 2).unflatten(2, (h, w))  # (B, C, N) -> (B, C, h, w)
+
+
+def grid_size(model: nn.Module, images: Tensor, at: str) -> tuple[int, int]:
+    """Height and width of the activations at depth `at` for `images` (B, 3, H, W): of the maps before resizing."""
+    with explaining(model) as mode:
+        layer = forward(model, images, at, mode)[1]
+        return tuple((layer if is_input(model, at) else as_grid(layer, model, images)).shape[2:])

@@ -1,0 +1,70 @@
+"""Any network, as `explain`, `Guide`, `Distill` and `evaluate` read it."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from e2lib.attribution.forward import logits_of
+
+
+class Wrapped(nn.Module):
+    """A network with the names of its layers; made by `wrap`.
+
+    Attributes:
+        net: the network inside, whose parameters these are.
+        depths: depth -> path of the module whose output is that layer, "Input" among them.
+        prefix_tokens, reshape: as for `wrap`.
+    """
+
+    def __init__(self, net, depths, prefix_tokens, reshape, logits):
+        super().__init__()
+        self.net, self.depths, self.prefix_tokens, self.reshape, self.logits = (
+            net,
+            depths,
+            prefix_tokens,
+            reshape,
+            logits,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return logits_of(self.net(images) if self.logits is None else self.logits(self.net, images))
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at a path of the network inside, or of this one."""
+        try:
+            return super().get_submodule(target)
+        except AttributeError:
+            return self.net.get_submodule(target)
+
+
+def wrap(
+    net: nn.Module,
+    depths: Mapping[str, str] | None = None,
+    prefix_tokens: int = 0,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+    logits: Callable[[nn.Module, Tensor], Tensor] | None = None,
+) -> Wrapped:
+    """Give any network what `explain`, `Guide`, `Distill` and `evaluate` read of it.
+
+    The wrapped network shares the parameters of `net`: training one trains the other.
+
+    Args:
+        net: a network that takes images (B, 3, H, W).
+        depths: {name: path of a module of `net`}, for example {"Final": "layer4"}. "Input" is the image as `net` is
+            given it, or the output of a normalising module where a path says so.
+        prefix_tokens: tokens before the patch tokens in outputs (B, N, C); 1 for a class token.
+        reshape: from a layer's output to (B, C, h, w), where it is neither that nor patch tokens row by row; for
+            channels last, `lambda a: a.permute(0, 3, 1, 2)`. It is used at every layer but the input.
+        logits: (net, images) -> logits (B, C), where net(images) is not plainly that: a second input, a text encoder,
+            a segmentation. Else a tensor, `.logits`, ["logits"] and the first of a tuple are understood.
+
+    Raises:
+        ValueError: a path that `net` has no module at.
+    """
+    depths = {"Input": ""} | dict(depths or {})
+    modules = dict(net.named_modules())
+    for name, path in depths.items():
+        if path not in modules:
+            raise ValueError(f"depths: {name!r} is {path!r}; the network has no module at this path")
+    depths = {name: path and f"net.{path}" for name, path in depths.items()}
+    return Wrapped(net, depths, prefix_tokens, reshape, logits)
