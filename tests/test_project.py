@@ -10,11 +10,13 @@ import tomllib
 from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
+from packaging.requirements import Requirement
 
-from e2lib.course import runs
+import e2lib
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -32,12 +34,25 @@ def load(path: str) -> dict:
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#")
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-REQUIRED = [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
+EXTRAS = PROJECT["optional-dependencies"]
+HOMES = packages_distributions()  # module -> the packages that bring it
+REQUIRED = {plain(name) for name in (*PROJECT["dependencies"], *sum(EXTRAS.values(), []))} - {"e2lib"}
 
 
-@pytest.mark.parametrize("requirement", REQUIRED)
-def test_each_requirement_is_pinned(requirement):
-    assert plain(requirement) in map(plain, PINS)
+def test_each_requirement_and_what_it_brings_is_pinned():
+    waiting, brought = set(REQUIRED), set()
+    while waiting:
+        brought |= (found := waiting)
+        installed = [package for package in distributions() if plain(package.name) in found]
+        needed = {Requirement(text) for package in installed for text in package.requires or []}
+        waiting = {plain(r.name) for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})} - brought
+    assert not brought - set(map(plain, PINS))
+
+
+def test_the_library_needs_few_packages():
+    needs = {plain(name) for name in PROJECT["dependencies"]}
+    assert len(needs) <= 12
+    assert not needs & {"captum", "ipython", "jupyterlab", "pandas", "papermill", "pycocotools", "seaborn", "snakemake"}
 
 
 def test_torch_and_torchvision_belong_together():
@@ -50,21 +65,46 @@ def test_each_pin_installs_on_the_oldest_python():
         assert not re.search(r">=?\s*3\.(11\.[1-9]|1[2-9])", needs), f"{package.name} needs Python {needs}"
 
 
-def test_whatever_is_imported_is_required():
-    declared = {plain(name) for name in REQUIRED}
-    known = sys.stdlib_module_names | {"e2lib", "tests"}
-    homes = packages_distributions()
-    sources = {path: path.read_text() for top in ("e2lib", "tests", "data") for path in (ROOT / top).rglob("*.py")}
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        cells = [TransformerManager().transform_cell(cell.source) for cell in runs.code_cells(runs.read(path))]
-        sources[path] = "\n".join(cells)
-    for path, source in sources.items():
-        for node in ast.walk(ast.parse(source)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and not node.level:
-                names = [node.module]
-            for module in {name.split(".")[0] for name in names} - known:
-                assert declared & {plain(home) for home in homes.get(module, [module])}, f"{path} imports {module}"
+def imported(source: str, in_functions: bool = True) -> set[str]:
+    """The packages from outside that a source imports; without `in_functions` those that it imports when loaded."""
+    found = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not in_functions:
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(source))
+    return found - sys.stdlib_module_names - {"e2lib", "tests"}
+
+
+def missing(modules: set[str], declared: set[str]) -> set[str]:
+    """Those modules that no declared package brings."""
+    return {module for module in modules if not declared & {plain(home) for home in HOMES.get(module, [module])}}
+
+
+@pytest.mark.parametrize("top", ["e2lib", "tests", "data", "notebooks"])
+def test_whatever_is_imported_is_required(top):
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / top).rglob("*.py")}
+    for path in (ROOT / top).glob("*.ipynb"):
+        cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        sources[path] = "\n".join(map(TransformerManager().transform_cell, cells))
+    assert not {path: found for path in sources if (found := missing(imported(sources[path]), REQUIRED))}
+
+
+def test_the_library_imports_what_pip_installs_with_it_and_extras_only_where_they_are_used():
+    needs = {plain(name) for name in PROJECT["dependencies"]}
+    library = [path for path in (ROOT / "e2lib").rglob("*.py") if "course" not in path.parts]
+    wrong = {path: missing(imported(path.read_text(encoding="utf-8"), in_functions=False), needs) for path in library}
+    assert not {path: names for path, names in wrong.items() if names}
+    course = needs | {plain(name) for extra in ("course", "captum", "coco", "weights") for name in EXTRAS[extra]}
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "e2lib").rglob("*.py")]
+    assert not missing(set().union(*map(imported, sources)), course)
 
 
 def test_conda_environment_installs_this_project():
@@ -74,7 +114,7 @@ def test_conda_environment_installs_this_project():
     assert conda["name"] == PROJECT["name"]
     oldest = PROJECT["requires-python"].removeprefix(">=")
     assert plain_packages == [f"python={oldest}", "pip"]  # one minor version, or Binder starts from its own default
-    assert pip == ["-c constraints.txt", "-e ."]
+    assert pip == ["-c constraints.txt", "-e .[course]"]
 
 
 def test_the_cells_for_colab_set_up_a_copy_of_this_repository(tmp_path):
@@ -129,14 +169,16 @@ def test_gpu_workflow_runs_the_laptop_preset_on_a_gpu_runner():
 
 
 def test_no_package_index_is_named():
-    files = ["pyproject.toml", "constraints.txt", "environment.yml", "Makefile", "Snakefile", ".ci/run"]
+    files = ["pyproject.toml", "constraints.txt", "environment.yml", "Makefile", "notebooks/Snakefile", ".ci/run"]
     for name in [*files, ".github/workflows/ci.yml", ".github/workflows/gpu.yml"]:
-        assert not re.search(r"://|index-url|find-links|trusted-host", (ROOT / name).read_text()), name
+        text = (ROOT / name).read_text().replace("https://arxiv.org/abs/", "")  # the papers
+        assert not re.search(r"://|index-url|find-links|trusted-host", text), name
 
 
 def test_citation_is_of_this_version():
     citation = load("CITATION.cff")
-    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert citation["version"] == PROJECT["version"] == e2lib.__version__
+    assert PROJECT["license"] == f"{citation['license']} AND GPL-3.0-or-later"  # the code; the photographs
     assert {reference["title"].split()[0] for reference in citation["references"]} == {"Studying", "Good"}
 
 
@@ -160,7 +202,7 @@ def test_make_test_checks_everything():
 
 def test_make_run_passes_its_variables_on():
     done = make("--dry-run", "run", "PRESET=smoke", "NOTEBOOKS=02 03", "DEVICE=cpu").stdout
-    assert 'e2lib.course.runs run --preset "smoke" --notebooks "02 03" --device "cpu"' in done
+    assert 'e2lib.course run --preset "smoke" --notebooks "02 03" --device "cpu"' in done
 
 
 def test_setup_refuses_an_old_python(tmp_path):

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pycocotools.mask
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -122,6 +121,10 @@ class COCO(FileDataset):
             raise ValueError(
                 f"image {self.files[i].decode()} has {size[1]} x {size[0]} pixels, its annotations {w} x {h}"
             )
+        try:
+            import pycocotools.mask
+        except ImportError as error:
+            raise ImportError("masks of COCO need pycocotools: pip install 'e2lib[coco]'") from error
         masks = []
         for box in range(self.starts[i], self.starts[i + 1]):
             shape = json.loads(self.shapes[self.shape_starts[box] : self.shape_starts[box + 1]].tobytes())

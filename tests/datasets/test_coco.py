@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pycocotools.mask
@@ -136,3 +137,11 @@ def test_missing_and_broken_files_are_named(tmp_path, content):
     path.unlink()
     with pytest.raises(FileNotFoundError, match="instances_train2014.json does not exist"):
         COCO(tmp_path, "train")
+
+
+def test_masks_without_pycocotools_name_the_extra(tmp_path, content, monkeypatch):
+    write(tmp_path, content)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
+    with pytest.raises(ImportError, match=r"pip install 'e2lib\[coco\]'"):
+        COCO(tmp_path, "train")[3]
