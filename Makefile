@@ -8,7 +8,7 @@ SWEEP ?=
 PROFILE ?=
 JOBS ?= 0
 python := .venv/bin/python
-run := $(python) -m e2lib.course.runs
+course := $(python) -m e2lib.course
 # glibc is to keep the memory of large tensors: giving it back and asking for it again slows guided steps more than plain ones.
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
@@ -16,14 +16,14 @@ export MALLOC_TRIM_THRESHOLD_ = 17179869184
 .PHONY: help setup run test lab notebooks results sweep bench site test-browser
 
 help:
-	@echo "make run    execute the notebooks into runs/PRESET/; second time: only what is not finished"
+	@echo "make run    execute the notebooks into runs/PRESET/; second time: only what is not done"
 	@echo "            PRESET=smoke (a minute each) | laptop (default) | paper (a GPU, the real data sets)"
 	@echo "            NOTEBOOKS=\"02 03\" for some of them; DEVICE=auto (default) | cpu | cuda"
 	@echo "make lab    open the notebooks in JupyterLab"
 	@echo "make test   check everything: style, unit tests, notebooks in the smoke preset"
 	@echo "make setup  only install, into .venv (PYTHON=python3.12 chooses the Python, 3.11 or newer)"
 	@echo "make results    run the notebooks from 04 on with three seeds, write notebooks/results.md (hours)"
-	@echo "                RUNS=\"07 08\" for some of those in notebooks/presets/results.yaml"
+	@echo "                RUNS=\"07 08\" for some of those in notebooks/sweeps/results.yaml"
 	@echo "make sweep      run a grid: SWEEP=notebooks/sweeps/NAME.yaml; one job a GPU, or JOBS=2 at once; PROFILE=slurm"
 	@echo "                make results SWEEP=... writes its numbers to runs/sweeps/NAME/results.csv"
 	@echo "make bench      measure what guidance and distillation cost, and write the table in README.md (20 minutes, nothing beside it)"
@@ -37,11 +37,11 @@ setup: .venv/ready
 	@$(PYTHON) -c "import sys; ok = sys.version_info >= (3, 11); \
 	  sys.exit(None if ok else 'Python 3.11 or newer is needed; $(PYTHON) is %d.%d. Try: make setup PYTHON=python3.12' % sys.version_info[:2])"
 	@test -x $(python) || { echo "Installing into .venv: about 6 GB, some minutes, once"; $(PYTHON) -m venv .venv; }
-	$(python) -m pip install --constraint constraints.txt --editable ".[test]"
+	$(python) -m pip install --constraint constraints.txt --editable ".[course,test]"
 	@touch $@
 
 run: setup
-	@$(run) run --preset "$(PRESET)" --notebooks "$(NOTEBOOKS)" --device "$(DEVICE)"
+	@$(course) run --preset "$(PRESET)" --notebooks "$(NOTEBOOKS)" --device "$(DEVICE)"
 
 # nbval executes those with cells tagged nbval-check-output again: these must show the same
 test: setup
@@ -49,23 +49,24 @@ test: setup
 	$(python) -m ruff format --check
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "not alone"
 	$(python) -m pytest -m alone
-	$(run) run --preset smoke
+	$(course) run --preset smoke
 	$(python) -m pytest --nbval-lax --nbval-current-env $(patsubst notebooks/%,runs/smoke/%,$(shell grep -l nbval-check-output notebooks/*.ipynb))
 
 lab: setup
 	$(python) -m jupyterlab notebooks
 
 notebooks: setup
-	$(run) run
-	$(run) publish
+	$(course) run
+	$(course) publish
 	$(python) docs/picture.py
 	$(python) -m pytest tests/notebooks
 
 results: setup
-	$(if $(SWEEP),$(python) -m e2lib.course.sweeps results "$(SWEEP)",$(run) results --runs "$(RUNS)")
+	$(if $(SWEEP),,-$(course) sweep notebooks/sweeps/results.yaml --runs "$(RUNS)" --jobs "$(JOBS)")
+	$(course) results "$(or $(SWEEP),notebooks/sweeps/results.yaml)" --runs "$(RUNS)"
 
 sweep: setup
-	@$(python) -m e2lib.course.sweeps run "$(SWEEP)" --profile "$(PROFILE)" --jobs "$(JOBS)"
+	@$(course) sweep "$(SWEEP)" --runs "$(RUNS)" --profile "$(PROFILE)" --jobs "$(JOBS)"
 
 bench: setup
 	$(python) -m tests.bench

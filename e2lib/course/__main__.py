@@ -137,7 +137,7 @@ def main() -> None:
 
         if given.command == "sweep":
             sys.exit(sweep.start(given.file, given.runs, given.profile, given.jobs))
-        print(f"written: {sweep.unseal(given.file, given.runs)}")
+        sweep.unseal(given.file, given.runs)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Parameters of notebooks: the parameters cell says which there are, and their types.
 
 `name = value` has the type of its value, `name: type = value` the one named; a dict with texts for keys has fields.
-Whoever uses a value checks its range.
+A text may be None. Whoever uses a value checks its range.
 """
 
 import ast
 import atexit
-import contextlib
 import difflib
 import linecache
 import os
@@ -16,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace, UnionType
+from types import SimpleNamespace
 from typing import Any, get_args, get_origin
 
 from e2lib.course import notebook
@@ -27,7 +26,7 @@ ORIGIN = "E2LIB_ORIGIN"  # environment variable: `notebook.origin` of the notebo
 # A notebook's own parameters cell goes on after the colon; the cell that papermill injects begins with the bare word.
 OWN_CELL, INJECTED_CELL = "# Parameters:", "# Parameters\n"
 TYPES = {kind.__name__: kind for kind in (bool, int, float, str)}
-Kind = type | UnionType | dict[str, Any]  # list[int] and dict[int, float] as well; a dict: the kinds of fields by name
+Kind = type | dict[str, Any]  # list[int] and dict[int, float] as well; a dict: the kinds of fields by name
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,6 @@ def declared(source: str) -> dict[str, Parameter]:
     found = {}
     for name, annotation, value in _lines(source):
         default = ast.literal_eval(value)
-        if default is None and annotation is None:
-            raise ValueError(f"parameter {name}=None needs a type, such as {name}: str | None = None")
         found[name] = Parameter(_kind_of(default) if annotation is None else _kind(annotation), default)
     return found
 
@@ -102,26 +99,23 @@ def _kind(node: ast.expr) -> Kind:
     match node:
         case ast.Name(id=name) if name in TYPES:
             return TYPES[name]
-        case ast.Constant(value=None):
-            return type(None)
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _kind(left) | _kind(right)
         case ast.Subscript(value=ast.Name(id="list"), slice=of):
             return list[_kind(of)]
         case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, of])):
             return dict[_kind(key), _kind(of)]
-    raise ValueError(f"type {ast.unparse(node)!r} must be of {', '.join(TYPES)}, None, list[…], dict[…, …] and |")
+    raise ValueError(f"type {ast.unparse(node)!r} is not made of {', '.join(TYPES)}, list[…] and dict[…, …]")
 
 
 def _kind_of(value: Any) -> Kind:
-    """The type of a default; in a field, a text may be None as well, such as the weights of a network."""
-    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-        return dict[type(next(iter(value))), _kind_of(next(iter(value.values())))]
+    """The type of a default."""
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {name: _kind_of(of) for name, of in value.items()}
     if isinstance(value, dict):
-        return {name: str | None if isinstance(of, str | None) else _kind_of(of) for name, of in value.items()}
+        key, of = next(iter(value.items()))
+        return dict[type(key), _kind_of(of)]
     if isinstance(value, list):
         return list[_kind_of(value[0])]
-    return type(value)
+    return str if value is None else type(value)
 
 
 def check(schema: Mapping[str, Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,38 +148,35 @@ def _fields(prefix: str, kinds: Mapping[str, Kind], values: Mapping[str, Any]) -
 
 def _conform(name: str, value: Any, kind: Kind) -> Any:
     """`value` as a `kind`: an int may stand for a float, and a text of digits for a key that is a number."""
+    if isinstance(kind, dict):
+        if isinstance(value, dict):
+            return SimpleNamespace(**_fields(f"{name}.", kind, value))
+        raise ValueError(f"parameter {name}={value!r}: must be a dict of {', '.join(kind)}")
     origin, args = get_origin(kind), get_args(kind)
-    if isinstance(kind, dict) and isinstance(value, dict):
-        return SimpleNamespace(**_fields(f"{name}.", kind, value))
-    if isinstance(kind, UnionType):
-        for option in args:
-            with contextlib.suppress(ValueError):  # the next one may fit
-                return _conform(name, value, option)
-    elif origin is list and isinstance(value, list) and value:
+    if origin is list and isinstance(value, list) and value:
         return [_conform(name, item, args[0]) for item in value]
-    elif origin is dict and isinstance(value, dict) and value:
-        return {_key(name, key, args[0]): _conform(f"{name}.{key}", item, args[1]) for key, item in value.items()}
-    elif kind is float and type(value) is int:
+    if origin is dict and isinstance(value, dict) and value:
+        return {_key(key, args[0]): _conform(f"{name}.{key}", item, args[1]) for key, item in value.items()}
+    if kind is float and type(value) is int:
         return float(value)
-    elif type(value) is kind:
+    if type(value) is kind or (value is None and kind is str):
         return value
-    wanted = f"a dict of {', '.join(kind)}" if isinstance(kind, dict) else getattr(kind, "__name__", "")
-    wanted = str(kind) if args else wanted
-    raise ValueError(f"parameter {name}={value!r}: must be {wanted}{' that is not empty' if origin else ''}")
+    wanted = f"{kind} that is not empty" if origin else kind.__name__
+    raise ValueError(f"parameter {name}={value!r}: must be {wanted}")
 
 
-def _key(name: str, key: Any, kind: Kind) -> Any:
-    for option in get_args(kind) or (kind,):
-        with contextlib.suppress(ValueError):  # as above
-            return option(str(key))
-    raise ValueError(f"parameter {name}: key {key!r} must be {getattr(kind, '__name__', kind)}")
+def _key(key: Any, kind: type) -> Any:
+    try:
+        return kind(str(key))
+    except ValueError:  # such as "all" among numbers
+        return key
 
 
 def device(name: str):
     """The torch.device of auto (CUDA where there is one), cpu, cuda or cuda:N; ValueError for others."""
     import torch  # here: running and publishing notebooks needs no torch
 
-    if not re.fullmatch(DEVICES, name):
+    if not re.fullmatch(DEVICES, str(name)):
         raise ValueError(f"parameter device={name!r}: must be auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and int(name[5:] or 0) >= torch.cuda.device_count():
         raise ValueError(

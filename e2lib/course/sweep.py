@@ -172,13 +172,13 @@ def _mixed(table: pd.DataFrame) -> str:
     return f" (rows of several revisions: {', '.join(commits)})" if len(commits) > 1 else ""
 
 
-def unseal(path: Path, names: str = "") -> Path:
+def unseal(path: Path, names: str = "") -> None:
     """Write the numbers on test images into results.csv, and put the executed notebooks into the sweep's folder.
 
-    Rows of other runs stay as they are, as do those of runs of which a job failed.
+    Where the sweep says `into`, rows of other runs stay as they are, and those of runs of which a job failed.
 
     ValueError while the sweep runs, or where jobs have neither finished nor failed: what is still to run must not be
-    chosen by these numbers.
+    chosen by these numbers; and in the end, where jobs failed.
     """
     jobs, folder, into = plan(path, names), Path("runs", "sweeps", path.stem), read(path).into
     with run.alone(folder, wait=False):  # a job that failed may be about to run again
@@ -189,20 +189,25 @@ def unseal(path: Path, names: str = "") -> Path:
     table = numbers(done, "test")
     if table is None:
         raise ValueError(f"{path}: every job failed; make sweep SWEEP={path}")
-    print(f"{len(done)} of {len(jobs)} jobs are done")
     for job in done:
         job.show(folder / "notebooks" / f"{job.key}.ipynb")
+    print(f"executed notebooks: {folder / 'notebooks'}{os.sep}{_mixed(table)}")
+    failed = [job for job in jobs if job not in done]
     if into is None:
-        print(f"executed notebooks: {folder / 'notebooks'}{os.sep}{_mixed(table)}")
-        return results.write(folder / "results.csv", table)
-    failed = {job.about["run"] for job in jobs} - {job.about["run"] for job in done}
-    failed |= {job.about["run"] for job in jobs if not job.kept.exists()}
-    table = table[~table.run.isin(failed)]
+        written = results.write(folder / "results.csv", table)
+    else:
+        written = _merge(table[~table.run.isin({job.about["run"] for job in failed})], into, [*read(path).runs])
+    print(f"written: {written}")
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(job.name for job in failed[:10])}")
+
+
+def _merge(table: pd.DataFrame, into: Path, names: list[str]) -> Path:
+    """Write the rows of some runs into results.csv, those of others as they were; runs in the order of `names`."""
     if (file := into / "results.csv").exists():
         others = results.read(file)
         table = pd.concat([others[~others.run.isin({*table.run})], table], ignore_index=True)
-    place = {name: number for number, name in enumerate(read(path).runs)}  # runs that it no longer names come last
-    order = table.run.map(lambda name: place.get(name, len(place)))
-    table = table.iloc[order.argsort(kind="stable")]
+    place = {name: number for number, name in enumerate(names)}  # runs that are no longer named come last
+    table = table.iloc[table.run.map(lambda name: place.get(name, len(place))).argsort(kind="stable")]
     write(into / "results.md", results.report(table))
     return results.write(file, table)
