@@ -1,9 +1,96 @@
-"""Several processes that train or measure together, started by torchrun."""
+"""Several processes that train or measure together, started by torchrun: each takes its share of the images."""
 
+import datetime
+import os
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
 import torch.distributed as dist
+from torch import Generator, Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import RandomSampler
+
+from e2lib.datasets import Batch
 
 
 def processes() -> tuple[int, int]:
-    """This process's number, and how many train together (`torchrun`); (0, 1) for one alone."""
-    together = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+    """This process's number, and how many train together; (0, 1) for one alone.
+
+    In processes of `torchrun` that have no process group yet, the first call starts it: gloo, with GPUs also nccl.
+    """
+    if not dist.is_available():
+        return 0, 1
+    if not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
+        # Processes may wait for long where one of them has more to do.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+class StepModule(nn.Module):
+    """A whole training step as one Module, batch -> terms of the loss, for torch's DistributedDataParallel.
+
+    The explanation's own backward pass runs inside, so that gradients of all processes are averaged once, by the
+    backward pass of the loss.
+    """
+
+    def __init__(self, model: nn.Module, step):
+        super().__init__()
+        self.model, self.step = model, step
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms that the step returns."""
+        return self.step(self.model, batch)
+
+
+def together(module: StepModule) -> nn.Module:
+    """The module itself; of several processes one that averages gradients, and begins with the first one's tensors."""
+    if processes()[1] == 1:
+        return module
+    # One process's share may leave a parameter out. torch warns where none does.
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+    return DistributedDataParallel(module, find_unused_parameters=True)
+
+
+def summed(totals: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Each number's sum over the processes, which talk by tensors on `device`."""
+    if processes()[1] == 1:
+        return totals
+    sums = torch.tensor(list(totals.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return dict(zip(totals, sums.tolist(), strict=True))
+
+
+class Batches:
+    """Shuffled batches of an epoch, as lists of positions: of each batch, the share of this process.
+
+    A last batch of one image joins the batch before it, as norm layers cannot learn from one value per channel. A
+    process without an image of its own in a batch gets one that counts nothing.
+    """
+
+    def __init__(self, images: int, size: int, order: Generator):
+        self.rank, self.world = processes()
+        self.sampler = RandomSampler(range(images), generator=order)
+        bounds = [*range(0, images, size), images]
+        if size > 1 and len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
+            del bounds[-2]
+        self.bounds = list(pairwise(bounds))
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.sampler)
+        for a, b in self.bounds:
+            yield order[a:b][self.rank :: self.world] or order[a : a + 1]
+
+    def count(self, number: int) -> tuple[int, int]:
+        """How many images of the batch of this number count here, and how many it has in all."""
+        a, b = self.bounds[number]
+        return len(range(self.rank, b - a, self.world)), b - a
+
+    def apart(self, worker: int) -> None:
+        """Give each process's workers random numbers of their own."""
+        torch.manual_seed(torch.initial_seed() + 1000 * self.rank)

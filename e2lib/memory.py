@@ -1,0 +1,20 @@
+"""The memory of large tensors, which glibc is to keep."""
+
+import ctypes
+import functools
+import sys
+
+MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Tell glibc to keep what large tensors free, for the next ones; nothing happens with another C library.
+
+    By default glibc returns large blocks to the system and asks for new ones, whose pages are then cleared one by one.
+    Convolutional networks run 2 to 4 times as long by it on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(MMAP_MAX, 0)
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,165 @@
+"""The training loop: fit a network to a data set with any step."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.utils.data import DataLoader, Dataset
+
+from e2lib import models
+from e2lib.attribution import modes_restored
+from e2lib.datasets import Batch, collate
+from e2lib.training.checkpoint import Checkpoint
+from e2lib.training.log import Log
+from e2lib.training.precision import form, formed
+from e2lib.training.processes import Batches, StepModule, processes, summed, together
+
+Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
+
+
+def classify(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The plain step: binary cross-entropy on the multi-hot labels, nats per class."""
+    return {"classification": F.binary_cross_entropy_with_logits(model(batch.images).float(), batch.labels.float())}
+
+
+def train_head_only(model: nn.Module) -> nn.Module:
+    """Freeze every parameter of a `models.build` network but those of its classifier; returns the model."""
+    head = models.head_prefixes(model.net)
+    for name, parameter in model.net.named_parameters():
+        parameter.requires_grad_(name.startswith(head))
+    return model
+
+
+def fit(
+    model: nn.Module,
+    dataset: Dataset,
+    epochs: int,
+    lr: float,
+    batch_size: int = 64,
+    seed: int = 0,
+    step: Step = classify,
+    precision: str = "auto",
+    workers: int = 0,
+    checkpoint: str | Path | None = None,
+    after_epoch: Callable[[int], Any] | None = None,
+    optimizer: Callable[[list[nn.Parameter]], Optimizer] | Optimizer | None = None,
+    schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
+) -> list[dict[str, float]]:
+    """Train the parameters of `model` that are not frozen on the sum of the terms that `step` returns.
+
+    Batches are shuffled by `seed`, and gradients are clipped at norm 1. Modules whose parameters are all frozen run in
+    eval mode: their norm layers keep their statistics. Modes, memory formats and torch's random number generators are
+    restored at the end.
+
+    Several processes (`processes`) share each batch, in torch's DistributedDataParallel. They step by the gradient of
+    the whole batch: that of one process, for losses that are means over images. GroupDRO, DIST and CRD compare images;
+    each process compares those of its share. Each process draws random numbers of its own. Norm layers learn from the
+    first process's share, whose buffers the others take over before each step. Frozen parameters take no part. All
+    processes call `after_epoch`; the first one writes the checkpoint, from which only a single process goes on bit for
+    bit.
+
+    Args:
+        model: images (B, 3, H, W) in [0, 1] to logits (B, C).
+        dataset: Samples of one size.
+        epochs: passes over the data set.
+        lr: the learning rate at the start, of the default optimizer.
+        batch_size: images per step, of all processes together. A last batch of one image joins the one before.
+        seed: of the order of the images, and of all random numbers in steps and transforms.
+        step: (model, Batch) -> terms of the loss by name: `classify`, a `guidance.Guide`, a `distillation.Distill`. The
+            parameters of a Module are trained too.
+        precision: float32; bfloat16, for convolutions and products; or auto, see `form`.
+        workers: processes that load images. Random transforms give other images with another number of them.
+        checkpoint: file that is replaced after every epoch. Where it exists, training goes on from it, and ends as if
+            it had never stopped: on a CPU, with as many threads, bit for bit. It holds the state of the model, of the
+            optimizer, of the schedule, and of a step with `state_dict`. It knows its training by these arguments, by
+            the network's weights at the start and by `dataset.fingerprint()`; the step by its name or repr, which has
+            to be a telling one, as that of a dataclass.
+        after_epoch: called after each epoch with its number, 1 for the first, for example to measure. Random numbers
+            that it draws do not change the training. Scores that it returns, as a dict, are logged.
+        optimizer: parameters -> torch optimizer, or an optimizer; None for Adam.
+        schedule: (optimizer, number of steps) -> scheduler, which steps once per batch; None for a cosine to 0.
+
+    With the environment variable E2LIB_TENSORBOARD naming a folder, TensorBoard (which pip installs) finds there, below
+    a folder for each process and training, the terms of every step, the learning rate, the scores of every epoch, and
+    the arguments.
+
+    Returns:
+        The mean of each term, one dict per epoch.
+
+    Raises:
+        ValueError: every parameter is frozen; an empty data set; epochs below 0; a loss or gradient that is not finite,
+            naming the images of its batch; a wrong precision; a checkpoint of another training, naming what differs,
+            or of a data set without fingerprint.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("every parameter of the model is frozen; there is nothing to train")
+    if len(dataset) == 0:
+        raise ValueError("dataset is empty; at least one image is needed")
+    if epochs < 0:
+        raise ValueError(f"epochs is {epochs}; it must be 0 or more")
+    # Numbers of NumPy could be written to a checkpoint, but not safely read.
+    epochs, lr, batch_size, seed = int(epochs), float(lr), int(batch_size), int(seed)
+    (rank, world), device = processes(), next(model.parameters()).device
+    fork = partial(torch.random.fork_rng, range(torch.cuda.device_count()))
+    order = torch.Generator().manual_seed(seed)
+    batches = Batches(len(dataset), batch_size, order)
+    how = {"collate_fn": collate, "num_workers": workers, "worker_init_fn": batches.apart}
+    loader = DataLoader(dataset, batch_sampler=batches, generator=order, **how)
+    with modes_restored(model), fork(), formed(model, precision) as cast:
+        torch.manual_seed(seed + rank)
+        whole = together(StepModule(model, step))
+        trained = [p for p in whole.parameters() if p.requires_grad]
+        if not isinstance(optimizer, Optimizer):
+            optimizer = torch.optim.Adam(trained, lr) if optimizer is None else optimizer(trained)
+        about = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "workers": workers}
+        about |= {"step": getattr(step, "__name__", repr(step)), "optimizer": " ".join(repr(optimizer).split())}
+        about["bfloat16"] = form(model, precision).dtype == torch.bfloat16
+        scheduler = (schedule or CosineAnnealingLR)(optimizer, epochs * len(batches))
+        parts = {"optimizer": optimizer, "schedule": scheduler, "step": step}
+        kept = Checkpoint(checkpoint, about, dataset, model, parts, order)
+        history = kept.resume()
+        with Log(about, epochs * len(batches), len(history) * len(batches), quiet=rank > 0) as log:
+            for epoch in range(len(history) + 1, epochs + 1):
+                _train_mode(model)
+                totals: Counter[str] = Counter()
+                for number, batch in enumerate(loader):
+                    (mine, size), batch = batches.count(number), batch.to(device)
+                    with cast():
+                        terms = whole(batch)
+                    values = {name: term.item() for name, term in terms.items()}
+                    _check(values, batch, lr)
+                    optimizer.zero_grad(set_to_none=True)
+                    (sum(terms.values()) * (mine * world / size)).backward()
+                    _check({"gradient's norm": nn.utils.clip_grad_norm_(trained, 1.0).item()}, batch, lr)
+                    optimizer.step()
+                    scheduler.step()
+                    totals.update({name: value * mine for name, value in values.items()})
+                    log.step(values, scheduler.get_last_lr()[0])
+                history.append({name: total / len(dataset) for name, total in summed(totals, device).items()})
+                if after_epoch is not None:
+                    with fork():  # to measure changes no training
+                        log.epoch(epoch, after_epoch(epoch))
+                kept.save(history)
+    return history
+
+
+def _train_mode(model: nn.Module) -> None:
+    """Train mode for modules that learn anything, eval mode for others; one without parameters follows its parent."""
+    for module in model.modules():  # parents first
+        if any(True for _ in module.parameters()):
+            module.train(any(p.requires_grad for p in module.parameters()))
+
+
+def _check(values: dict[str, float], batch: Batch, lr: float) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            what = "loss" if name == "classification" else name
+            raise ValueError(f"the {what} is {value} on images {', '.join(batch.names)}; lower lr={lr}")

@@ -1,0 +1,80 @@
+"""The form in which a network runs fastest: memory format and precision, chosen for processor and network."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from e2lib.memory import keep_memory
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+SMALL = 1_000_000  # parameters; networks with fewer gain nothing from bfloat16 on a CPU
+
+
+class Form(NamedTuple):
+    """How convolutions and matrix products are computed. Parameters stay float32."""
+
+    memory_format: torch.memory_format
+    dtype: torch.dtype
+
+
+def form(model: nn.Module, precision: str = "auto", gradients: bool = True) -> Form:
+    """The form of `model` on the device of its parameters.
+
+    A CPU computes convolutions wider than one pixel in channels_last. `auto` is bfloat16 where the processor has it:
+    on a CPU for networks of a million parameters or more that have such convolutions, and without `gradients` also if
+    some convolve each channel alone; on a GPU for all. Otherwise it is float32.
+
+    Args:
+        model: any network with parameters.
+        precision: one of `PRECISIONS`.
+        gradients: whether anything is differentiated: explaining and training. In bfloat16 on a CPU the backward pass
+            of convolutions that take each channel alone is slower than in float32.
+
+    Raises:
+        ValueError: another precision. In float16, gradients of explanations overflow.
+    """
+    if precision not in PRECISIONS:
+        why = ": gradients of explanations overflow in it" if precision == "float16" else ""
+        raise ValueError(f"precision is {precision!r}; it must be float32, bfloat16 or auto{why}")
+    device = next(model.parameters()).device
+    wide = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
+    alone = any(m.groups == m.in_channels > 1 for m in wide)
+    on_cpu = device.type == "cpu"
+    low = precision == "bfloat16"
+    if precision == "auto" and has_bfloat16(device):
+        large = sum(p.numel() for p in model.parameters()) >= SMALL
+        low = not on_cpu or (bool(wide) and large and not (alone and gradients))
+    return Form(
+        torch.channels_last if wide and on_cpu else torch.preserve_format, torch.bfloat16 if low else torch.float32
+    )
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the processor itself computes in bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older releases of torch have neither
+    return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+@contextmanager
+def formed(model: nn.Module, precision: str = "auto", gradients: bool = True) -> Iterator[Callable[[], torch.autocast]]:
+    """Within, the parameters of `model` lie in the memory format of its `form`; each lies as before afterwards.
+
+    Gives a function that makes the context in which the network is to be called: autocast to the form's precision. What
+    follows the network, and its backward pass, stay outside of it.
+    """
+    keep_memory()
+    memory_format, dtype = form(model, precision, gradients)
+    device = next(model.parameters()).device.type
+    moved = [p for p in model.parameters() if p.ndim == 4 and p.is_contiguous()]
+    try:
+        for p in moved:
+            p.data = p.data.to(memory_format=memory_format)
+        yield lambda: torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
+    finally:
+        for p in moved:
+            p.data = p.data.contiguous()
