@@ -1,21 +1,49 @@
 """`python -m e2lib.course.exercises` writes exercises into the notebooks, and their solutions into notebooks/solutions.
 
-What it wrote before is replaced; solutions are executed anew where they, or the results that they read, changed.
+Each text in notebooks/exercises is a notebook for jupytext, in which KINDS are the cells of an exercise. What this
+command wrote before is replaced. Solutions run anew where their code, or the results that they read, changed.
 """
 
-import importlib
+import copy
 import inspect
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
+import jupytext
 import nbclient
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from e2lib.course import exercises, runs
+from e2lib.course import exercises, plainly
+from e2lib.course.notebook import EXERCISE, code_cells, is_bar, read
+from e2lib.course.run import FILES
+from e2lib.disk import digest, write
 
 FOLDER = Path(__file__).parents[3] / "notebooks"
-TAG = runs.EXERCISE  # of the cells that are written into a notebook
+KINDS = ("text", "setup", "start", "solution", "check", "text")  # tags of the cells of an exercise
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """Texts in Markdown, and the parts of a code cell."""
+
+    number: str  # of notebook and exercise: "04.2"
+    task: str
+    setup: str  # imports and data
+    start: str  # with dots where the answer belongs
+    solution: str
+    check: str  # what runs after the answer
+    why: str  # what the solution shows
+
+    def cell(self, answer: str) -> str:
+        """A whole cell: the setup, `answer` (start, solution or a wrong one), the check."""
+        code = self.setup
+        for part, gap in ((answer, "\n\n"), (self.check, "\n")):
+            function = part.startswith("def ") or code.splitlines()[-1].startswith(" ")
+            code += ("\n\n\n" if function else gap) + part
+        return code
 
 
 def notebook_file(notebook: str) -> Path:
@@ -29,112 +57,89 @@ def solution_file(notebook: str) -> Path:
     return FOLDER / "solutions" / notebook_file(notebook).name
 
 
+def of_notebook(notebook: str) -> tuple[list[Exercise], list[str]]:
+    """The exercises of a notebook, and a text on what to do with more time, if there is one.
+
+    ValueError for cells that do not follow KINDS.
+    """
+    path = FOLDER / "exercises" / f"{notebook_file(notebook).stem}.md"
+    _, *cells = jupytext.read(path).cells  # the first one is the title
+    for cell, kind in zip(cells, itertools.cycle(KINDS), strict=False):
+        if (tag := cell.metadata.get("tags", ["text"])[0]) != kind:
+            raise ValueError(f"{path}: a cell is tagged {tag} where {kind} is right:\n{cell.source}")
+    texts = [cell.source for cell in cells]
+    *starts, rest = range(0, len(texts) + 1, len(KINDS))
+    parts = [texts[start : start + len(KINDS)] for start in starts]
+    return [Exercise(part[0].split()[1], *part) for part in parts], texts[rest:]  # "## 04.2 · its title"
+
+
 def with_exercises(notebook: str) -> NotebookNode:
     """The notebook with its exercises before its last cell, which holds the references.
 
     ValueError where a reader has solved one in it.
     """
     path = notebook_file(notebook)
-    content = runs.read(path)
-    mine = [cell for cell in content.cells if TAG in cell.metadata.get("tags", [])]
-    if any(cell.cell_type == "code" and cell.source.strip() for cell in mine):
-        raise ValueError(f"{path}: a cell of an exercise holds an answer; keep it elsewhere, and empty the cell")
-    *others, last = (cell for cell in content.cells if cell not in mine)
+    content = read(path)
+    old = [cell for cell in content.cells if EXERCISE in cell.metadata.get("tags", [])]
+    code = [cell for cell in old if cell.cell_type == "code" and cell.source.strip()]
+    if answers := [cell.id for cell in code if "..." not in cell.source]:
+        raise ValueError(f"{path}: {', '.join(answers)} hold answers; keep them elsewhere, and empty the cells")
+    *others, last = (cell for cell in content.cells if cell not in old)
     content.cells = [*others, *_exercise_cells(notebook), last]
     return content
 
 
 def _exercise_cells(notebook: str) -> list[NotebookNode]:
-    name = solution_file(notebook).name
     intro = f"""
     ## Exercises
-    Copy the code below a task into the empty cell that follows, and put your answer in place of the dots. No exercise
-    needs anything from the cells above, or from another exercise. Each computes for seconds; the minutes are yours.
-    `exercises.check` says that an answer is right, or gives a hint. The [solutions](solutions/{name}) come with
-    explanations.
+    Below each task, put your answer in place of the dots and run the cell. No exercise needs anything from the cells
+    above or from another exercise. Each one computes for seconds; the minutes are yours. `exercises.check` says that an
+    answer is right, or gives a hint. The [solutions](solutions/{notebook_file(notebook).name}) come with explanations.
     """
-    cells = [_markdown(f"exercises-{notebook}", intro)]
-    for item in exercises.of_notebook(notebook):
+    cells = [new_markdown_cell(inspect.cleandoc(intro), id=f"exercises-{notebook}")]
+    items, more = of_notebook(notebook)
+    for item in items:
         name = f"exercise-{item.number.replace('.', '-')}"
-        fenced = f"```python\n{item.code(item.start)}\n```"
-        cells += [_markdown(name, f"### {_title(item)}\n{item.text}\n\n{fenced}"), new_code_cell(id=f"{name}-work")]
-    if more := getattr(importlib.import_module(f"e2lib.course.exercises.nb{notebook}"), "MORE", ""):
-        cells.append(_markdown(f"exercises-{notebook}-more", f"### With more time\n{more.strip()}"))
+        cells += [new_markdown_cell(f"#{item.task}", id=name), new_code_cell(item.cell(item.start), id=f"{name}-work")]
+    cells += [new_markdown_cell(f"#{text}", id=f"exercises-{notebook}-more") for text in more]
     for cell in cells:
-        cell.metadata = {"tags": [TAG]}
+        cell.metadata.tags = [EXERCISE, *["skip-execution"] * (cell.cell_type == "code")]  # papermill skips these
     return cells
 
 
-def _markdown(name: str, text: str) -> NotebookNode:
-    return new_markdown_cell(inspect.cleandoc(text), id=name)
-
-
-def _title(item: exercises.Exercise) -> str:
-    return f"{item.number} · {item.title}\n*{item.kind}.*\n"
-
-
 def solutions(notebook: str) -> NotebookNode:
-    """The notebook of solutions, not executed."""
+    """The notebook of solutions, with the outputs that it has if they are of this code."""
     path = notebook_file(notebook)
-    title = runs.read(path).cells[0].source.splitlines()[0].removeprefix("# ")
+    title = read(path).cells[0].source.splitlines()[0].removeprefix("# ")
     intro = f"# Solutions: {title}\n\nOf the exercises of [the notebook](../{path.name}). Try them there first."
-    cells = [_markdown("intro", intro)]
-    for item in exercises.of_notebook(notebook):
+    cells = [new_markdown_cell(intro, id="intro")]
+    for item in of_notebook(notebook)[0]:
         name = item.number.replace(".", "-")
-        cells.append(_markdown(f"task-{name}", f"## {_title(item)}\n{item.text}"))
-        cells.append(new_code_cell(item.code(item.solution), id=f"solution-{name}"))
-        cells.append(_markdown(f"why-{name}", item.why))
-    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    metadata = {"e2lib": {"source": _state(cells)}, "kernelspec": kernel, "language_info": {"name": "python"}}
-    return new_notebook(cells=cells, metadata=metadata)
-
-
-def _state(cells: list[NotebookNode]) -> str:
-    """Tells the code of cells, and the results where it reads them, from others."""
+        cells.append(new_markdown_cell(item.task, id=f"task-{name}"))
+        cells.append(new_code_cell(item.cell(item.solution), id=f"solution-{name}"))
+        cells.append(new_markdown_cell(item.why, id=f"why-{name}"))
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
     reads = any("e2lib.course.claims" in source for source in sources)
-    return runs.digest([sources, *((FOLDER / name).read_text() for name in runs.FILES.values() if reads)])
-
-
-def _executed(notebook: NotebookNode) -> NotebookNode:
-    """With its outputs; nbclient's CellExecutionError where a cell fails."""
-    metadata = dict(notebook.metadata)
-    quiet = ["--log-level=ERROR"]  # the kernel's warnings about itself
-    notebook = nbclient.NotebookClient(notebook, kernel_name="python3", extra_arguments=quiet).execute()
-    for cell in notebook.cells:
-        cell.metadata = {}
-    for cell in runs.code_cells(notebook):
-        cell.outputs = [output for output in cell.outputs if not runs.is_bar(output)]
-    notebook.metadata = metadata
-    return notebook
-
-
-def _solved(notebook: str) -> NotebookNode:
-    """The notebook of solutions with its outputs: those that are there, where they belong to this code."""
-    fresh, path = solutions(notebook), solution_file(notebook)
-    old = runs.read(path) if path.exists() else None
-    if old is None or old.metadata.get("e2lib") != fresh.metadata.e2lib:
-        return _executed(fresh)
-    for cell, done in zip(runs.code_cells(fresh), runs.code_cells(old), strict=True):
-        cell.outputs, cell.execution_count = done.outputs, done.execution_count
+    state = digest([sources, *((FOLDER / name).read_text() for name in FILES.values() if reads)], 12)
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    metadata = {"e2lib": {"source": state}, "kernelspec": kernel, "language_info": {"name": "python"}}
+    fresh, file = new_notebook(cells=cells, metadata=metadata), solution_file(notebook)
+    if file.exists() and (old := read(file)).metadata.get("e2lib") == fresh.metadata.e2lib:
+        _take_outputs(fresh, old)
     return fresh
 
 
-def stale() -> list[Path]:
-    """The files that `main` would write: notebooks, and solutions."""
-    found = []
-    for number in exercises.NUMBERS:
-        path, other = notebook_file(number), solution_file(number)
-        if path.read_text(encoding="utf-8") != _text(with_exercises(number)):
-            found.append(path)
-        fresh = solutions(number)
-        if not other.exists() or _essence(runs.read(other)) != _essence(fresh):
-            found.append(other)
-    return found
+def _take_outputs(notebook: NotebookNode, executed: NotebookNode) -> None:
+    for cell, done in zip(code_cells(notebook), code_cells(executed), strict=True):
+        cell.outputs = [output for output in done.outputs if not is_bar(output)]
+        cell.execution_count = done.execution_count
 
 
-def _essence(notebook: NotebookNode) -> tuple:
-    return [(cell.id, cell.source) for cell in notebook.cells], notebook.metadata.get("e2lib")
+def stale() -> dict[Path, NotebookNode]:
+    """What `main` would write: notebooks, and solutions, without outputs where these have to be made."""
+    fresh = {notebook_file(number): with_exercises(number) for number in exercises.NUMBERS}
+    fresh |= {solution_file(number): solutions(number) for number in exercises.NUMBERS}
+    return {path: new for path, new in fresh.items() if not path.exists() or path.read_text("utf-8") != _text(new)}
 
 
 def _text(notebook: NotebookNode) -> str:
@@ -142,15 +147,16 @@ def _text(notebook: NotebookNode) -> str:
 
 
 def main() -> None:
-    """Write what is stale."""
-    (FOLDER / "solutions").mkdir(exist_ok=True)
-    for path in stale():
-        number = path.name[:2]
-        solved = path.parent != FOLDER
-        runs.write(path, _text(_solved(number) if solved else with_exercises(number)))
+    """Write what is stale. nbclient's CellExecutionError where a solution fails."""
+    for path, fresh in stale().items():
+        if path.parent != FOLDER and not any(cell.outputs for cell in code_cells(fresh)):
+            quiet = ["--log-level=ERROR"]  # the kernel's warnings about itself
+            client = nbclient.NotebookClient(copy.deepcopy(fresh), kernel_name="python3", extra_arguments=quiet)
+            _take_outputs(fresh, client.execute())
+        write(path, _text(fresh))
         print(f"wrote {path.relative_to(FOLDER)}")
 
 
 if __name__ == "__main__":
-    with runs.plainly():
+    with plainly():
         main()
