@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 # The embedded photographs and weights: beside the library in the repository, inside it where pip has installed it.
 DATA = Path(__file__).parent / "data"
@@ -40,14 +40,17 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 
-def once(path: Path, make: Callable[[Path], None]) -> Path:
+def once(path: Path, make: Callable[[Path], None], wait: bool = True) -> Path:
     """Return `path`; where it does not exist, `make(temporary path)` writes it, in one process while others wait.
 
     The name of `path` should hold a `digest` of all that went in: another input is another file, never a stale one.
+    Without `wait`, a path that another process is making is left to it. Many paths are shared among processes so: each
+    process goes through all of them without waiting, then once more and waits.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     if not path.exists():
-        with FileLock(f"{path}.lock"):
+        with contextlib.suppress(Timeout), lock.acquire(blocking=wait):
             if not path.exists():
                 with replacing(path) as part:
                     make(part)

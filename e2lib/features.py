@@ -1,80 +1,69 @@
 """What a frozen trunk makes of a data set's images, computed once and kept on disk: heads train on it in seconds."""
 
 import copy
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from tqdm.auto import tqdm
 
-from e2lib.attribution import modes_restored
+from e2lib.attribution import bare, modes_restored
 from e2lib.boxes import box_mask, mask_box
-from e2lib.datasets import Sample, Selection, collate
-from e2lib.disk import replacing
+from e2lib.datasets import Batch, Sample, Selection, collate
+from e2lib.datasets.sample import Samples
+from e2lib.disk import digest, once
 from e2lib.models import weights_key
+from e2lib.training.precision import form, formed
+
+SHARD = 512  # images in a file
 
 
-class Features(Dataset):
+class Features(Samples):
     """A data set whose Samples hold features in place of images; boxes, labels and groups are as they were.
 
-    What `extract` returns. Of an image with two views, itself and its mirror image, torch's generator draws one.
+    `extract` returns it. Where an image has two views, itself and its mirror image, torch's generator draws one.
 
     Attributes:
         features: float16 (N, V, C, h, w), V views.
         size: height and width in pixels of the images, in which boxes are given.
-        classes, groups, multilabel, targets: as in every data set.
+        boxes: float32 (V, all boxes, 4); those of image i are `boxes[:, starts[i] : starts[i + 1]]`.
     """
 
-    def __init__(self, path: Path):
-        self.path, tensors = path, load_file(path)
-        with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["about"])
-        self.classes, self.groups, self.multilabel = about["classes"], about["groups"], about["multilabel"]
-        self.size, self.names = tuple(about["size"]), about["names"]
-        self.features, self.targets, self.group_of = (
-            tensors["features"],
-            tensors["targets"],
-            tensors["group_of"].numpy(),
-        )
-        self.boxes, self.box_labels = tensors["boxes"], tensors["box_labels"]
-        self.starts, self.boxed = tensors["starts"].tolist(), tensors["boxed"]
+    def __init__(self, paths: Sequence[Path], dataset: Dataset):
+        parts, self.names = [load_file(path) for path in paths], [name for path in paths for name in names_in(path)]
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        self.key, self.targets = paths[0].stem, dataset.targets
+        self.classes, self.groups, self.multilabel = dataset.classes, dataset.groups, dataset.multilabel
+        self.features, self.boxes, self.box_labels = (tensors[name] for name in ("features", "boxes", "box_labels"))
+        self.boxes, self.starts = self.boxes.movedim(1, 0), [0, *tensors["count"].cumsum(0).tolist()]
+        self.group_of, self.annotated = tensors["group"].numpy(), tensors["annotated"].numpy()
+        self.size = tuple(tensors["size"][0].tolist())
 
     def __len__(self) -> int:
         return len(self.features)
 
-    @property
-    def annotated(self) -> np.ndarray:
-        """bool (N,): which images may use their boxes."""
-        return self.boxed.numpy()
-
-    def images_with(self, c: int) -> np.ndarray:
-        """Positions of the images that show class `c`: int64 (n,), increasing."""
-        return self.targets[:, c].nonzero()[:, 0].numpy()
-
     def fingerprint(self) -> str:
         """Tells these features, their labels and boxes from others."""
-        known = (self.targets, self.starts, self.boxes, self.box_labels, self.boxed)
-        return f"{self.path.stem} {[torch.as_tensor(part).tolist() for part in known]}"
+        known = (self.targets, self.starts, self.boxes, self.box_labels, self.annotated)
+        return digest([self.key, *(torch.as_tensor(part).tolist() for part in known)])
 
     def labelled(self, classes: Sequence[str], labels: Sequence[int]) -> "Features":
-        """The same features with other labels: names of classes, and one index an image, which its boxes take over.
+        """The same features with other labels: names of classes, and one index per image, which its boxes take over.
 
         Raises ValueError for another number of labels, or one that is no index of the classes.
         """
         labels = torch.as_tensor(labels)
         if labels.shape != (len(self),) or not ((labels >= 0) & (labels < len(classes))).all():
-            raise ValueError(
-                f"labels have shape {tuple(labels.shape)}; one of 0 to {len(classes) - 1} an image is wanted"
-            )
+            raise ValueError(f"labels are {tuple(labels.shape)}; one of 0 to {len(classes) - 1} per image is wanted")
         result = copy.copy(self)
         result.classes, result.multilabel = list(classes), False
         result.targets = F.one_hot(labels.long(), len(classes)).to(torch.uint8)
@@ -91,14 +80,12 @@ class Features(Dataset):
             labels=self.targets[i],
             boxes=tv_tensors.BoundingBoxes(self.boxes[view, span], format="XYXY", canvas_size=self.size),
             box_labels=self.box_labels[span],
-            masks=None,
             group=int(self.group_of[i]),
             name=self.names[i],
-            annotated=bool(self.boxed[i]),
+            annotated=bool(self.annotated[i]),
         )
 
 
-@torch.no_grad()
 def extract(
     trunk: nn.Module,
     dataset: Dataset,
@@ -106,66 +93,109 @@ def extract(
     mirrored: bool = False,
     batch_size: int = 32,
     workers: int = 0,
+    precision: str = "auto",
 ) -> Features:
     """The features of every image of `dataset`, from `folder` where they are known, else computed and kept there.
 
     Args:
         trunk: from images (B, 3, H, W) in [0, 1] to features (B, C, h, w), as from `models.split`; runs in eval mode.
         dataset: Samples of one size, with a transform that is not random.
-        folder: holds a file for each trunk and data set, named by a hash of the trunk's weights and structure, the data
-            set's `fingerprint` (what it was made from, and its transform) and `mirrored`.
+        folder: as for `keep`.
         mirrored: two views of each image, itself and its mirror image with mirrored boxes.
-        batch_size: images a forward pass.
+        batch_size: images per forward pass.
         workers: processes that load images.
+        precision: in which the trunk computes, as for `training.fit`; auto is bfloat16 where that is faster.
 
     Returns:
-        `Features`. They are float16, and all of them in memory while they are computed: 31 kB a view for
-        EfficientNet-Lite0 at 224 pixels. Segmentation masks are not kept.
+        `Features`, all of them in memory: float16, 31 kB a view for EfficientNet-Lite0 at 224 pixels. Segmentation
+        masks are not kept.
 
     Raises:
         ValueError: features that float16 cannot hold.
     """
-    folder = Path(folder)
-    path = folder / f"{key(trunk, dataset, mirrored)}.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # of several runs that want them the first one computes, the others wait
-        if not path.exists():
-            _extract(trunk, dataset, path, mirrored, batch_size, workers)
-    return Features(path)
+    dtype = form(trunk, precision, gradients=False).dtype
 
+    def compute(batch: Batch) -> dict[str, Tensor]:
+        images = batch.images.to(next(trunk.parameters()).device)
+        with torch.no_grad(), low():
+            views = [_half(trunk(view)) for view in ((images, images.flip(3)) if mirrored else (images,))]
+        return {
+            "features": torch.stack(views, 1),
+            "boxes": _mirrored(torch.cat(batch.boxes), batch.size[1])[: len(views)].movedim(0, 1),
+            "box_labels": torch.cat(batch.box_labels),
+            "count": torch.tensor([len(boxes) for boxes in batch.boxes]),
+            "group": batch.groups,
+            "annotated": batch.annotated,
+            "size": torch.tensor([batch.size] * len(images)),
+        }
 
-def _extract(trunk: nn.Module, dataset: Dataset, path: Path, mirrored: bool, batch_size: int, workers: int) -> None:
-    device = next(trunk.parameters()).device
-    # A generator of its own: otherwise what is drawn afterwards would depend on whether the features were known.
-    own = torch.Generator()
-    loader = DataLoader(dataset, batch_size, collate_fn=collate, num_workers=workers, generator=own)
-    parts: dict[str, list[Tensor]] = {name: [] for name in ("features", "boxes", "box_labels", "group_of", "boxed")}
-    names, counts = [], []
-    with modes_restored(trunk):
+    with modes_restored(trunk), formed(trunk, precision, gradients=False) as low:
         trunk.eval()
-        for batch in tqdm(loader, desc="features", unit="batch", leave=False):
-            images = batch.images.to(device)
-            views = (images, images.flip(3)) if mirrored else (images,)
-            parts["boxes"].append(_mirrored(torch.cat(batch.boxes), batch.size[1])[: len(views)])
-            parts["features"].append(torch.stack([_half(trunk(view)) for view in views], 1))
-            parts["box_labels"] += batch.box_labels
-            parts["group_of"].append(batch.groups)
-            parts["boxed"].append(batch.annotated)
-            counts += [len(labels) for labels in batch.box_labels]
+        paths = keep(folder, key(trunk, dataset, mirrored, dtype), dataset, compute, batch_size, workers, "features")
+    return Features(paths, dataset)
+
+
+def keep(
+    folder: str | Path,
+    key: str,
+    dataset: Dataset,
+    compute: Callable[[Batch], dict[str, Tensor]],
+    batch_size: int,
+    workers: int,
+    what: str,
+) -> list[Path]:
+    """Files of what `compute` makes of the images of `dataset`, 512 images each, made where `folder` lacks them.
+
+    `compute` takes a Batch and returns tensors by name; those of a file's batches are concatenated. `key` begins the
+    names of the files and must tell all that they depend on. What an interrupted call has left is not computed again.
+    Processes that call it at the same time, on one machine or on several that see the folder, share the work.
+    """
+
+    def make(part: range, path: Path) -> None:
+        # A generator of its own: what is drawn later must not depend on what was in the folder.
+        own = torch.Generator()
+        loader = DataLoader(Subset(dataset, part), batch_size, collate_fn=collate, num_workers=workers, generator=own)
+        found, names = [], []
+        for batch in loader:
+            found.append(compute(batch))
             names += batch.names
-    tensors = {name: torch.cat(values, 1 if name == "boxes" else 0) for name, values in parts.items()}
-    tensors |= {"targets": dataset.targets, "starts": torch.tensor(np.cumsum([0, *counts]))}
-    about = {"classes": dataset.classes, "groups": dataset.groups, "multilabel": dataset.multilabel}
-    about |= {"size": batch.size, "names": names}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as part:
-        save_file(tensors, part, {"about": json.dumps(about)})
+            bar.update(len(batch.names))
+        tensors = {name: torch.cat([values[name] for values in found]) for name in found[0]}
+        save_file(tensors, path, {"names": json.dumps(names)})
+
+    parts = [range(i, min(i + SHARD, len(dataset))) for i in range(0, len(dataset), SHARD)]
+    paths = [Path(folder, f"{key}-{number:06d}.safetensors") for number in range(len(parts))]
+    with tqdm(total=len(dataset), desc=what, unit="image", leave=False) as bar:
+        for wait in (False, True):
+            for part, path in zip(parts, paths, strict=True):
+                once(path, functools.partial(make, part), wait)
+    return paths
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of the images in a file of `keep`."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["names"])
+
+
+def key(network: nn.Module, dataset: Dataset, *others) -> str:
+    """Sixteen hex digits of a hash over a network (structure, weights, `models.wrap`), a data set, and whatever else.
+
+    Notes: of the functions given to `models.wrap` it knows code and closure, but no globals.
+    """
+    network, read = bare(network), []
+    for name in ("depths", "prefix_tokens", "reshape", "logits"):
+        read.append(part := getattr(network, name, None))
+        if code := getattr(part, "__code__", None):  # a function, which prints as its address
+            closure = [cell.cell_contents for cell in part.__closure__ or ()]
+            read[-1] = (code.co_code, code.co_names, code.co_consts, closure)
+    return weights_key(network, f"{network} {read} {others} {dataset.fingerprint()}")
 
 
 def join(first: Features, second: Features) -> Features:
     """What two trunks make of the same images, in one data set: the channels of the first, then those of the second.
 
-    Heads of either network find theirs by `models.Head.channels`: a teacher and a student can see the same views.
+    Heads of either network find theirs by `models.Head.channels`, so a teacher and a student can see the same views.
     Raises ValueError for other images, views, or cells.
     """
     shapes = [(x.names, x.size, (*x.features.shape[:2], *x.features.shape[3:])) for x in (first, second)]
@@ -175,7 +205,7 @@ def join(first: Features, second: Features) -> Features:
             f"{first.size} and {second.size} pixels; both must be of the same images, views and cells"
         )
     result = copy.copy(first)
-    result.path = first.path.with_stem(f"{first.path.stem}-{second.path.stem}")  # part of the fingerprint; no file
+    result.key = f"{first.key} {second.key}"
     result.features = torch.cat([first.features, second.features], 2)
     return result
 
@@ -185,11 +215,6 @@ def _half(features: Tensor) -> Tensor:
     if not half.isfinite().all():
         raise ValueError(f"features reach {features.abs().max():.3g}; float16 holds at most 65504")
     return half
-
-
-def key(network: nn.Module, dataset: Dataset, *others) -> str:
-    """Sixteen hex digits that tell a network (its structure and weights), a data set and whatever else from others."""
-    return weights_key(network, f"{network} {' '.join(map(str, others))} {dataset.fingerprint()}")
 
 
 def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
@@ -211,7 +236,7 @@ def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
     whole = known is not None and np.array_equal(data.indices, np.arange(len(known)))
     if not whole or not isinstance(known, Features) or known.multilabel:
         raise ValueError("data must be with_boxes(features, fraction), features being those of single-label images")
-    annotated = known.boxed & torch.as_tensor(data.annotated) & (torch.as_tensor(known.starts).diff() > 0)
+    annotated = torch.as_tensor(known.annotated & data.annotated) & (torch.as_tensor(known.starts).diff() > 0)
     if not annotated.any():
         raise ValueError("no annotated image has a box; there is nothing to learn boxes from")
     some = annotated.nonzero()[:, 0].tolist()
@@ -246,7 +271,7 @@ def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
                 found = _mirrored(_around(chances, known.size), known.size[1])[:, None][: len(views)]
             boxes.append(found)
             starts.append(starts[-1] + found.shape[1])
-    result.boxes, result.starts, result.boxed = torch.cat(boxes, 1), starts, torch.ones(len(known), dtype=torch.bool)
+    result.boxes, result.starts, result.annotated = torch.cat(boxes, 1), starts, np.ones(len(known), bool)
     return result.labelled(known.classes, known.targets.argmax(1))
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
@@ -58,7 +59,7 @@ def test_training_the_head_trains_the_network(birds, tmp_path):
     model = network()
     before = copy.deepcopy(model.state_dict())
     trunk, head = models.split(model, 64)
-    data = features.extract(trunk, birds, tmp_path)
+    data = features.extract(trunk, birds, tmp_path, precision="float32")
     training.fit(head, data, 2, 1e-2, 3, step=Guide("energy", "ixg", "Final", 1.0))
     changed = {name for name, x in model.state_dict().items() if not torch.equal(x, before[name])}
     assert changed == {
@@ -143,6 +144,56 @@ def test_features_are_computed_once_for_each_trunk_data_set_and_transform(birds,
     handle.remove()
 
 
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "bcos_scenes"])
+def test_heads_see_the_same_in_features_of_bfloat16(name, birds, tmp_path):
+    model = network(name) if name != "efficientnet_lite0" else models.build(name, 2, "imagenet").eval()
+    trunk, head = models.split(model, 64)
+    exact, fast = (
+        whole(features.extract(trunk, birds, tmp_path, precision=form)).images for form in ("float32", "bfloat16")
+    )
+    assert not torch.equal(exact, fast) and len(list(tmp_path.glob("*.safetensors"))) == 2
+    with torch.no_grad():
+        logits = head(exact), head(fast)
+    assert (logits[0] - logits[1]).abs().max() < 0.1 * logits[0].abs().max()
+    assert F.cosine_similarity(exact.flatten(1), fast.flatten(1)).min() > 0.99
+    assert all(p.is_contiguous() for p in model.parameters())  # as they were
+
+
+def test_files_of_many_sizes_hold_the_same_and_are_made_once(birds, tmp_path, monkeypatch):
+    trunk, seen = small_trunk(), []
+    expected = features.extract(trunk, birds, tmp_path / "one", mirrored=True)
+    monkeypatch.setattr(features, "SHARD", 2)
+    trunk.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    found = features.extract(trunk, birds, tmp_path / "three", mirrored=True)
+    for field in ("features", "boxes", "box_labels", "targets"):
+        assert torch.equal(getattr(found, field), getattr(expected, field))
+    assert found.names == expected.names and found.starts == expected.starts
+    second = sorted((tmp_path / "three").glob("*.safetensors"))[1]
+    second.unlink()
+    seen.clear()
+    again = features.extract(trunk, birds, tmp_path / "three", mirrored=True)
+    assert seen == [2, 2] and torch.equal(again.features, expected.features)
+
+
+def test_what_wrap_says_is_part_of_the_key(birds):
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def scaled(scale):
+        return models.wrap(net, {"Final": "0"}, logits=lambda net, images: scale * net(images))
+
+    wrapped = [
+        models.wrap(net, {"Final": "0"}),
+        models.wrap(net, {"Final": "1"}),
+        models.wrap(net, {"Final": "0"}, logits=lambda net, images: net(images) + 1),
+        models.wrap(net, {"Final": "0"}, logits=lambda net, images: net(images) + 2),
+        scaled(2),
+        scaled(3),
+    ]
+    keys = [features.key(network, birds) for network in wrapped]
+    assert len(set(keys)) == 6 and features.key(scaled(3), birds) == keys[-1]
+    assert features.key(nn.DataParallel(wrapped[0]), birds) == keys[0]
+
+
 def test_what_is_interrupted_is_not_taken_for_features(birds, tmp_path, monkeypatch):
     def half(tensors, path, about):
         path.write_bytes(b"half a file")
@@ -174,7 +225,7 @@ def test_features_beyond_float16_are_refused(birds, tmp_path):
     trunk, _ = models.split(network(), 64)
     trunk.append(nn.Hardtanh(1e5, 1e6))
     with pytest.raises(ValueError, match="reach 1e.05; float16 holds at most 65504"):
-        features.extract(trunk, birds, tmp_path)
+        features.extract(trunk, birds, tmp_path, precision="float32")
 
 
 def test_boxes_of_some_images_may_be_used(birds, tmp_path):
@@ -230,7 +281,7 @@ def test_boxes_are_learned_from_few(mirrored, tmp_path):
     few, truth = with_boxes(data, 0.2, seed=3), data.boxes.clone()
     data.boxes[:, ~few.annotated] = torch.tensor([0.0, 0, 64, 64])  # not to be looked at
     predicted = features.predict_boxes(few, penalty=1e-4)
-    assert len(predicted) == 30 and predicted.boxed.all() and torch.equal(predicted.features, data.features)
+    assert len(predicted) == 30 and predicted.annotated.all() and torch.equal(predicted.features, data.features)
     boxes = predicted.boxes
     assert boxes.shape == (1 + mirrored, 30, 4)
     assert torch.equal(boxes[0][few.annotated], truth[0][few.annotated])
@@ -240,7 +291,7 @@ def test_boxes_are_learned_from_few(mirrored, tmp_path):
             boxes[1], torch.stack([64 - boxes[0, :, 2], boxes[0, :, 1], 64 - boxes[0, :, 0], boxes[0, :, 3]], 1)
         )
     assert torch.equal(predicted.box_labels, data.box_labels)
-    assert data.boxed.sum() == 30 and few.annotated.sum() == 6  # the given data stay as they were
+    assert data.annotated.sum() == 30 and few.annotated.sum() == 6  # the given data stay as they were
 
 
 def test_boxes_are_predicted_for_images_that_have_none(tmp_path):
@@ -279,7 +330,7 @@ def test_other_labels(birds, tmp_path):
         assert torch.equal(places[i].box_labels, expected[i].box_labels)
     assert data.classes == birds.classes and torch.equal(data.targets, birds.targets)
     for labels in ([0, 1, 0], [0, 1, 0, 1, 0, 2]):
-        with pytest.raises(ValueError, match="one of 0 to 1 an image is wanted"):
+        with pytest.raises(ValueError, match="one of 0 to 1 per image is wanted"):
             data.labelled(["land", "water"], labels)
 
 
@@ -287,10 +338,10 @@ def test_boxes_that_may_not_be_used_stay_unused(tmp_path):
     data = Bright("train", 10, 64)
     few = features.extract(small_trunk(), with_boxes(data, 0.2), tmp_path)
     every = features.extract(small_trunk(), with_boxes(data, 1.0), tmp_path)
-    assert few.boxed.sum() == 2 and every.boxed.sum() == 10
+    assert few.annotated.sum() == 2 and every.annotated.sum() == 10
     predicted = features.predict_boxes(with_boxes(few, 1.0), penalty=1e-4)
     few.boxes = few.boxes.clone()
-    few.boxes[:, ~few.boxed] = torch.tensor([0.0, 0, 64, 64])
+    few.boxes[:, ~few.annotated] = torch.tensor([0.0, 0, 64, 64])
     again = features.predict_boxes(with_boxes(few, 1.0), penalty=1e-4)
     assert torch.equal(again.boxes, predicted.boxes)
     backwards = Selection(every, np.arange(10)[::-1], np.ones(10, bool))

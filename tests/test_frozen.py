@@ -1,17 +1,19 @@
 """Frozen explanations: they are the live ones, move with their images, and belong to one teacher and data set."""
 
-import json
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from e2lib import distillation, frozen, models, training
+from e2lib import distillation, features, frozen, models, training
 from e2lib.datasets import Joint, Scenes, Selection, collate, crop_transform, train_transform, with_transform
 from e2lib.frozen import freeze
 
@@ -25,7 +27,7 @@ def scenes():
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
-    monkeypatch.setattr(frozen, "SHARD", 5)
+    monkeypatch.setattr(features, "SHARD", 5)
 
 
 def teacher(name="test_resnet", seed=0):
@@ -136,16 +138,16 @@ def test_another_teacher_replaces_the_one_before(scenes, tmp_path):
 def test_what_is_there_is_not_computed_again(scenes, tmp_path, monkeypatch):
     model, seen = teacher(), []
     model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    write, files = frozen._write, []
+    write, files = features.save_file, []
 
-    def stops(path, *content):
+    def stops(tensors, path, about):
         if len(files) == 2:
             raise KeyboardInterrupt
         files.append(path)
-        write(path, *content)
+        write(tensors, path, about)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(frozen, "_write", stops)
+        patch.setattr(features, "save_file", stops)
         freeze(model, scenes, tmp_path, 64)
     assert sum(seen) == LENGTH and len(list(tmp_path.glob("*.safetensors"))) == 2
     seen.clear()
@@ -164,35 +166,69 @@ def test_a_file_that_is_half_written_is_not_taken(scenes, tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(frozen, "save_file", half)
+        patch.setattr(features, "save_file", half)
         freeze(teacher(), scenes, tmp_path, 64)
     assert not list(tmp_path.glob("*.safetensors"))
     assert len(freeze(teacher(), scenes, tmp_path, 64)) == LENGTH
 
 
-def test_the_store_of_another_teacher_data_set_or_method_is_refused(scenes, tmp_path):
-    freeze(teacher(), scenes, tmp_path, 64)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    for change, named in (
-        ({"teacher": teacher(seed=1)}, "teacher and images="),
-        ({"dataset": Scenes("val", LENGTH, 64)}, "teacher and images="),
-        ({"size": 32}, "teacher and images="),
-        ({"method": "ixg"}, "method='gradcam', not 'ixg'"),
-        ({"at": "Mid3"}, "at='Final', not 'Mid3'"),
-        ({"contrast": True}, "contrast=False, not True"),
-        ({"dtype": "uint8"}, "dtype='float16', not 'uint8'"),
+def test_another_teacher_data_set_or_method_has_files_of_its_own(scenes, tmp_path):
+    first = freeze(teacher(), scenes, tmp_path, 64)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    for change in (
+        {"teacher": teacher(seed=1)},
+        {"dataset": Scenes("val", LENGTH, 64)},
+        {"size": 32},
+        {"method": "ixg"},
+        {"at": "Mid3"},
+        {"contrast": True},
+        {"dtype": "uint8"},
     ):
         how = {"teacher": teacher(), "dataset": scenes, "folder": tmp_path, "size": 64} | change
-        with pytest.raises(ValueError, match=f"holds explanations with {named}"):
-            freeze(**how)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        together = freeze(**how)
+        alone = freeze(**how | {"folder": tmp_path / str(change)[:9]})
+        assert torch.equal(together[0].maps, alone[0].maps)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    stores = {path.name.partition("-")[0] for path in tmp_path.glob("*.safetensors")}
+    assert len(stores) == 8
+    with pytest.raises(ValueError, match="holds explanations of several; store must be one of"):
+        frozen.Frozen(tmp_path)
+    mine = next(iter(before)).name.partition("-")[0]
+    assert torch.equal(with_transform(scenes, frozen.Frozen(tmp_path, store=mine))[0].maps, first[0].maps)
+
+
+def test_what_cannot_be_frozen_is_named(scenes, tmp_path):
     with pytest.raises(ValueError, match="dtype is 'int8'; it must be one of float16, uint8"):
         freeze(teacher(), scenes, tmp_path / "new", 64, dtype="int8")
+    freeze(teacher(), scenes, tmp_path, 64)
     with pytest.raises(KeyError, match="holds no image"):
         with_transform(Scenes("val", 2, 64), frozen.Frozen(tmp_path))[0]
     twice = Selection(scenes, np.array([0, 1, 1]))
     with pytest.raises(ValueError, match="dataset holds 3 images, of 2 names; names must differ"):
         freeze(teacher(), twice, tmp_path / "twice", 64)
+
+
+def test_those_who_freeze_at_the_same_time_share_the_work(scenes, tmp_path):
+    teachers, seen = [teacher() for _ in range(2)], []
+    for number, model in enumerate(teachers):
+        model.register_forward_hook(
+            lambda module, inputs, output, number=number: time.sleep(0.5) or seen.append((number, len(output)))
+        )
+    with ThreadPoolExecutor(2) as several:
+        first, second = several.map(lambda model: freeze(model, scenes, tmp_path, 64), teachers)
+    assert sum(images for _, images in seen) == LENGTH and {number for number, _ in seen} == {0, 1}
+    assert all(torch.equal(first[i].maps, second[i].maps) for i in range(LENGTH))
+
+
+def test_any_network_can_be_frozen(scenes, tmp_path):
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(num_classes=10)
+    model = models.wrap(net, depths={"Final": "layer4"}).eval()
+    batch = batch_of(freeze(model, scenes, tmp_path, 64))
+    logits, maps = distillation.explanation(model, batch.images, distillation.top_class(), "gradcam", "Final")
+    assert torch.allclose(batch.logits, logits, atol=1e-5) and (distillation.e2kd(batch.maps, maps) < 1e-4).all()
+    other = models.wrap(net, depths={"Final": "layer3"}).eval()  # the same weights, another layer
+    assert not torch.equal(freeze(other, scenes, tmp_path, 64)[0].maps, batch.maps[0])
 
 
 def test_several_processes_read_it(scenes, tmp_path):
@@ -218,8 +254,7 @@ def test_a_student_learns_from_it_without_its_teacher(scenes, tmp_path):
     student.train()
     history = training.fit(student, data, 20, 1e-2, LENGTH, step=step)
     assert history[-1]["e2kd"] < 0.8 * history[0]["e2kd"]
-    with pytest.raises(ValueError, match="teacher is None, and the batch holds no logits and maps"):
+    with pytest.raises(ValueError, match="teacher is None, and the batch has no logits and maps"):
         step(student, batch_of(scenes))
-    with pytest.raises(ValueError, match="teacher is None, but at compare features"):
+    with pytest.raises(ValueError, match="teacher is None; at needs it"):
         distillation.Distill(None, student, batch.images, {"at": 1.0})
-    assert json.loads((tmp_path / "store.json").read_text())["method"] == "gradcam"
