@@ -31,9 +31,8 @@ def crops(dataset: Scenes, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     images, which = [], []
     for i in tqdm(range(len(dataset)), desc="composing", unit="scene"):
-        image = dataset[i].image
-        for thing in dataset.record(i).objects:
-            x1, y1, x2, y2 = thing.box
+        image, boxes = dataset[i].image, dataset[i].boxes.int().tolist()
+        for thing, (x1, y1, x2, y2) in zip(dataset.record(i).objects, boxes, strict=True):
             shift = torch.randint(-JITTER, JITTER + 1, (2,), generator=generator).tolist()
             x, y = ((a + b - CROP) // 2 + s for a, b, s in ((x1, x2, shift[0]), (y1, y2, shift[1])))
             x, y = (min(max(v, 0), dataset.size - CROP) for v in (x, y))

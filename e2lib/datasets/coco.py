@@ -1,7 +1,7 @@
 """COCO and any data set in its format."""
 
 import json
-from collections.abc import Callable
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes
-from e2lib.datasets.files import FileDataset, check_files, flatten, need
-from e2lib.datasets.sample import Sample
+from e2lib.datasets.files import FileDataset, Item, Transform, need
 
 FIELDS = {
+    "categories": ("id", "name"),
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
 }
 # The two boxes without height in the official train annotations: (image id, y).
 EMPTY_IN_COCO = {(200365, 388.33), (550395, 188.56)}
@@ -36,17 +35,18 @@ class COCO(FileDataset):
         images: image folder relative to root; None: <split><year>.
         transform: Sample -> Sample.
 
-    Raises FileNotFoundError naming what is missing, ValueError naming the file and the annotation that is wrong.
+    Raises FileNotFoundError naming what is missing; ValueError naming the file and the entry that is wrong.
 
-    Notes: a crowd annotation (iscrowd) gives its label but no box, as its region is not one object; so do the
-    official file's two boxes without height. Images without any object stay, with no label. Masks are None for
-    an image with an annotation that has no segmentation.
+    Notes: a crowd annotation (iscrowd) gives its label but no box, as its region is not one object; so do the official
+    file's two boxes without height. Images without objects stay. An image with an unsegmented box has masks None.
     """
 
     layout = (
         "annotations/instances_<split>2014.json and the image folder <split>2014, from cocodataset.org; annotations= "
         "and images= name another file and folder"
     )
+    test_split = "val"  # the labels of the test images are not public
+    multilabel = True
 
     def __init__(
         self,
@@ -55,87 +55,74 @@ class COCO(FileDataset):
         year: str = "2014",
         annotations: str | None = None,
         images: str | None = None,
-        transform: Callable[[Sample], Sample] | None = None,
+        transform: Transform = None,
     ):
-        root = Path(root)
-        path = root / (annotations or f"annotations/instances_{split}{year}.json")
-        folder = root / (images or f"{split}{year}")
-        need(folder, self.layout)
+        folder = need(Path(root) / (images or f"{split}{year}"), self.layout)
+        path = need(Path(root) / (annotations or f"annotations/instances_{split}{year}.json"), self.layout)
         try:
-            content = json.loads(need(path, self.layout).read_text())
-        except json.JSONDecodeError as error:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
-        for section, fields in FIELDS.items():
-            if section not in content:
-                raise ValueError(f"{path} lacks the section {section}")
-            for entry in content[section]:
-                for field in fields:
-                    if field not in entry:
-                        raise ValueError(f"{path}: {section} entry {entry.get('id')} lacks the field {field}")
-        categories = sorted(content["categories"], key=lambda c: c["id"])
-        class_of = {c["id"]: k for k, c in enumerate(categories)}
-        entries = sorted(content["images"], key=lambda image: image["id"])
-        row_of = {image["id"]: row for row, image in enumerate(entries)}
-        boxes, box_labels, labels, shapes = ([[] for _ in entries] for _ in range(4))
-        for a in tqdm(content["annotations"], desc=f"COCO {split}", delay=5):
+        categories, images, annotations = (_by_id(path, content, section) for section in FIELDS)
+        class_of = {number: c for c, number in enumerate(sorted(categories))}
+        items = {i: Item(images[i]["file_name"], []) for i in sorted(images)}
+        shapes = {i: [] for i in items}  # JSON of the segmentation of each box
+        for a in tqdm(annotations.values(), desc=f"COCO {split}", delay=5):
             where = f"{path}: annotation {a['id']} of image {a['image_id']}"
-            if a["image_id"] not in row_of:
+            if a["image_id"] not in items:
                 raise ValueError(f"{where}: no such image in its images section")
             if a["category_id"] not in class_of:
                 raise ValueError(f"{where}: unknown class {a['category_id']}; known ids: {sorted(class_of)}")
-            row, c = row_of[a["image_id"]], class_of[a["category_id"]]
-            labels[row].append(c)
             if len(a["bbox"]) != 4:
                 raise ValueError(f"{where}: bbox is {a['bbox']}; need x, y, width, height")
-            x, y, w, h = a["bbox"]
-            if a.get("iscrowd") or (h == 0 and (a["image_id"], y) in EMPTY_IN_COCO):
-                continue
-            boxes[row].append([x, y, x + w, y + h])
-            box_labels[row].append(c)
-            shapes[row].append(json.dumps(a.get("segmentation", [])).encode())
-        for entry, found in zip(entries, boxes, strict=True):
-            where = f"{path}: image {entry['id']} ({entry['file_name']})"
-            check_boxes(torch.tensor(found).reshape(-1, 4), (entry["height"], entry["width"]), where)
-        files = [image["file_name"] for image in entries]
-        check_files(folder, files)
-        super().__init__(
-            folder,
-            files,
-            [c["name"] for c in categories],
-            labels,
-            boxes,
-            box_labels,
-            multilabel=True,
-            transform=transform,
-        )
-        self.sizes = np.array([(image["height"], image["width"]) for image in entries])
-        shapes = flatten(shapes)[1]  # JSON of each box's segmentation
-        self.shape_starts, self.shapes = (
-            np.cumsum([0, *map(len, shapes)]),
-            np.frombuffer(b"".join(shapes), dtype=np.uint8),
-        )
+            item, (x, y, w, h) = items[a["image_id"]], a["bbox"]
+            item.labels.append(class_of[a["category_id"]])
+            if not a.get("iscrowd") and not (h == 0 and (a["image_id"], y) in EMPTY_IN_COCO):
+                item.boxes.append([x, y, x + w, y + h])
+                item.box_labels.append(item.labels[-1])
+                shapes[a["image_id"]].append(json.dumps(a.get("segmentation", [])).encode())
+        for i, item in items.items():
+            item.size = images[i]["height"], images[i]["width"]
+            check_boxes(torch.tensor(item.boxes).reshape(-1, 4), item.size, f"{path}: image {i} ({item.file})")
+        names = [categories[number]["name"] for number in class_of]
+        super().__init__(folder, list(items.values()), names, transform)
+        shapes = [shape for one in shapes.values() for shape in one]
+        self.ends, self.shapes = np.cumsum([0, *map(len, shapes)]), np.frombuffer(b"".join(shapes), dtype=np.uint8)
 
-    def masks(self, i: int, size: tuple[int, int]) -> Tensor | None:
-        if tuple(self.sizes[i]) != size:
-            h, w = self.sizes[i]
-            raise ValueError(
-                f"image {self.files[i].decode()} has {size[1]} x {size[0]} pixels, its annotations {w} x {h}"
-            )
-        try:
-            import pycocotools.mask
-        except ImportError as error:
-            raise ImportError("masks of COCO need pycocotools: pip install 'e2lib[coco]'") from error
-        masks = []
-        for box in range(self.starts[i], self.starts[i + 1]):
-            shape = json.loads(self.shapes[self.shape_starts[box] : self.shape_starts[box + 1]].tobytes())
+    def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
+        """The decoded segmentations. Raises ImportError without pycocotools."""
+        found = [torch.zeros(0, *size, dtype=torch.bool)]
+        for k in range(boxes.start, boxes.stop):
+            shape = json.loads(self.shapes[self.ends[k] : self.ends[k + 1]].tobytes())
             if not shape:
                 return None
-            if isinstance(shape, list) or isinstance(shape["counts"], list):  # polygons, uncompressed RLE
-                shape = pycocotools.mask.frPyObjects(shape, *size)
-            if isinstance(shape, list):
-                shape = pycocotools.mask.merge(shape)
-            mask = pycocotools.mask.decode(shape)  # uint8 (H, W)
-            if mask.shape != size:
-                raise ValueError(f"{self.files[i].decode()}: segmentation {mask.shape}, image {size} (height, width)")
-            masks.append(torch.from_numpy(mask).bool())
-        return torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool)
+            found.append(_decode(shape, size, os.fsdecode(self.files[i]))[None])
+        return torch.cat(found)
+
+
+def _by_id(path: Path, content: dict, section: str) -> dict[int, dict]:
+    """Entries of one section. Raises ValueError naming the section or field that is missing, or two of one id."""
+    if section not in content:
+        raise ValueError(f"{path} lacks the section {section}")
+    found = {}
+    for entry in content[section]:
+        for field in FIELDS[section]:
+            if field not in entry:
+                raise ValueError(f"{path}: {section} entry {entry.get('id')} lacks the field {field}")
+        if found.setdefault(entry["id"], entry) is not entry:
+            raise ValueError(f"{path}: two {section} with the id {entry['id']}: {found[entry['id']]} and {entry}")
+    return found
+
+
+def _decode(shape: list | dict, size: tuple[int, int], file: str) -> Tensor:
+    """Mask of polygons or run lengths (RLE), compressed or not: bool (H, W)."""
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise ImportError("segmentations of COCO need pycocotools: pip install 'e2lib[coco]'") from error
+    if isinstance(shape, list) or isinstance(shape["counts"], list):  # polygons, uncompressed RLE
+        shape = mask.frPyObjects(shape, *size)
+    found = mask.decode(mask.merge(shape) if isinstance(shape, list) else shape)  # uint8 (H, W)
+    if found.shape != size:
+        raise ValueError(f"{file}: segmentation {found.shape}, image {size} (height, width)")
+    return torch.from_numpy(found).bool()

@@ -1,22 +1,32 @@
-"""What the data sets on disk have in common: a list of image files, boxes known beforehand, one read an item.
+"""What the data sets on disk have in common: a list of image files, boxes known beforehand, one file read per item.
 
-Everything about the images is held in a few flat arrays, not in lists of objects: DataLoader workers share arrays,
-whereas touching a Python object's reference count copies its memory page into each worker.
+Everything about the images is held in a few flat arrays, not in lists of objects. DataLoader workers share arrays,
+whereas a touch of a Python object's reference count copies its memory page into each worker.
 """
 
+import csv
+import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from e2lib.boxes import check_boxes
-from e2lib.datasets.sample import Sample
+from e2lib.datasets.sample import Sample, Samples
+
+Transform = Callable[[Sample], Sample] | None
+
+
+def check_value(right: bool, name: str, value: object, must: str) -> None:
+    """Raises ValueError that names a parameter, its value, and what it must be, unless it is right."""
+    if not right:
+        raise ValueError(f"{name} is {value!r}; it must be {must}")
 
 
 def need(path: Path, layout: str) -> Path:
@@ -24,6 +34,22 @@ def need(path: Path, layout: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; the data folder must hold {layout}")
     return path
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file, without blank lines and without spaces at either end."""
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def read_rows(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Rows of a CSV file. Raises ValueError naming the first of `columns` that it lacks."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows, found = list(reader), reader.fieldnames or ()
+    for column in columns:
+        if column not in found:
+            raise ValueError(f"{path} lacks the column {column}; it has {', '.join(found)}")
+    return rows
 
 
 def read_image(path: Path) -> tv_tensors.Image:
@@ -38,48 +64,40 @@ def read_image(path: Path) -> tv_tensors.Image:
     return tv_tensors.Image(torch.from_numpy(array))
 
 
-class FileDataset(Dataset):
+@dataclass
+class Item:
+    """What is known about an image before it is read."""
+
+    file: str  # path relative to the images' folder; without the suffix it is the Sample's name
+    labels: list[int]  # classes in the image
+    boxes: list[Sequence[float]] = field(default_factory=list)  # xyxy
+    box_labels: list[int] = field(default_factory=list)
+    size: tuple[int, int] = (0, 0)  # height and width according to the annotations, 0 where they do not say
+    group: int = -1
+
+
+class FileDataset(Samples):
     """Images under `folder`, streamed: every item is read from disk anew.
 
-    Args:
-        folder: the images' folder.
-        files: their paths relative to it; a Sample's name is its path without the suffix.
-        classes: class names.
-        labels: the classes present in each image.
-        boxes: each image's boxes, xyxy; None: the data has no boxes, and no Sample is `annotated`.
-        box_labels: the class of each of them.
-        groups: group names.
-        group_of: one group index an image.
-        multilabel: several classes may be present in one image.
-        transform: Sample -> Sample.
-
-    Raises ValueError when there are no files, FileNotFoundError naming the first file that is missing.
+    Raises ValueError when there are no items, FileNotFoundError naming the first file that is missing.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        files: Sequence[str],
-        classes: Sequence[str],
-        labels: Sequence[Sequence[int]],
-        boxes: Sequence[Sequence[Sequence[float]]] | None = None,
-        box_labels: Sequence[Sequence[int]] | None = None,
-        groups: Sequence[str] = (),
-        group_of: Sequence[int] | None = None,
-        multilabel: bool = False,
-        transform: Callable[[Sample], Sample] | None = None,
-    ):
-        if len(files) == 0:
+    layout: str  # what the data folder must hold
+    multilabel = False
+    boxed = True  # False: the data has no boxes, and no Sample is `annotated`
+
+    def __init__(self, folder: Path, items: Sequence[Item], classes: Sequence[str], transform: Transform = None):
+        if not items:
             raise ValueError(f"{folder}: the split is empty")
-        self.folder, self.classes, self.groups, self.multilabel = folder, list(classes), list(groups), multilabel
-        self.transform, self.boxed = transform, boxes is not None
-        self.files = np.array([f.encode() for f in files])
-        self.group_of = np.full(len(files), -1) if group_of is None else np.asarray(group_of)
-        self.label_starts, labels = flatten(labels)
-        self.labels = torch.tensor(labels, dtype=torch.int64)
-        self.starts, boxes = flatten(boxes or [()] * len(files))  # image i has the boxes starts[i] : starts[i + 1]
-        self.boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-        self.box_labels = torch.tensor(flatten(box_labels or ())[1], dtype=torch.int64)
+        check_files(folder, [item.file for item in items])
+        self.folder, self.classes, self.transform = folder, list(classes), transform
+        self.files = np.array([os.fsencode(item.file) for item in items])
+        self.sizes, self.group_of = np.array([item.size for item in items]), np.array([item.group for item in items])
+        # Labels and boxes of all images end to end, with the position of the image that each belongs to.
+        self.label_of, labels = flatten([item.labels for item in items])
+        self.box_of, boxes = flatten([item.boxes for item in items])
+        self.labels, self.boxes = torch.tensor(labels, dtype=torch.int64), torch.tensor(boxes).float().reshape(-1, 4)
+        self.box_labels = torch.tensor(flatten([item.box_labels for item in items])[1], dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -88,45 +106,42 @@ class FileDataset(Dataset):
     def targets(self) -> Tensor:
         """Labels of all images: uint8 (len, C). Built when asked for: those of ImageNet take over a gigabyte."""
         targets = torch.zeros(len(self), len(self.classes), dtype=torch.uint8)
-        targets[np.repeat(np.arange(len(self)), np.diff(self.label_starts)), self.labels] = 1
+        targets[self.label_of, self.labels] = 1
         return targets
 
     def images_with(self, c: int) -> np.ndarray:
         """Positions of the images that show class `c`: int64 (n,), increasing."""
-        entries = (self.labels == c).nonzero()[:, 0].numpy()
-        return np.unique(np.searchsorted(self.label_starts, entries, side="right") - 1)
+        return np.unique(self.label_of[self.labels.numpy() == c])
 
     def fingerprint(self) -> str:
         """Tells these images from others by their files' names, sizes and times, labels, boxes and transform."""
-        stats = [os.stat(self.folder / file.decode()) for file in self.files]
-        files = [(file.decode(), s.st_size, s.st_mtime_ns) for file, s in zip(self.files, stats, strict=True)]
-        parts = (self.label_starts, self.labels, self.starts, self.boxes, self.box_labels, self.group_of)
-        known = [self.classes, self.groups, self.multilabel, self.boxed, *(part.tolist() for part in parts)]
-        return f"{files} {known} {self.transform}"
+        folder = os.fsencode(self.folder)
+        stats = [os.stat(os.path.join(folder, file)) for file in self.files.tolist()]
+        parts = [self.files, np.array([(s.st_size, s.st_mtime_ns) for s in stats]), self.label_of, self.box_of]
+        parts += [self.group_of, *(known.numpy() for known in (self.labels, self.boxes, self.box_labels))]
+        known = hashlib.sha256(f"{self.classes} {self.groups} {self.multilabel} {self.boxed}".encode())
+        for part in parts:
+            known.update(f"{part.dtype}{part.shape}".encode() + part.tobytes())
+        return f"{known.hexdigest()} {self.transform}"
 
-    def masks(self, i: int, size: tuple[int, int]) -> Tensor | None:
-        """Segmentation of image `i` of size (H, W), one mask a box: bool (N, H, W), or None."""
+    def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
+        """Segmentation of image `i` of size (H, W), one mask for each of its `boxes`: bool (N, H, W), or None."""
         return None
 
     def __getitem__(self, i: int) -> Sample:
         i = range(len(self))[i]
-        file = self.files[i].decode()
+        file = os.fsdecode(self.files[i])
         image = read_image(self.folder / file)
-        size = tuple(image.shape[-2:])
-        span = slice(self.starts[i], self.starts[i + 1])
-        boxes, masks = check_boxes(self.boxes[span], size, str(self.folder / file)), self.masks(i, size)
-        labels = torch.zeros(len(self.classes), dtype=torch.uint8)
-        labels[self.labels[self.label_starts[i] : self.label_starts[i + 1]]] = 1
-        sample = Sample(
-            image=image,
-            labels=labels,
-            boxes=tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-            box_labels=self.box_labels[span],
-            masks=None if masks is None else tv_tensors.Mask(masks),
-            group=int(self.group_of[i]),
-            name=os.path.splitext(file)[0],
-            annotated=self.boxed,
-        )
+        (h, w), (height, width) = size, known = tuple(image.shape[-2:]), tuple(self.sizes[i].tolist())
+        if all(known) and known != size:
+            turned = "; an EXIF orientation may be the cause" if (w, h) == known else ""
+            raise ValueError(f"image {file} has {w} x {h} pixels, its annotations {width} x {height}{turned}")
+        own_labels, own = (slice(*np.searchsorted(of, [i, i + 1])) for of in (self.label_of, self.box_of))
+        boxes, masks = check_boxes(self.boxes[own], size, str(self.folder / file)), self.masks(i, size, own)
+        labels, name = torch.zeros(len(self.classes), dtype=torch.uint8), os.path.splitext(file)[0]
+        labels[self.labels[own_labels]] = 1
+        masks = None if masks is None else tv_tensors.Mask(masks)
+        sample = Sample(image, labels, boxes, self.box_labels[own], masks, int(self.group_of[i]), name, self.boxed)
         return sample if self.transform is None else self.transform(sample)
 
 
@@ -136,11 +151,11 @@ def check_files(folder: Path, files: Sequence[str]) -> None:
     for file in files:
         path = folder / file
         if path.parent not in present:
-            present[path.parent] = {p.name for p in need(path.parent, f"image {file}").iterdir()}
+            present[path.parent] = {*os.listdir(need(path.parent, f"image {file}"))}
         if path.name not in present[path.parent]:
             raise FileNotFoundError(f"image {path} is missing")
 
 
 def flatten(lists: Sequence[Sequence]) -> tuple[np.ndarray, list]:
-    """Lists end to end: (starts int64 (len + 1,), all entries); list i is entries[starts[i] : starts[i + 1]]."""
-    return np.cumsum([0, *map(len, lists)]), [entry for one in lists for entry in one]
+    """Lists end to end: (int64 (n,), the position of the list that each entry comes from; all n entries)."""
+    return np.repeat(np.arange(len(lists)), [len(one) for one in lists]), [entry for one in lists for entry in one]

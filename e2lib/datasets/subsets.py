@@ -1,11 +1,10 @@
-"""Deterministic selections: few images a class, boxes for a fraction of the images, wider boxes.
+"""Deterministic selections: few images per class, boxes for a fraction of the images, wider boxes.
 
 They depend on the seed and on the order of the data set only, not on the machine or the versions of libraries: the
-order is that of raw PCG64 numbers, whose stream numpy guarantees.
+order is that of raw PCG64 numbers, whose stream NumPy guarantees.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,10 +15,11 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from e2lib.boxes import dilate
-from e2lib.datasets.sample import Sample
+from e2lib.datasets.files import Transform, check_value
+from e2lib.datasets.sample import Sample, Samples
 
 
-class Selection(Dataset):
+class Selection(Samples):
     """Some images of a data set, in the given order.
 
     Args:
@@ -28,7 +28,7 @@ class Selection(Dataset):
         annotated: bool (n,): which of them may use their boxes; None: those which could before.
     """
 
-    def __init__(self, dataset: Dataset, indices: np.ndarray, annotated: np.ndarray | None = None):
+    def __init__(self, dataset: Samples, indices: np.ndarray, annotated: np.ndarray | None = None):
         inner = getattr(dataset, "annotated", None)
         if inner is not None:
             annotated = inner[indices] if annotated is None else inner[indices] & annotated
@@ -37,19 +37,24 @@ class Selection(Dataset):
 
     @property
     def group_of(self) -> np.ndarray:
-        """int64 (n,): the group of each image."""
+        """The group of each image: int64 (n,)."""
         return self.dataset.group_of[self.indices]
+
+    @property
+    def transform(self) -> Transform:
+        """That of the data set."""
+        return self.dataset.transform
 
     @cached_property
     def targets(self) -> Tensor:
-        """uint8 (len, C) multi-hot labels, without building those of the whole data set."""
+        """Labels: uint8 (n, C), multi-hot, without building those of the whole data set."""
         targets = torch.zeros(len(self), len(self.classes), dtype=torch.uint8)
         for c in range(len(self.classes)):
             targets[self.images_with(c), c] = 1
         return targets
 
     def images_with(self, c: int) -> np.ndarray:
-        """Positions of the images that show class `c`: int64 (n,), increasing."""
+        """Positions of the images that show class `c`: int64, increasing."""
         return np.isin(self.indices, self.dataset.images_with(c)).nonzero()[0]
 
     def fingerprint(self) -> str:
@@ -62,9 +67,8 @@ class Selection(Dataset):
 
     def __getitem__(self, i: int) -> Sample:
         sample = self.dataset[int(self.indices[i])]
-        if self.annotated is None:
-            return sample
-        return replace(sample, annotated=sample.annotated and bool(self.annotated[i]))
+        allowed = self.annotated is None or bool(self.annotated[i])
+        return sample if allowed else replace(sample, annotated=False)
 
 
 def random_order(length: int, seed: int) -> np.ndarray:
@@ -72,21 +76,19 @@ def random_order(length: int, seed: int) -> np.ndarray:
     return np.argsort(np.random.PCG64(seed).random_raw(length), kind="stable")
 
 
-def at_most(dataset: Dataset, length: int, seed: int = 0) -> Dataset:
+def at_most(dataset: Samples, length: int, seed: int = 0) -> Samples:
     """The data set, or `length` of its images at random where it has more. Raises ValueError for a length below 1."""
-    if length < 1:
-        raise ValueError(f"length is {length}; it must be at least 1")
+    check_value(length >= 1, "length", length, "at least 1")
     return Selection(dataset, np.sort(random_order(len(dataset), seed)[:length])) if length < len(dataset) else dataset
 
 
-def few_shot(dataset: Dataset, per_class: int, seed: int = 0) -> Selection:
+def few_shot(dataset: Samples, per_class: int, seed: int = 0) -> Selection:
     """For each class the first `per_class` images, in a random order, that contain it; 10 shots contain 5 shots.
 
     Multi-label images count for every class in them: each class is in at least `per_class` of the images, and common
     classes in more. Raises ValueError naming a class with fewer images.
     """
-    if per_class < 1:
-        raise ValueError(f"per_class is {per_class}; it must be at least 1")
+    check_value(per_class >= 1, "per_class", per_class, "at least 1")
     rank = np.argsort(random_order(len(dataset), seed))  # each image's place in the random order
     chosen = []
     for c, name in enumerate(dataset.classes):
@@ -97,28 +99,24 @@ def few_shot(dataset: Dataset, per_class: int, seed: int = 0) -> Selection:
     return Selection(dataset, np.unique(np.concatenate(chosen)))
 
 
-def with_boxes(dataset: Dataset, fraction: float, seed: int = 0, repeats: int = 1) -> Selection:
+def with_boxes(dataset: Samples, fraction: float, seed: int = 0, repeats: int = 1) -> Selection:
     """All images, of which round(fraction * len), at least one, stay `annotated`; 10 % contain the 1 %.
 
-    Each of these comes `repeats` times in an epoch: else the few steps that see a box are lost among the others.
+    Each of these comes `repeats` times in an epoch. Otherwise the few steps that see a box are lost among the others.
     Raises ValueError for a fraction outside (0, 1] or repeats below 1.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(
-            f"box fraction is {fraction}; it must be in (0, 1] (0.01 keeps the boxes of 1 % of the images)"
-        )
-    if repeats < 1:
-        raise ValueError(f"repeats is {repeats}; it must be at least 1")
+    check_value(0 < fraction <= 1, "box fraction", fraction, "in (0, 1]: 0.01 keeps the boxes of 1 % of the images")
+    check_value(repeats >= 1, "repeats", repeats, "at least 1")
     annotated = np.zeros(len(dataset), dtype=bool)
     annotated[random_order(len(dataset), seed)[: max(1, round(fraction * len(dataset)))]] = True
     indices = np.concatenate([np.arange(len(dataset)), np.repeat(annotated.nonzero()[0], repeats - 1)])
     return Selection(dataset, indices, annotated[indices])
 
 
-def with_transform(dataset: Dataset, transform: Callable[[Sample], Sample]) -> Dataset:
+def with_transform(dataset: Dataset, transform: Transform) -> Dataset:
     """The data set with another transform.
 
-    Raises ValueError for one that has none: a Selection, and every data set of this package, has.
+    Raises ValueError for a data set that has none. A Selection, and every data set of this package, has one.
     """
     if isinstance(dataset, Selection):
         return Selection(with_transform(dataset.dataset, transform), dataset.indices, dataset.annotated)
@@ -132,7 +130,7 @@ def with_transform(dataset: Dataset, transform: Callable[[Sample], Sample]) -> D
 @dataclass
 class _Dilate:
     fraction: float
-    then: Callable[[Sample], Sample] | None
+    then: Transform
 
     def __call__(self, sample: Sample) -> Sample:
         boxes = dilate(sample.boxes, self.fraction, sample.boxes.canvas_size)
@@ -145,8 +143,5 @@ def dilated(dataset: Dataset, fraction: float) -> Dataset:
 
     Raises ValueError for a fraction outside (0, 1].
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"dilation is {fraction}; it must be in (0, 1] (0.1 widens boxes by 10 %)")
-    if isinstance(dataset, Selection):
-        return Selection(dilated(dataset.dataset, fraction), dataset.indices, dataset.annotated)
+    check_value(0 < fraction <= 1, "dilation", fraction, "in (0, 1]: 0.1 widens boxes by 10 %")
     return with_transform(dataset, _Dilate(fraction, dataset.transform))

@@ -1,16 +1,13 @@
 """Waterbirds: birds pasted onto land and water."""
 
-import csv
-from collections.abc import Callable
 from pathlib import Path
 
-from e2lib.datasets.files import FileDataset, check_files, need
-from e2lib.datasets.sample import Sample
+from e2lib.datasets.files import FileDataset, Item, Transform, check_value, need, read_lines, read_rows
 
-SPLITS = {"train": 0, "val": 1, "test": 2}
+SPLITS = {"train": "0", "val": "1", "test": "2"}
 TASKS = {"bird": ["landbird", "waterbird"], "place": ["land", "water"]}
 GROUPS = ["landbird on land", "landbird on water", "waterbird on land", "waterbird on water"]
-COLUMNS = {"img_id": None, "img_filename": None, "y": 2, "split": 3, "place": 2}  # how many values a column may take
+COLUMNS = {"y": ["0", "1"], "split": ["0", "1", "2"], "place": ["0", "1"]}  # of metadata.csv, with their values
 
 
 class Waterbirds(FileDataset):
@@ -33,64 +30,34 @@ class Waterbirds(FileDataset):
     """
 
     layout = "waterbird_*/metadata.csv with its images, and CUB_200_2011/bounding_boxes.txt"
+    groups = GROUPS
 
     def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        task: str = "bird",
-        variant: str | None = None,
-        transform: Callable[[Sample], Sample] | None = None,
+        self, root: str | Path, split: str, task: str = "bird", variant: str | None = None, transform: Transform = None
     ):
-        for name, value, known in (("split", split, SPLITS), ("task", task, TASKS)):
-            if value not in known:
-                raise ValueError(f"{name} is {value}; known: {', '.join(known)}")
-        root = Path(root)
-        folders = sorted(p.name for p in need(root, self.layout).glob(variant or "waterbird_*") if p.is_dir())
+        check_value(split in SPLITS, "split", split, f"one of {list(SPLITS)}")
+        check_value(task in TASKS, "task", task, f"one of {list(TASKS)}")
+        root = need(Path(root), self.layout)
+        folders = sorted(p for p in root.glob(variant or "waterbird_*") if p.is_dir())
         if len(folders) > 1:
-            raise ValueError(f"{root} has {', '.join(folders)}; choose one with variant=")
-        folder = need(root / (folders[0] if folders else variant or "waterbird_*"), self.layout)
-        box_of = _read_boxes(need(root / "CUB_200_2011" / "bounding_boxes.txt", self.layout))
-        files, labels, boxes, group_of = [], [], [], []
-        for row in _read_metadata(need(folder / "metadata.csv", self.layout)):
-            if row["split"] != SPLITS[split]:
-                continue
-            if row["img_id"] not in box_of:
-                raise ValueError(f"{root}/CUB_200_2011/bounding_boxes.txt has no box of image {row['img_id']}")
-            files.append(row["img_filename"])
-            labels.append([row["y" if task == "bird" else "place"]])
-            boxes.append([box_of[row["img_id"]]])
-            group_of.append(2 * row["y"] + row["place"])
-        check_files(folder, files)
-        super().__init__(folder, files, TASKS[task], labels, boxes, labels, GROUPS, group_of, transform=transform)
-
-
-def _read_metadata(path: Path) -> list[dict]:
-    """Rows of metadata.csv, numbers as int. Raises ValueError naming a missing column, or a row's wrong value."""
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    for column in COLUMNS:
-        if column not in (reader.fieldnames or ()):
-            raise ValueError(f"{path} lacks the column {column}; it has {', '.join(reader.fieldnames or ())}")
-    for number, row in enumerate(rows, 2):
-        for column, count in COLUMNS.items():
-            if count is None:
-                continue
-            if row[column] not in map(str, range(count)):
-                raise ValueError(f"{path} line {number}: {column} is {row[column]}; it must be 0 to {count - 1}")
-            row[column] = int(row[column])
-    return rows
-
-
-def _read_boxes(path: Path) -> dict[str, list[float]]:
-    """Lines "img_id x y width height" -> xyxy by id. Raises ValueError naming the line that is not so."""
-    boxes = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            name, x, y, w, h = line.split()
-            x, y, w, h = map(float, (x, y, w, h))
-        except ValueError:
-            raise ValueError(f"{path} line {number}: need img_id x y width height, found {line!r}") from None
-        boxes[name] = [x, y, x + w, y + h]
-    return boxes
+            raise ValueError(f"{root} has {', '.join(p.name for p in folders)}; choose one with variant=")
+        folder = need((folders or [root / (variant or "waterbird_*")])[0], self.layout)
+        listing = need(root / "CUB_200_2011" / "bounding_boxes.txt", self.layout)
+        table, items, box_of = need(folder / "metadata.csv", self.layout), [], {}
+        for line in read_lines(listing):
+            try:
+                name, *numbers = line.split()
+                x, y, w, h = map(float, numbers)
+            except ValueError:
+                raise ValueError(f"{listing}: need lines of img_id x y width height, found {line!r}") from None
+            box_of[name] = [x, y, x + w, y + h]
+        for number, row in enumerate(read_rows(table, ["img_id", "img_filename", *COLUMNS]), 2):
+            for column, known in COLUMNS.items():
+                check_value(row[column] in known, f"{table} line {number}: {column}", row[column], f"one of {known}")
+            bird, place = int(row["y"]), int(row["place"])
+            if row["split"] == SPLITS[split]:
+                if row["img_id"] not in box_of:
+                    raise ValueError(f"{listing} has no box of image {row['img_id']}")
+                label = [bird if task == "bird" else place]
+                items.append(Item(row["img_filename"], label, [box_of[row["img_id"]]], label, group=2 * bird + place))
+        super().__init__(folder, items, TASKS[task], transform)

@@ -56,7 +56,7 @@ def write(root, content, split="train"):
 def test_boxes_labels_and_masks(tmp_path, content):
     write(tmp_path, content)
     data = COCO(tmp_path, "train")
-    assert data.classes == ["person", "bottle"] and data.multilabel and data.groups == []
+    assert data.classes == ["person", "bottle"] and data.multilabel and not data.groups
     assert [s.name for s in data] == ["COCO_3", "COCO_5", "COCO_7", "COCO_9"]
     assert data.targets.tolist() == [[1, 1], [0, 0], [1, 0], [1, 1]]
     crowd, empty, unsegmented, two = data
@@ -101,6 +101,8 @@ def test_the_official_boxes_without_height_give_a_label_only(tmp_path, content):
             ValueError,
             r"annotation 2 of image 9: unknown class 2; .*1, 44",
         ),
+        (lambda c: c["images"][2].update(id=3), ValueError, "two images with the id 3: .*COCO_3.jpg.*COCO_5.jpg"),
+        (lambda c: c["categories"][1].update(id=44), ValueError, "two categories with the id 44: .*bottle.*person"),
         (lambda c: c["annotations"][1].update(image_id=2), ValueError, "annotation 2 of image 2: no such image"),
         (lambda c: c["annotations"][1].pop("bbox"), ValueError, "annotations entry 2 lacks the field bbox"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2]), ValueError, r"annotation 2 .*bbox is \[1, 2\]"),

@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from PIL import Image
 
 from e2lib.datasets import ImageFolder, collate, eval_transform
-from e2lib.datasets.files import FileDataset, read_image
+from e2lib.datasets.files import FileDataset, Item, read_image, read_lines
 
 
 @pytest.fixture
@@ -31,6 +32,12 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert image.shape == (3, 3, 5) and image.dtype == torch.uint8 and (image == 255).all()
 
 
+@pytest.mark.parametrize("text", ["a b\nc\n", "a b\nc", "\ufeffa b \r\n\r\n c\r\n"])
+def test_lines_end_in_any_way(tmp_path, text):
+    (tmp_path / "list.txt").write_bytes(text.encode())
+    assert read_lines(tmp_path / "list.txt") == ["a b", "c"]
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_truncated_and_foreign_images_are_named(tmp_path, suffix):
     path = tmp_path / f"bad.{suffix}"
@@ -50,14 +57,8 @@ def test_a_missing_image_is_named(folder):
 
 
 def test_items_and_names(folder):
-    data = FileDataset(
-        folder,
-        ["a/0.png", "b/3.png"],
-        ["u", "v", "w"],
-        [[2], [0, 1]],
-        [[], [[0, 0, 5, 5], [1, 2, 23.5, 4]]],
-        [[], [0, 1]],
-    )
+    items = [Item("a/0.png", [2]), Item("b/3.png", [0, 1], [[0, 0, 5, 5], [1, 2, 23.5, 4]], [0, 1])]
+    data = FileDataset(folder, items, ["u", "v", "w"])
     assert len(data) == 2 and data.targets.tolist() == [[0, 0, 1], [1, 1, 0]] and data.targets.dtype == torch.uint8
     first, last = data[0], data[-1]
     assert first.boxes.shape == (0, 4) and first.labels.tolist() == [0, 0, 1] and first.name == "a/0"
@@ -70,14 +71,23 @@ def test_items_and_names(folder):
 
 
 def test_a_box_outside_the_image_names_the_image(folder):
-    data = FileDataset(folder, ["a/0.png"], ["u"], [[0]], [[[0, 0, 5, 50]]], [[0]])
+    data = FileDataset(folder, [Item("a/0.png", [0], [[0, 0, 5, 50]], [0])], ["u"])
     with pytest.raises(ValueError, match=r"a/0.png: box .* = \(0.0, 0.0, 5.0, 50.0\) reaches outside"):
         data[0]
 
 
 def test_an_empty_split_is_named(folder):
     with pytest.raises(ValueError, match=f"{folder}: the split is empty"):
-        FileDataset(folder, [], ["u"], [])
+        FileDataset(folder, [], ["u"])
+
+
+def test_annotations_of_another_size_are_named(folder):
+    for size, cause in (((10, 30), ""), ((20, 10), "; an EXIF orientation may be the cause")):
+        [h, w] = size
+        with pytest.raises(ValueError, match=f"a/0.png has 20 x 10 pixels, its annotations {w} x {h}{cause}$"):
+            FileDataset(folder, [Item("a/0.png", [0], size=size)], ["u"])[0]
+    for unknown in ((0, 0), (0, 30), (10, 20)):
+        assert FileDataset(folder, [Item("a/0.png", [0], size=unknown)], ["u"])[0].name == "a/0"
 
 
 def test_errors_keep_their_message_through_a_worker(folder):
@@ -110,9 +120,9 @@ def test_the_fingerprint_tells_files_boxes_labels_and_transforms(tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (40, 30)).save(tmp_path / name)
 
-    def of(files=("a.png", "b.png"), labels=((0,), (1,)), boxes=(((1, 1, 5, 5),), ()), transform=None):
-        numbers = [[0] * len(b) for b in boxes]
-        return FileDataset(tmp_path, files, ["x", "y"], labels, boxes, numbers, transform=transform).fingerprint()
+    def of(files=("a.png", "b.png"), labels=((0,), (1,)), boxes=(((1, 1, 5, 5),), ()), transform=None, folder=tmp_path):
+        items = [Item(f, [*a], [*b], [0] * len(b)) for f, a, b in zip(files, labels, boxes, strict=True)]
+        return FileDataset(folder, items, ["x", "y"], transform).fingerprint()
 
     first = of()
     assert first == of()
@@ -127,3 +137,5 @@ def test_the_fingerprint_tells_files_boxes_labels_and_transforms(tmp_path):
     ]
     Image.new("RGB", (41, 30)).save(tmp_path / "a.png")
     assert len({first, *others, of()}) == 9
+    moved = shutil.copytree(tmp_path, tmp_path / "moved")  # keeps the files' times
+    assert of() == of(folder=moved)

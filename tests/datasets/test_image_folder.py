@@ -15,7 +15,7 @@ def root(tmp_path):
 
 def test_classes_are_folders(root):
     data = ImageFolder(root, "train")
-    assert data.classes == ["deep/er", "n01", "n02"] and not data.multilabel and data.groups == []
+    assert data.classes == ["deep/er", "n01", "n02"] and not data.multilabel and not data.groups
     assert [s.name for s in data] == ["deep/er/z", "n01/a", "n01/b", "n02/x"]
     assert data.targets.tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]]
     assert [s.labels.tolist() for s in data] == data.targets.tolist()

@@ -1,13 +1,15 @@
 import hashlib
+import shutil
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from e2lib.boxes import mask_box
-from e2lib.datasets import scenes
+from e2lib.datasets import eval_transform, scenes
 from e2lib.datasets.scenes import CATEGORIES, HOMES, REGIONS, SPLITS, SceneBirds, Scenes
 
 BOTH = pytest.mark.parametrize("kind", [Scenes, SceneBirds])
@@ -53,8 +55,10 @@ def test_some_categories():
     data = Scenes("train", 1000, 64, objects=1, categories=some)
     assert data.classes == some and data.targets.sum(0).min() > 150
     found = [(data.record(i).objects[0], data[i]) for i in range(100)]
-    category = {row["name"]: row["category"] for row in scenes._rows("cutouts.csv")}
-    assert all(category[thing.name] == some[int(sample.labels.argmax())] for thing, sample in found)
+    category = {row["name"]: row["category"] for row in scenes._rows("cutouts")}
+    names = [scenes.cutouts()[thing.cutout]["name"] for thing, _ in found]
+    wanted = [some[int(sample.labels.argmax())] for _, sample in found]
+    assert [category[name] for name in names] == wanted
     at_home = [data.record(i).context == _home(some[data.targets[i].argmax()]) for i in range(300)]
     assert 0.7 < np.mean(at_home) < 0.9
     assert data.fingerprint() != Scenes("train", 1000, 64, objects=1, categories=some[::-1]).fingerprint()
@@ -68,10 +72,10 @@ def _home(category):
     ("wrong", "message"),
     [
         ({"objects": 0}, "objects of Scenes is 0; it must be 1, 2 or 3"),
-        ({"categories": ["dog"]}, r"categories of Scenes are \['dog'\]; known are bird"),
-        ({"categories": ["bird", "bird"]}, "known are bird"),
-        ({"categories": ["bird", "sea", "insect"]}, "take all, or one of each of"),
-        ({"categories": []}, "take all, or one of each of"),
+        ({"categories": ["dog"]}, r"categories of Scenes is \['dog'\]; it must be all, or one of each of"),
+        ({"categories": ["bird", "bird"]}, "it must be all, or one of each of"),
+        ({"categories": ["bird", "sea", "insect"]}, "it must be all, or one of each of"),
+        ({"categories": []}, "it must be all, or one of each of"),
     ],
 )
 def test_other_objects_and_categories_are_refused(wrong, message):
@@ -107,7 +111,7 @@ def test_seeds_and_splits_differ(kind):
 def test_same_scene_at_every_size(kind):
     small, large = kind("train", 20, size=64), kind("train", 20, size=128)
     for i in range(20):
-        assert small._plan(i) == large._plan(i)
+        assert small.record(i) == large.record(i)
         shrunk = torch.nn.functional.avg_pool2d(large[i].image.float(), 2)
         assert (shrunk - small[i].image).abs().mean() < 8
 
@@ -153,7 +157,7 @@ def test_objects_stay_visible(monkeypatch):
     data = Scenes("train", 200, size=64)
     overlapping = 0
     for i in range(200):
-        placed = data._plan(i)[4]
+        placed = data.record(i).objects
         visible = data[i].masks.sum((1, 2))
         for k, one in enumerate(placed):
             alone = Scenes("train", 200, size=64)
@@ -199,14 +203,14 @@ def test_birds_groups_labels_and_pictures():
     place = SceneBirds("val", 60, size=64, correlation=0.5, task="place")
     assert bird.classes == ["landbird", "waterbird"] and place.classes == ["land", "water"]
     assert not bird.multilabel and len(bird.groups) == 4
-    habitat = {c.name: c.habitat for c in scenes.cutouts("seen")}
-    place_of = {b.name: b.place for b in scenes.backgrounds("val")}
+    habitat = [row["bird_habitat"] for row in scenes.cutouts("seen")]
+    place_of = [row["waterbirds_place"] for row in scenes._rows("backgrounds")]
     for i in range(60):
         b, p, record = bird[i], place[i], bird.record(i)
         assert torch.equal(b.image, p.image) and torch.equal(b.boxes, p.boxes) and b.group == p.group
         assert b.group == 2 * b.labels.argmax() + p.labels.argmax()
         assert place.classes[p.labels.argmax()] == record.context == place_of[record.background]
-        assert bird.classes[b.labels.argmax()] == habitat[record.objects[0].name] + "bird"
+        assert bird.classes[b.labels.argmax()] == habitat[record.objects[0].cutout] + "bird"
         assert bird.groups[b.group] == f"{bird.classes[b.labels.argmax()]} on {record.context}"
 
 
@@ -218,10 +222,8 @@ def test_unseen_individuals(kind):
         known = scenes.cutouts("unseen" if split == "test_unseen" else "seen")
         for i in range(150):
             for o in data.record(i).objects:
-                assert known[o.cutout].name == o.name
-                names[split].add(o.name)
+                names[split].add(known[o.cutout]["name"])
     assert names["test_unseen"].isdisjoint(names["train"] | names["val"] | names["test"])
-    assert not {c.name for c in scenes.cutouts("seen")} & {c.name for c in scenes.cutouts("unseen")}
 
 
 def test_regions_are_disjoint_and_crops_stay_inside():
@@ -235,7 +237,8 @@ def test_regions_are_disjoint_and_crops_stay_inside():
         for kind in (Scenes, SceneBirds):
             data = kind(split, 100, size=64)
             for i in range(100):
-                background, (x1, y1, x2, y2), *_ = data._plan(i)
+                record = data.record(i)
+                background, (x1, y1, x2, y2) = record.background, record.crop
                 left, top, right, bottom = scenes._region(scenes._photographs()[background], region)
                 assert left <= x1 < x2 <= right and top <= y1 < y2 <= bottom and x2 - x1 == y2 - y1
 
@@ -256,34 +259,50 @@ def test_nothing_outside_the_region_is_seen(monkeypatch, split):
     assert torch.equal(*images)
 
 
-def test_backgrounds_and_cutouts():
-    regions = {region: scenes.backgrounds(region) for region in REGIONS}
-    for train, test, photograph in zip(regions["train"], regions["test"], scenes._photographs(), strict=True):
-        assert train.name == test.name and train.group in HOMES and train.image.dtype == np.uint8
-        whole = np.asarray(photograph)
-        h, w = train.image.shape[:2]
-        assert np.array_equal(train.image, whole[:h, :w])
-        h, w = test.image.shape[:2]
-        assert np.array_equal(test.image, whole[-h:, -w:])
+def test_every_category_has_seen_and_unseen_individuals_and_every_context_backgrounds():
     for part in ("seen", "unseen"):
-        assert {c.category for c in scenes.cutouts(part)} == set(CATEGORIES)
-        assert {c.habitat for c in scenes.cutouts(part) if c.category == "bird"} >= {"land", "water"}
-    with pytest.raises(ValueError, match="split of the cut-outs is 'test'"):
-        scenes.cutouts("test")
-    with pytest.raises(ValueError, match="region of the backgrounds is 'test_unseen'"):
-        scenes.backgrounds("test_unseen")
+        assert {row["category"] for row in scenes.cutouts(part)} == set(CATEGORIES)
+        assert {row["bird_habitat"] for row in scenes.cutouts(part) if row["category"] == "bird"} >= {"land", "water"}
+    assert {row["group"] for row in scenes._rows("backgrounds")} == set(HOMES)
 
 
 @BOTH
-def test_record(kind):
+def test_a_record_is_what_the_image_shows(kind):
     data = kind("test", 20)
     for i in range(20):
         record, sample = data.record(i), data[i]
-        assert [list(o.box) for o in record.objects] == sample.boxes.int().tolist()
-        assert [o.label for o in record.objects] == sample.box_labels.tolist()
-        assert record.background in {b.name for b in scenes.backgrounds("test")}
+        assert [o.label for o in record.objects] == sample.box_labels.tolist() and record.group == sample.group
+        for thing, box in zip(record.objects, sample.boxes.tolist(), strict=True):
+            x1, y1, x2, y2 = thing.box(128)
+            assert x1 <= box[0] < box[2] <= x2 and y1 <= box[1] < box[3] <= y2
     with pytest.raises(IndexError):
         data.record(20)
+
+
+def test_the_fingerprint_knows_settings_code_and_photographs_but_not_texts(tmp_path, monkeypatch):
+    data = Scenes("train", 5, 64)
+    first = data.fingerprint()
+    data[0], data.targets
+    assert data.fingerprint() == first == Scenes("train", 5, 64).fingerprint()
+    others = [Scenes("train", 5, 64, seed=1), Scenes("val", 5, 64), Scenes("train", 5, 65), Scenes("train", 5, 64, 0.7)]
+    others += [Scenes("train", 5, 64, transform=eval_transform(32)), SceneBirds("train", 5, 64)]
+    assert len({first, *(other.fingerprint() for other in others)}) == 7
+    code = Path(scenes.__file__).read_text()
+    for old, new, same in (
+        ("COVERED = 0.4", "COVERED = 0.3", False),
+        ('"""What a scene is made of."""', '"""Another text."""', True),
+        ("COVERED = 0.4", "COVERED = 0.4  # a comment", True),
+    ):
+        (tmp_path / "scenes.py").write_text(code.replace(old, new))
+        monkeypatch.setattr(scenes, "__file__", str(tmp_path / "scenes.py"))
+        assert (scenes._made_of.__wrapped__() == scenes._made_of()) == same
+    shutil.copytree(scenes.DATA / "backgrounds", tmp_path / "data/backgrounds")
+    monkeypatch.setattr(scenes, "DATA", tmp_path / "data")
+    before = scenes._made_of.__wrapped__()
+    with open(next((tmp_path / "data").rglob("*.webp")), "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    assert scenes._made_of.__wrapped__() != before
 
 
 @BOTH
@@ -311,16 +330,6 @@ def test_bad_arguments_of_birds():
         SceneBirds("train", 1, correlation=0.4)
     with pytest.raises(ValueError, match=r"task is 'birds'; it must be one of \['bird', 'place'\]"):
         SceneBirds("train", 1, task="birds")
-
-
-def test_missing_data_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(scenes, "DATA", tmp_path)
-    scenes._rows.cache_clear()
-    try:
-        with pytest.raises(FileNotFoundError, match="nothing.csv is missing"):
-            scenes._rows("nothing.csv")
-    finally:
-        scenes._rows.cache_clear()
 
 
 def test_fast_enough():

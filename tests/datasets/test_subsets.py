@@ -4,7 +4,7 @@ import torch
 
 from e2lib.boxes import dilate
 from e2lib.datasets import SceneBirds, at_most, collate, dilated, eval_transform, few_shot, with_boxes, with_transform
-from e2lib.datasets.files import FileDataset
+from e2lib.datasets.files import FileDataset, Item
 
 
 def marked(dataset):
@@ -64,8 +64,10 @@ def test_selections_are_the_same_on_every_machine(toy):
 
 
 def test_few_shot_builds_no_table_of_all_labels(tmp_path, monkeypatch):
-    labels = [[0], [1, 2, 1], [], [2], [0, 2], [1]]
-    data = FileDataset(tmp_path, list("abcdef"), ["x", "y", "z"], labels, multilabel=True)
+    labels = {"a": [0], "b": [1, 2, 1], "c": [], "d": [2], "e": [0, 2], "f": [1]}
+    for name in labels:
+        (tmp_path / name).touch()
+    data = FileDataset(tmp_path, [Item(name, found) for name, found in labels.items()], ["x", "y", "z"])
     targets = data.targets
     assert [data.images_with(c).tolist() for c in range(3)] == [[0, 4], [1, 5], [1, 3, 4]]
     monkeypatch.delattr(FileDataset, "targets")
