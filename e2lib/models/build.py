@@ -33,13 +33,6 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-class Hardsigmoid(nn.Module):
-    """Twin of torch.nn.Hardsigmoid, relu6(x + 3) / 6, that can be differentiated twice."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.relu6(x + 3) / 6
-
-
 class Multiplier(nn.Module):
     """Scalar multiplier of a residual branch (Fixup, Zhang et al. 2019, section 3), 1 at the start."""
 
@@ -104,10 +97,6 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be at least 1")
     net = ARCHITECTURES[name](num_classes) if name in ARCHITECTURES else _timm(name, num_classes)
-    for parent in list(net.modules()):
-        for child, module in parent.named_children():
-            if isinstance(module, nn.Hardsigmoid):
-                setattr(parent, child, Hardsigmoid())  # torch's has no second derivative
     if weights is not None:
         files.load(net, name, weights)
     if _logit_layer(net) is not None:

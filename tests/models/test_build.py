@@ -12,20 +12,11 @@ from e2lib import models, training
 from e2lib.datasets import SceneBirds
 from e2lib.distillation import Distill
 from e2lib.guidance import Guide
-from e2lib.models.build import Hardsigmoid
 
 
 def build(name, num_classes=3):
     torch.manual_seed(0)
     return models.build(name, num_classes).eval()
-
-
-def test_hardsigmoid_twin_is_equal_and_twice_differentiable():
-    x = torch.tensor([-4.0, -2.5, -0.3, 0.0, 1.7, 2.9, 5.0], dtype=torch.double, requires_grad=True)
-    twin = Hardsigmoid()
-    torch.testing.assert_close(twin(x), nn.functional.hardsigmoid(x))
-    assert torch.autograd.gradgradcheck(lambda x: twin(x) ** 2, x)
-    assert not any(isinstance(m, nn.Hardsigmoid) for m in build("mobilenetv3_small_050").modules())
 
 
 def test_preprocess():
