@@ -3,6 +3,8 @@
 A box is (x1, y1, x2, y2) in pixel units, half-open: the box (0, 0, 1, 1) is exactly the image's first pixel.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,8 +41,7 @@ def dilate(boxes: Tensor, fraction: float, size: tuple[int, int]) -> Tensor:
         raise ValueError(f"dilation fraction is {fraction}; it must be 0 or more (0.1 widens by 10 %)")
     x1, y1, x2, y2 = boxes.as_subclass(Tensor).reshape(-1, 4).unbind(1)
     dx, dy = (x2 - x1) * fraction / 2, (y2 - y1) * fraction / 2
-    wide = torch.stack([x1 - dx, y1 - dy, x2 + dx, y2 + dy], 1)
-    return clip(wide, size)
+    return clip(torch.stack([x1 - dx, y1 - dy, x2 + dx, y2 + dy], 1), size)
 
 
 def clip(boxes: Tensor, size: tuple[float, float]) -> Tensor:
@@ -60,29 +61,23 @@ def mask_box(mask: Tensor) -> Tensor:
 def check_boxes(boxes: Tensor, size: tuple[float, float], where: str) -> Tensor:
     """Return boxes (N, 4) clipped to an image of size (H, W).
 
-    Raises ValueError naming `where` and the box when it is not finite, inverted, empty, or reaches outside the
-    image by more than one pixel and more than a tenth of its side. Less is an annotator's inaccuracy, present in
-    the published data sets: it is clipped.
+    Raises ValueError naming `where` and the box when it is not finite, inverted, empty, or reaches outside the image
+    by more than one pixel and more than a tenth of its side. Published data sets have less, which is clipped.
     """
     clipped = clip(boxes, size)
     for box, inner in zip(boxes.tolist(), clipped.tolist(), strict=True):
-        x1, y1, x2, y2 = box
-        if not all(abs(v) < float("inf") for v in box):
-            fault = "is not finite"
-        elif x2 < x1 or y2 < y1:
-            fault = "is inverted"
-        elif x2 == x1 or y2 == y1:
-            fault = "is empty"
-        elif any(
-            abs(a - b) > max(1, OVERSHOOT * side) for a, b, side in zip(box, inner, (x2 - x1, y2 - y1) * 2, strict=True)
-        ):
-            fault = "reaches outside the image"
-        elif inner[2] <= inner[0] or inner[3] <= inner[1]:
-            fault = "lies outside the image"
-        else:
-            continue
-        raise ValueError(
-            f"{where}: box (x1, y1, x2, y2) = {tuple(box)} {fault}; need 0 <= x1 < x2 <= {size[1]} (width) "
-            f"and 0 <= y1 < y2 <= {size[0]} (height)"
-        )
+        sides = [box[2] - box[0], box[3] - box[1]]
+        outside = [abs(a - b) > max(1, OVERSHOOT * side) for a, b, side in zip(box, inner, sides * 2, strict=True)]
+        faults = {
+            "is not finite": not all(map(math.isfinite, box)),
+            "is inverted": min(sides) < 0,
+            "is empty": min(sides) == 0,
+            "reaches outside the image": any(outside),
+            "lies outside the image": inner[2] <= inner[0] or inner[3] <= inner[1],
+        }
+        if found := [fault for fault, wrong in faults.items() if wrong]:
+            raise ValueError(
+                f"{where}: box (x1, y1, x2, y2) = {tuple(box)} {found[0]}; need 0 <= x1 < x2 <= {size[1]} (width) "
+                f"and 0 <= y1 < y2 <= {size[0]} (height)"
+            )
     return clipped
