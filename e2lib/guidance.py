@@ -1,27 +1,29 @@
 """Model guidance: losses that pull attribution into bounding boxes, and the step that trains with them.
 
 Rao, Böhle, Parchami-Araghi, Schiele: Studying How to Efficiently and Effectively Guide Models with Explanations, ICCV
-2023. The losses are pure functions of maps A (B, 1, H, W), signed floats of any scale, and masks M (B, 1, H, W), bool,
-the boxes of the explained class; they give one value an image, (B,) float32 or wider. With A⁺ = max(A, 0) and
+2023. The losses are pure functions of maps A (B, 1, H, W), signed floats of any scale, and masks M (B, 1, H, W) of the
+explained class, bool or float in [0, 1]. They give one value per image, (B,) float32 or wider. A⁺ = max(A, 0), and
 Â = A / max|A| of each map. Values and gradients are finite for every finite map and every mask; an all-zero map has no
-gradient. A wrong shape or type is a ValueError.
+gradient. A wrong shape, type or range is a ValueError.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from e2lib.attribution import against_others, explain, grid_size, modes_restored, trainable
+from e2lib.attribution import against_others, explain, grid_size, logits_of, modes_restored, module_at, trainable
 from e2lib.datasets import Batch, collate
 from e2lib.metrics import EPG
 
 FLOOR = 1e-6  # of Â⁺ in the logarithm of PPCE; attribution below it counts as this much and has no gradient
 NOTHING = 1e-30  # a map that is nowhere larger is an all-zero map
+EXPECTED = 20  # boxes that have not come before Guide says so; by chance that happens once in e^20 trainings
 
 
 def energy(maps: Tensor, masks: Tensor) -> Tensor:
@@ -42,25 +44,33 @@ def ppce(maps: Tensor, masks: Tensor) -> Tensor:
     Notes: the logarithm is taken of at least 1e-6, so the loss is finite where the box holds negative attribution.
     """
     logarithm = _normalised(maps, masks).clamp(min=FLOOR).log()
-    return -(logarithm * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3)).clamp(min=1)
+    total = masks.sum((1, 2, 3))
+    return -(logarithm * masks).sum((1, 2, 3)) / torch.where(total > 0, total, 1)
 
 
 def rrr(maps: Tensor, masks: Tensor) -> Tensor:
     """Σ (1 − M)·Â² ≥ 0: attribution of either sign outside the box (RRR, Ross et al. 2017; RRR* normalises it)."""
-    return (_normalised(maps, masks).square() * ~masks).sum((1, 2, 3))
+    return (_normalised(maps, masks).square() * _inverse(masks)).sum((1, 2, 3))
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"energy": energy, "l1": l1, "ppce": ppce, "rrr": rrr}
+
+
+def _inverse(masks: Tensor) -> Tensor:
+    return ~masks if masks.dtype == torch.bool else 1 - masks
 
 
 def _scaled(maps: Tensor, masks: Tensor, by: Callable[[Tensor], Tensor]) -> Tensor:
     """The maps over the maximum of `by(maps)`, which counts as a constant; zeros for an all-zero map."""
     if maps.ndim != 4 or maps.shape[1] != 1 or not maps.is_floating_point():
         raise ValueError(f"maps is {maps.dtype} {tuple(maps.shape)}; it must be a float tensor (B, 1, H, W)")
-    if masks.dtype != torch.bool or masks.shape != maps.shape:
+    soft = masks.is_floating_point()
+    if not (soft or masks.dtype == torch.bool) or masks.shape != maps.shape:
         raise ValueError(
-            f"masks is {masks.dtype} {tuple(masks.shape)}; it must be torch.bool {tuple(maps.shape)}, the maps' shape"
+            f"masks is {masks.dtype} {tuple(masks.shape)}; it must be bool or float {tuple(maps.shape)}, as maps"
         )
+    if soft and not ((masks >= 0) & (masks <= 1)).all():
+        raise ValueError(f"masks lie in [{masks.min():.3g}, {masks.max():.3g}]; soft masks must be in [0, 1]")
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
     peak = by(maps.detach()).amax((1, 2, 3), keepdim=True)
     # The losses do not depend on a map's scale, so this changes no gradient; it keeps tiny maps from vanishing.
@@ -74,44 +84,67 @@ def _normalised(maps: Tensor, masks: Tensor) -> Tensor:
     return maps / torch.where(peak > NOTHING, peak, 1)
 
 
-@dataclass(frozen=True)
+def bce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross-entropy, nats per class; logits and labels (B, C)."""
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy, nats per image; logits and one-hot labels (B, C). ValueError for images of several labels."""
+    if not (labels.sum(1) == 1).all():
+        raise ValueError(f"images have {labels.sum(1).tolist()} labels; cross_entropy wants one each, bce takes any")
+    return F.cross_entropy(logits, labels)
+
+
+CLASSIFICATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bce": bce, "cross_entropy": cross_entropy}
+
+
+@dataclass(frozen=True, repr=False)
 class Guide:
-    """A training step: BCE(logits, labels) + λ · L_loc(A_c, M_c) (Rao et al., section 3).
+    """A training step: classification(logits, labels) + λ · L_loc(A_c, M_c) (Rao et al., section 3).
 
     In every image that is `annotated`, one class c is drawn uniformly (by torch's global generator) from those that
-    have boxes; only these images are explained. The network runs in eval mode, so that an image's map depends on that
+    have boxes. Only these images are explained. The network runs in eval mode, so that an image's map depends on that
     image alone and one forward pass serves logits and map: norm layers use, and keep, their running statistics, for
     images with and without boxes alike, and dropout is off.
 
     Args:
-        loss: a name of `LOSSES`.
+        loss: a name of `LOSSES`, or a function (maps (B, 1, H, W) float32, masks (B, 1, H, W)) -> (B,).
         method: a differentiable method of `explain`.
         at: where it explains, a depth of the model or a module path.
         weight: λ. L_loc is averaged over annotated images, so λ does not depend on the size of the batch. 0 trains
             in the same way without explaining: the baseline.
         fraction: the part of an epoch's images that are annotated, `dataset.annotated.mean()`. L_loc of a batch is
-            its sum over annotated images divided by their expected number, fraction · B: its mean over batches of one
-            size is the mean over annotated images, whatever the fraction is, also when a batch holds one or none. In a
-            last batch that is smaller, an image counts more, as it does for the classification.
+            its sum over annotated images divided by their expected number, fraction · B. Its mean over batches of one
+            size is then the mean over annotated images, also when a batch holds one or none. In a smaller last batch
+            an image counts more, as it does for the classification.
         absolute: explain with |A| instead of A in the loss. Grad-CAM's maps can escape a strong energy loss by becoming
-            zero everywhere, where there is no gradient; the absolute value of IxG at Final, which is Grad-CAM before
-            its ReLU where average pooling and a linear layer follow, cannot. `evaluate` measures A all the same.
+            zero everywhere, where there is no gradient. The absolute value of IxG at Final cannot; it is Grad-CAM
+            before its ReLU where average pooling and a linear layer follow. `evaluate` measures A all the same.
         contrast: explain the difference of the class's logit and the mean of the others instead of the logit: what
             speaks for this class rather than another.
-        outside: M is the complement of the boxes: for classes that are told by what surrounds the object in the box.
+        outside: M is the complement: for classes that are told by what surrounds the object in the box.
         dropout: the share of the explained layer's channels that a step sets to zero, drawn anew for each image,
             annotated or not, the others being scaled up: the map then has to hold with any of them. Not for tokens
             (B, N, C).
+        classification: bce, cross_entropy (for single-label data), or a function (logits (B, C) float32, multi-hot
+            labels (B, C) float32) -> scalar.
+        masks: boxes, or segmentation: M is the union of the class's segmentation masks, which may be soft, and images
+            without them are not explained.
+        keep_modes: leave each module in train or eval mode: for networks whose norm layers still learn their
+            statistics. One pass takes the whole batch then, and maps before such a layer depend on all of its images.
 
     Raises:
-        ValueError: an unknown loss or method, a weight below 0, a fraction outside (0, 1], dropout outside [0, 1).
+        ValueError: an unknown loss, method, classification or kind of masks, a weight below 0, a fraction outside
+            (0, 1], dropout outside [0, 1).
 
     Notes:
         The authors' code sums L_loc over the batch with a weight λ_sum. The same gradient is had with
         λ = λ_sum · fraction · B: 5e-4 ... 5e-3 at B = 64 with all boxes are λ = 0.032 ... 0.32.
+        Without boxes a step trains plainly. It warns when none has come where `fraction` leads one to expect 20.
     """
 
-    loss: str = "energy"
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "energy"
     method: str = "ixg"
     at: str = "Input"
     weight: float = 0.1
@@ -120,12 +153,19 @@ class Guide:
     contrast: bool = False
     outside: bool = False
     dropout: float = 0.0
+    classification: str | Callable[[Tensor, Tensor], Tensor] = "bce"
+    masks: str = "boxes"
+    keep_modes: bool = False
+    # Boxes that should have come by now; nothing once one has come.
+    missing: list[float] = field(default_factory=lambda: [0.0], init=False, compare=False)
 
     def __post_init__(self):
         for name in ("weight", "fraction", "dropout"):  # a number of NumPy would change the repr, and fail in operators
             object.__setattr__(self, name, float(getattr(self, name)))
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss is {self.loss!r}; it must be one of {', '.join(LOSSES)}")
+        tables = {"loss": LOSSES, "classification": CLASSIFICATION, "masks": ("boxes", "segmentation")}
+        for name, table in tables.items():
+            if not callable(value := getattr(self, name)) and value not in table:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(table)}")
         if self.method not in trainable():
             raise ValueError(f"method is {self.method!r}; one can train through {', '.join(trainable())}")
         if not 0 <= self.weight < float("inf"):
@@ -135,26 +175,55 @@ class Guide:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
 
+    def __repr__(self) -> str:  # by which checkpoints know a step: a function's name, not its address
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        said = (f"{name}={getattr(value, '__qualname__', repr(value))}" for name, value in values.items())
+        return f"Guide({', '.join(said)})"
+
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss, scalars: classification (nats a class) and guidance (weighted by λ)."""
-        classes = self.choose(batch)
+        """The terms of the loss, scalars: classification, and guidance (weighted by λ)."""
+        segmentation = self.masks == "segmentation"
+        classes = self.choose(batch, segmentation)
         guided = (classes >= 0) & (self.weight > 0)
+        self._expect(guided)
+        # In train mode norm layers have to see the whole batch at once.
+        explained = guided | self.keep_modes & guided.any()
         logits, localisation = [], batch.images.new_zeros(())
         with modes_restored(model), self._dropping(model):
-            model.eval()
+            if not self.keep_modes:
+                model.eval()
             if guided.any():
-                chosen, masks = classes[guided], batch.class_masks(classes)[guided]
-                targets = against_others(chosen, batch.labels.shape[1]) if self.contrast else chosen
-                explanation = explain(model, batch.images[guided], targets, self.method, self.at, create_graph=True)
-                masks = ~masks if self.outside else masks
-                maps = explanation.maps.abs() if self.absolute else explanation.maps
-                localisation = LOSSES[self.loss](maps, masks).sum() / (self.fraction * len(classes))
+                chosen = torch.where(guided, classes, -1)[explained]
+                targets = (lambda z: against_others(chosen, z.shape[1])) if self.contrast else chosen
+                how = {"create_graph": True, "keep_modes": self.keep_modes}
+                explanation = explain(model, batch.images[explained], targets, self.method, self.at, **how)
+                maps = explanation.maps[guided[explained]]
+                maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+                masks = batch.class_masks(classes, segmentation)[guided]
+                loss = self.loss if callable(self.loss) else LOSSES[self.loss]
+                values = loss(maps.abs() if self.absolute else maps, _inverse(masks) if self.outside else masks)
+                localisation = values.sum() / (self.fraction * len(classes))
                 logits.append(explanation.logits)
-            if not guided.all():
-                logits.append(model(batch.images[~guided]))
-        labels = torch.cat([batch.labels[guided], batch.labels[~guided]]).float()
-        classification = F.binary_cross_entropy_with_logits(torch.cat(logits).float(), labels)
+            if not explained.all():
+                logits.append(logits_of(model(batch.images[~explained])))
+        found = torch.cat(logits).float()
+        labels = batch.hot(found.shape[1])
+        classify = self.classification if callable(self.classification) else CLASSIFICATION[self.classification]
+        classification = classify(found, torch.cat([labels[explained], labels[~explained]]))
         return {"classification": classification, "guidance": self.weight * localisation}
+
+    def _expect(self, guided: Tensor) -> None:
+        """Warn, once, when no image has a box although many should have come."""
+        if self.missing and self.weight > 0:
+            self.missing[0] += self.fraction * len(guided)
+            if guided.any() or self.missing[0] >= EXPECTED:
+                if not guided.any():
+                    warnings.warn(
+                        f"Guide has found no {self.masks} to guide with, where fraction={self.fraction} of all images "
+                        "should have them: it trains plainly",
+                        stacklevel=3,
+                    )
+                self.missing.clear()
 
     @contextmanager
     def _dropping(self, model: nn.Module) -> Iterator[None]:
@@ -162,8 +231,7 @@ class Guide:
         if not self.dropout:
             yield
             return
-        layer = model.get_submodule(getattr(model, "depths", {}).get(self.at, self.at))
-        handle = layer.register_forward_hook(lambda module, inputs, output: self._dropped(output))
+        handle = module_at(model, self.at).register_forward_hook(lambda module, inputs, output: self._dropped(output))
         try:
             yield
         finally:
@@ -175,12 +243,16 @@ class Guide:
         return F.dropout2d(layer, self.dropout)
 
     @staticmethod
-    def choose(batch: Batch) -> Tensor:
-        """A class with boxes, drawn at random, of each annotated image: int64 (B,), -1 where there is none."""
+    def choose(batch: Batch, segmentation: bool = False) -> Tensor:
+        """A class with boxes, drawn at random, of each annotated image: int64 (B,), -1 where there is none.
+
+        With `segmentation` images without masks have none.
+        """
         classes = torch.full((len(batch.names),), -1)
         for i, labels in enumerate(batch.box_labels):
             candidates = labels.unique().cpu()
-            if batch.annotated[i] and len(candidates):
+            known = not segmentation or (batch.masks is not None and batch.masks[i] is not None)
+            if batch.annotated[i] and known and len(candidates):
                 classes[i] = candidates[torch.randint(len(candidates), ())]
         return classes.to(batch.images.device)
 
@@ -194,7 +266,7 @@ def ceiling(model: nn.Module, dataset: Dataset, at: str = "Input", batch_size: i
     """
     device, metric = next(model.parameters()).device, EPG()
     grid = None
-    for batch in DataLoader(dataset, batch_size, collate_fn=collate):
+    for batch in DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator()):
         if grid is None:
             grid = grid_size(model, batch.images[:1].to(device), at)
         masks = batch.class_masks(batch.present())

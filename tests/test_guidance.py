@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 from torchvision import tv_tensors
 
@@ -96,6 +97,21 @@ def test_values_and_gradients_are_finite_and_within_bounds(name):
         assert (value[:8] == 1).all()
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_soft_masks_are_taken_as_they_are(name):
+    """By hand, of Â = (1, 1/4, 1/2, −1/4) and M = (1/2, 1, 0, 1/2); a mask of 0 and 1 is the same as a bool one."""
+    torch.testing.assert_close(LOSSES[name](MAPS, MASKS.float()), VALUES[name])
+    maps = torch.tensor([[[[4.0, 1.0], [2.0, -1.0]]]])
+    expected = {
+        "energy": 1 - (2 + 1) / 7,
+        "l1": (1 / 2 + 3 / 4 + 1 / 2 + 1 / 2) / 4,
+        "ppce": (math.log(4) + math.log(1e6) / 2) / 2,
+        "rrr": 1 / 2 + 1 / 4 + 1 / 2 / 16,
+    }
+    value = LOSSES[name](maps, torch.tensor([[[[0.5, 1.0], [0.0, 0.5]]]]))
+    torch.testing.assert_close(value, torch.tensor([expected[name]]))
+
+
 def test_energy_is_one_minus_epg():
     maps = torch.cat([MAPS, torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(2))])
     masks = torch.cat([MASKS, MASKS])
@@ -109,9 +125,10 @@ def test_energy_is_one_minus_epg():
         (MAPS[0], MASKS[0], r"maps is torch.float32 \(1, 2, 2\)"),
         (MAPS.expand(-1, 2, -1, -1), MASKS.expand(-1, 2, -1, -1), r"maps is torch.float32 \(6, 2, 2, 2\)"),
         (MAPS.long(), MASKS, "maps is torch.int64"),
-        (MAPS, MASKS.float(), "masks is torch.float32"),
+        (MAPS, MASKS.long(), "masks is torch.int64"),
+        (MAPS, MASKS.float() * 255, r"masks lie in \[0, 255\]; soft masks must be in \[0, 1\]"),
         (MAPS, MASKS[:, :, :1], r"masks is torch.bool \(6, 1, 1, 2\)"),
-        (MAPS, MASKS[:1], r"it must be torch.bool \(6, 1, 2, 2\)"),
+        (MAPS, MASKS[:1], r"it must be bool or float \(6, 1, 2, 2\)"),
     ],
 )
 def test_wrong_maps_and_masks_are_named(name, maps, masks, message):
@@ -315,11 +332,109 @@ def test_the_contrast_is_explained_and_the_outside_of_boxes_guided(outside, expl
     found = Guide(loss="rrr", weight=1, contrast=True, outside=outside)(model, some)["guidance"]
     classes = torch.cat(some.box_labels)
     difference = F.one_hot(classes, 2) - F.one_hot(1 - classes, 2)
-    assert torch.equal(explained[0][1][:, 0], difference.float())
+    assert torch.equal(explained[0][1](torch.zeros(8, 2))[:, 0], difference.float())
     masks = some.class_masks(classes)
     maps = explain(model, some.images, difference.double()).maps
     expected = guidance.rrr(maps, ~masks if outside else masks).mean()
     assert found.item() == pytest.approx(expected.item())
+
+
+def outside_sum(maps, masks):
+    """A loss of one's own."""
+    return (maps * ~masks).abs().sum((1, 2, 3))
+
+
+def test_the_loss_may_be_a_function_or_a_line_in_the_table(monkeypatch):
+    model, some = tiny(), batch(BIRDS)
+    classes = torch.cat(some.box_labels)
+    expected = outside_sum(explain(model, some.images, classes).maps, some.class_masks(classes)).mean().item()
+    monkeypatch.setitem(LOSSES, "mine", outside_sum)
+    for loss in (outside_sum, "mine"):
+        assert Guide(loss, weight=1)(model, some)["guidance"].item() == pytest.approx(expected)
+    assert "loss=outside_sum," in repr(Guide(outside_sum)) and "at='Final'" in repr(Guide(at="Final"))
+
+
+def test_the_classification_may_be_cross_entropy_or_a_function():
+    model, some = tiny().eval(), batch(SOME)
+    logits = model(some.images).float()
+    index = some.labels.argmax(1)
+    expected = F.cross_entropy(logits, index)
+    torch.testing.assert_close(Guide(classification="cross_entropy")(model, some)["classification"], expected)
+    torch.testing.assert_close(
+        Guide(classification="cross_entropy")(model, replace(some, labels=index))["classification"], expected
+    )
+    torch.testing.assert_close(
+        Guide(classification=lambda z, y: (z * y).sum())(model, some)["classification"],
+        logits.gather(1, index[:, None]).sum(),
+    )
+    several = replace(some, labels=torch.ones_like(some.labels))
+    with pytest.raises(ValueError, match="cross_entropy wants one each"):
+        Guide(classification="cross_entropy")(model, several)
+
+
+def test_masks_may_be_the_segmentation_and_images_without_are_not_explained(explained):
+    model, some = tiny(), batch(BIRDS)
+    for soft in (False, True):
+        masks = [mask.double() * 0.7 if soft else mask for mask in some.masks]
+        there = replace(some, masks=[None, None, *masks[2:]])
+        classes = torch.cat(some.box_labels)[2:]
+        maps = explain(model, some.images[2:], classes).maps
+        expected = guidance.energy(maps, torch.stack(masks[2:])).sum() / 8
+        found = Guide(weight=1, masks="segmentation")(model, there)["guidance"]
+        torch.testing.assert_close(found, expected)
+    explained.clear()
+    assert Guide(masks="segmentation")(model, replace(some, masks=None))["guidance"] == 0 and not explained
+
+
+def test_with_keep_modes_norms_see_the_whole_batch_once_and_learn():
+    model, some = tiny().train(), batch(SOME)
+    model[3].p = 0.0
+    twin = tiny().train()
+    twin[3].p = 0.0
+    classes = Guide.choose(some)
+    logits, maps = explain(twin, some.images, classes, create_graph=True, keep_modes=True)
+    values = guidance.energy(maps[some.annotated], some.class_masks(classes)[some.annotated])
+    terms = Guide(weight=0.5, fraction=3 / 8, keep_modes=True)(model, some)
+    torch.testing.assert_close(terms["guidance"], 0.5 * values.mean())
+    expected = F.binary_cross_entropy_with_logits(logits.float(), some.labels[torch.arange(8)].float())
+    torch.testing.assert_close(terms["classification"], expected)
+    assert model[1].num_batches_tracked == 1 and model.training
+    torch.testing.assert_close(model[1].running_mean, twin[1].running_mean)
+    Guide(keep_modes=True)(model, batch(SOME, [2, 3]))  # nothing to explain: one plain pass
+    assert model[1].num_batches_tracked == 2
+
+
+def test_training_without_boxes_is_said_once(recwarn):
+    model, boxless = tiny(), batch(Selection(BIRDS, np.arange(8), np.zeros(8, bool)))
+    few, guide = Guide(fraction=0.01), Guide()
+    for _ in range(4):
+        few(model, boxless)
+        guide(model, boxless)
+    assert [str(w.message) for w in recwarn if "no boxes to guide with" in str(w.message)] == [
+        "Guide has found no boxes to guide with, where fraction=1.0 of all images should have them: it trains plainly"
+    ]
+    found = Guide()
+    found(model, batch(BIRDS))
+    for _ in range(4):
+        found(model, boxless)
+    assert len([w for w in recwarn if "no boxes to guide with" in str(w.message)]) == 1
+
+
+def test_any_network_is_guided_also_in_a_wrapper_and_in_bfloat16():
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(num_classes=2)
+    some = collate(list(BIRDS))
+    terms = {}
+    for model in (net, torch.optim.swa_utils.AveragedModel(net), models.wrap(net, depths={"Final": "layer4"})):
+        at = "Final" if hasattr(model, "depths") else "layer4"
+        terms[type(model).__name__] = Guide(method="gradcam", at=at, weight=1, absolute=True)(model, some)
+    for found in terms.values():
+        torch.testing.assert_close(found, terms["ResNet"])
+    with torch.autocast("cpu", torch.bfloat16):
+        low = Guide(method="ixg", at="layer4", weight=1)(net, some)
+    high = Guide(method="ixg", at="layer4", weight=1)(net, some)
+    assert {term.dtype for term in low.values()} == {torch.float32}
+    torch.testing.assert_close(low, high, rtol=0.02, atol=0.02)
 
 
 def silent():
@@ -364,6 +479,8 @@ def test_a_map_that_died_has_a_gradient_only_before_the_rectifier_of_gradcam(los
         ({"fraction": 0.0}, r"fraction is 0.0; it must be in \(0, 1\]"),
         ({"fraction": 1.1}, "fraction is 1.1"),
         ({"fraction": math.nan}, "fraction is nan"),
+        ({"classification": "ce"}, "classification is 'ce'; it must be one of bce, cross_entropy"),
+        ({"masks": "circles"}, "masks is 'circles'; it must be one of boxes, segmentation"),
     ],
 )
 def test_wrong_fields_are_named(change, message):

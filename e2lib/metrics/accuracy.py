@@ -122,8 +122,9 @@ class GroupAccuracy(Metric):
 
     def update(self, logits: Tensor, labels: Tensor, groups: Tensor) -> None:
         """Add a batch: logits (B, C) float, labels (B, C) integer, one-hot, groups (B,) int64, indices of the names."""
-        if logits.ndim != 2 or labels.shape != logits.shape or not (labels.sum(1) == 1).all():
-            raise ValueError(f"logits is {kind(logits)}, labels {kind(labels)}; both must be (B, C), labels one-hot")
+        check_logits(logits, labels)
+        if not (labels.sum(1) == 1).all():
+            raise ValueError(f"labels hold {labels.sum(1).tolist()} classes per image; they must be one-hot")
         if groups.shape != logits.shape[:1] or not ((groups >= 0) & (groups < len(self.groups))).all():
             raise ValueError(f"groups is {groups.tolist()}; each must be 0 to {len(self.groups) - 1}")
         right = logits.argmax(1) == labels.argmax(1)

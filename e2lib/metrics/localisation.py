@@ -133,6 +133,11 @@ class Average(Metric):
         getattr(self, f"total {self.name}").add_(values[valid].sum(0))
         self.pairs += valid.sum()
 
+    def count(self) -> int:
+        """How many values have counted so far, in all processes."""
+        with self.sync_context():
+            return int(self.pairs)
+
     def compute(self) -> Tensor:
         """Mean of what has counted so far, 0 when there was nothing."""
         return getattr(self, f"total {self.name}") / self.pairs.clamp(min=1)
@@ -158,7 +163,7 @@ class IoUCurve(Average):
 
     def best_threshold(self) -> float:
         """The threshold of the largest mean IoU, the lowest of equals. Raises ValueError when no pair was seen."""
-        if self.pairs == 0:
+        if self.count() == 0:
             raise ValueError("no threshold can be chosen: no pair of an image and a class with a mask has been added")
         means = self.compute().tolist()
         return self.thresholds[means.index(max(means))]

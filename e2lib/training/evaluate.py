@@ -1,21 +1,25 @@
 """Measure a network: accuracy, and where its explanations lie."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
-from e2lib.attribution import against_others, explain, modes_restored
-from e2lib.datasets import collate
-from e2lib.metrics import EPG, F1, GroupAccuracy, IoU, IoUCurve, MeanAP, OnObjectEPG
+from e2lib.attribution import against_others, explain, logits_of, modes_restored
+from e2lib.datasets import Batch, collate
+from e2lib.metrics import EPG, F1, METRICS, Average, GroupAccuracy, IoU, IoUCurve, MeanAP, OnObjectEPG
+from e2lib.metrics.accuracy import check_logits
+from e2lib.training.precision import formed
 from e2lib.training.processes import processes
 
 CPU_PIXELS = 8 * 224 * 224  # in a batch that is explained on a CPU
+# What a metric is given, by the names of its parameters.
+GIVEN = ("maps", "masks", "boxes", "segments", "targets", "logits", "labels", "groups", "images", "model")
 
 
 def evaluate(
@@ -30,108 +34,169 @@ def evaluate(
     outside: bool = False,
     seen: Sequence[int] | None = None,
     teacher: nn.Module | Tensor | None = None,
+    metrics: Mapping[str, Callable[..., Tensor]] | Iterable[str] = (),
+    precision: str = "auto",
 ) -> dict[str, float]:
-    """Measure `model` in eval mode on `dataset`; everything in per cent, from one forward pass an image.
+    """Measure `model` in eval mode on `dataset`; everything in per cent, from one forward pass per image.
 
-    Several processes (`processes`) share the images, and all get the scores of all.
+    Several processes (`processes`) share the images, and all get the scores of all. Measuring leaves torch's random
+    number generator as it was.
 
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
-        dataset: Samples of one size.
-        batch_size: images a forward pass, at most: fewer of large images are explained at once on a CPU.
+        dataset: Samples of one size; `datasets.Samples` is the base class for data of your own.
+        batch_size: images per forward pass at most. On a CPU fewer of large images are explained at once.
         method: how to explain each class that is present (`explain`); None for accuracy alone.
         at: the depth that is explained.
-        threshold: of the IoU, a fraction of the map's maximum in [0, 1); None: the best one on these data, which is
-            for validation data. Take it from there for test data.
+        threshold: of the IoU, a fraction of the map's maximum in [0, 1). None takes the best one on these data: only
+            for validation data, from which test data take theirs.
         workers: processes that load images.
         contrast: explain the class against the others, as `guidance.Guide`.
         outside: the attribution is to lie outside the boxes, as `guidance.Guide`; on-object EPG stays as it is.
         seen: how many training images each group has, for `metrics.GroupAccuracy`.
         teacher: for agreement, a network of the same classes, which runs in eval mode on the same images; or its logits
             (N, C) of these images.
+        metrics: further metrics, as names of `metrics.METRICS`, or functions by name. The parameters of a function say
+            what it is given: maps (B, K, H, W) of the K classes explained per image, and where they are to lie, masks;
+            boxes and segments of these classes, all bool like maps; targets int64 (B, K), the classes, -1 for none;
+            logits and labels (B, C); groups (B,); images; model. It returns a value per image, (B,), or per image and
+            class, (B, K).
+        precision: as for `fit`.
 
     Returns:
-        F1 (logit threshold 0, all classes pooled) and mAP; for single-label data "accuracy", the share of images whose
-        top class is the right one; for data with groups also what `metrics.GroupAccuracy` returns; with a teacher
+        F1 (logit threshold 0, all classes pooled) and mAP. For single-label data "accuracy", the share of images whose
+        top class is the right one. For data with groups what `metrics.GroupAccuracy` returns. With a teacher
         "agreement", the share of images on which both have the same top class (Parchami-Araghi et al., ECCV 2024,
-        section 4), and for data with groups "agreement, out of distribution" and the like; with a method also EPG, IoU
-        and its "IoU threshold" (a fraction), averaged over pairs of an image and a present class with boxes, and
-        "on-object EPG" where the data has segmentation masks.
+        section 4), and for data with groups "agreement, out of distribution" and the like. With a method EPG, IoU and
+        its "IoU threshold" (a fraction), averaged over pairs of an image and a present class with boxes, and
+        "on-object EPG" where the data has segmentation masks. Each of `metrics`, averaged over images, or over pairs
+        of an image and a class for which no mask that it is given is empty.
 
     Raises:
-        ValueError: an empty data set; a method and no threshold for data without boxes; teacher's logits of another
-            number of images.
+        ValueError: an empty data set; a method, and data without boxes; a metric that is unknown, has other parameters
+            or finds nothing to measure; NaN among the logits; teacher's logits of another number of images.
+
+    Notes:
+        Soft segmentation masks count from 0.5 on.
     """
     if len(dataset) == 0:
         raise ValueError("dataset is empty; at least one image is needed")
     said = teacher if isinstance(teacher, Tensor) else None
     if said is not None and len(said) != len(dataset):
         raise ValueError(f"teacher holds the logits of {len(said)} images, the data set has {len(dataset)}")
-    device, classes = next(model.parameters()).device, len(dataset.classes)
-    accuracy = MetricCollection({"F1": F1(classes), "mAP": MeanAP(classes)}).to(device)
-    grouped, single = bool(dataset.groups), not dataset.multilabel
-    right, alike = (
-        GroupAccuracy(dataset.groups or ["all"], seen).to(device) if wanted else None
-        for wanted in (grouped or single, teacher is not None)
-    )
-    where = {"EPG": EPG(), "IoU": IoUCurve() if threshold is None else IoU(threshold)} if method else {}
-    where, on_object = {name: metric.to(device) for name, metric in where.items()}, OnObjectEPG().to(device)
-    if method:
-        # A batch costs as many backward passes as its fullest image has classes: images with equally many go together.
-        order = dataset.targets.sum(1, dtype=torch.int64).argsort(stable=True)
-        dataset, said = Subset(dataset, order.tolist()), None if said is None else said.cpu()[order]
-        if device.type == "cpu":  # where a large batch's activations cost more time to allocate than the batch saves
-            batch_size = max(1, min(batch_size, CPU_PIXELS // dataset[0].image[0].numel()))
     rank, world = processes()
-    if world > 1:
-        if len(dataset) < world:
-            raise ValueError(f"dataset has {len(dataset)} images, fewer than the {world} processes that measure")
-        dataset, said = Subset(dataset, range(rank, len(dataset), world)), None if said is None else said[rank::world]
-    loader = DataLoader(dataset, batch_size, collate_fn=collate, num_workers=workers)
-    parts = None if said is None else iter(said.to(device).split(batch_size))
-    with modes_restored(model), modes_restored(teacher if parts is None and teacher else model), torch.no_grad():
-        model.eval()
-        if teacher is not None and parts is None:
-            teacher.eval()
+    if len(dataset) < world:
+        raise ValueError(f"dataset has {len(dataset)} images, fewer than the {world} processes that measure")
+    device, networks = next(model.parameters()).device, [model, teacher] if isinstance(teacher, nn.Module) else [model]
+    averages = {name: metric.to(device) for name, metric in _averages(method, threshold, metrics).items()}
+    groups = list(getattr(dataset, "groups", ()))
+    right, alike = (GroupAccuracy(groups or ["all"], seen).to(device) for _ in range(2))
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([])):
+            stack.enter_context(context)
+        first, order = dataset[0], torch.arange(len(dataset))
+        single = not getattr(dataset, "multilabel", first.labels.ndim > 0)
+        if method and hasattr(dataset, "targets"):
+            # A batch costs as many backward passes as its fullest image has classes: equally full ones go together.
+            order = dataset.targets.sum(1, dtype=torch.int64).argsort(stable=True)
+        if method and device.type == "cpu":  # where a large batch takes longer to allocate than it saves
+            batch_size = max(1, min(batch_size, CPU_PIXELS // first.image[0].numel()))
+        order = order[rank::world]
+        options = {"collate_fn": collate, "num_workers": workers, "generator": torch.Generator()}
+        loader = DataLoader(Subset(dataset, order.tolist()), batch_size, **options)
+        stack.enter_context(modes_restored(nn.ModuleList(networks)))
+        forms = [stack.enter_context(formed(network.eval(), precision, bool(method))) for network in networks]
+        accuracy: dict[str, F1 | MeanAP] = {}
+        parts = iter(() if said is None else said[order.to(said.device)].to(device).split(batch_size))
         for batch in tqdm(loader, desc="measuring", unit="batch", leave=False, disable=rank > 0):
             batch = batch.to(device)
-            if method:
-                present = batch.present()
-                targets = against_others(present, classes) if contrast else present
-                logits, maps = explain(model, batch.images, targets, method, at)
-                masks = batch.class_masks(present)
-                boxed = masks.flatten(2).any(2)
-                for metric in where.values():
-                    metric.update(maps, ~masks if outside else masks, valid=boxed)
-                if batch.masks is not None:
-                    on_object.update(maps, masks, batch.class_masks(present, segmentation=True))
-            else:
-                logits = model(batch.images)
-            accuracy.update(logits, batch.labels)
-            if right:
-                right.update(logits, batch.labels, batch.groups.clamp(min=0))
-            if alike:
-                there = teacher(batch.images) if parts is None else next(parts)
-                top = F.one_hot(there.argmax(1), classes)
-                alike.update(logits, top, batch.groups.clamp(min=0))
-    rates = accuracy.compute()
-    if right:
+            given = {"images": batch.images, "groups": batch.groups, "model": model} | _where(batch, outside, averages)
+            with forms[0]():
+                if method:
+                    targets = given["targets"]
+                    wanted = (lambda z, c=targets: against_others(c, z.shape[1])) if contrast else targets
+                    logits, given["maps"] = map(_wide, explain(model, batch.images, wanted, method, at))
+                else:
+                    logits = _wide(logits_of(model(batch.images)))
+            classes = logits.shape[1]
+            given |= {"logits": logits, "labels": batch.hot(classes)}
+            accuracy = accuracy or {"F1": F1(classes).to(device), "mAP": MeanAP(classes).to(device)}
+            for metric in accuracy.values():
+                metric.update(logits, given["labels"])
+            if groups or single:
+                right.update(logits, given["labels"], batch.groups.clamp(min=0))
+            if teacher is not None:
+                with forms[-1]():
+                    there = logits_of(teacher(batch.images)) if said is None else next(parts)
+                check_logits(there, given["labels"])
+                alike.update(logits, F.one_hot(there.argmax(1), classes), batch.groups.clamp(min=0))
+            for metric in averages.values():
+                _add(metric, given)
+    scores = {name: 100 * metric.compute().item() for name, metric in accuracy.items()}
+    if groups or single:
         shares = right.compute()
-        rates |= shares if grouped else {"accuracy": shares["accuracy"]}
-    scores = {name: 100 * value.item() for name, value in rates.items()}
-    if alike:
+        scores |= {name: 100 * share.item() for name, share in shares.items() if groups or name == "accuracy"}
+    if teacher is not None:
         shares = alike.compute()
-        scores["agreement"] = 100 * shares.pop("accuracy").item()
-        pooled = [name for name in ("in distribution", "out of distribution", "worst group") if grouped]
+        scores["agreement"] = 100 * shares["accuracy"].item()
+        pooled = [name for name in ("in distribution", "out of distribution", "worst group") if groups]
         scores |= {f"agreement, {name}": 100 * shares[name].item() for name in pooled if name in shares}
-    if method:
-        best = where["IoU"].best_threshold() if threshold is None else threshold
-        scores["EPG"] = 100 * where["EPG"].compute().item()
-        scores["IoU"] = 100 * where["IoU"].compute().max().item()
-        scores["IoU threshold"] = best
-    pairs = on_object.pairs.clone()
-    if world > 1:  # one process may have none
-        dist.all_reduce(pairs)
-    if pairs:
-        scores["on-object EPG"] = 100 * on_object.compute().item()
+    for name, metric in averages.items():
+        if metric.count():
+            scores[name] = 100 * metric.compute().max().item()  # of the IoU at each threshold
+            if name == "IoU":
+                scores["IoU threshold"] = metric.best_threshold() if threshold is None else threshold
+        elif name != "on-object EPG" or name in metrics:
+            raise ValueError(
+                f"{name} finds nothing to measure: no image has a box, or a segmentation where it asks for one, of a "
+                "class that it shows; without a method `evaluate` measures accuracy alone"
+            )
     return scores
+
+
+def _averages(method: str | None, threshold: float | None, metrics) -> dict[str, Average]:
+    """What is averaged over the data, by name: of a method EPG, IoU and on-object EPG, and the further metrics."""
+    found = {"EPG": EPG(), "IoU": IoUCurve() if threshold is None else IoU(threshold), "on-object EPG": OnObjectEPG()}
+    found = found if method else {}
+    for name in metrics:
+        function = metrics[name] if isinstance(metrics, Mapping) else METRICS.get(name)
+        if function is None:
+            raise ValueError(
+                f"metric {name!r} is unknown; known are {', '.join(METRICS)}, and functions {{name: function}}"
+            )
+        parameters = inspect.signature(function).parameters
+        if other := [p for p in parameters if p not in GIVEN and parameters[p].default is inspect.Parameter.empty]:
+            raise ValueError(f"metric {name!r} has the parameter {other[0]!r}; it can be given {', '.join(GIVEN)}")
+        if "maps" in parameters and method is None:
+            raise ValueError(f"metric {name!r} asks for maps; evaluate needs a method to explain with")
+        found[name] = Average(function, name)
+    return found
+
+
+def _where(batch: Batch, outside: bool, averages: dict[str, Average]) -> dict[str, Tensor]:
+    """The classes of each image and where they are, if anything is averaged that may ask for it."""
+    if not averages:
+        return {}
+    targets = batch.present()
+    boxes = batch.class_masks(targets)
+    found = {"targets": targets, "boxes": boxes, "masks": ~boxes if outside else boxes}
+    if batch.masks is not None:
+        found["segments"] = batch.class_masks(targets, segmentation=True) >= 0.5
+    return found
+
+
+def _add(metric: Average, given: dict[str, Tensor]) -> None:
+    """Add a batch. Pairs count where the explained class has whatever masks the metric asks for, in common pixels."""
+    asked = inspect.signature(metric.function).parameters.keys() & GIVEN
+    if not asked <= given.keys():  # no image of this batch has a segmentation
+        return
+    shown = [given["boxes"]] if asked & {"masks", "boxes"} else []
+    shown += [given["segments"]] if "segments" in asked else []
+    valid = given["targets"] >= 0
+    if shown:
+        valid = valid & torch.stack(shown).all(0).flatten(2).any(2)
+    metric.update(valid=valid, **{name: given[name] for name in asked})
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

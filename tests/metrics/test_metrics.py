@@ -257,7 +257,7 @@ def test_group_accuracy_before_the_first_image_and_merged():
         (lambda m: metrics.GroupAccuracy([]), "there must be a group at least"),
         (lambda m: metrics.GroupAccuracy(["a", "b"], [3]), r"seen is \[3\]; .*a number each"),
         (lambda m: m.update(torch.zeros(2), ONE_HOT, torch.zeros(2).long()), r"logits is torch.float32 \(2,\)"),
-        (lambda m: m.update(torch.zeros(1, 2), ONE_HOT[:1] * 0, torch.zeros(1).long()), "labels one-hot"),
+        (lambda m: m.update(torch.zeros(1, 2), ONE_HOT[:1] * 0, torch.zeros(1).long()), "must be one-hot"),
         (lambda m: m.update(torch.zeros(2, 2), ONE_HOT, torch.tensor([0, 2])), r"groups is \[0, 2\]; each must be 0 to 1"),
         (lambda m: m.update(torch.zeros(2, 2), ONE_HOT, torch.tensor([0, -1])), r"groups is \[0, -1\]; each must be 0 to 1"),
         (lambda m: m.update(torch.zeros(2, 2), ONE_HOT, torch.tensor([0])), r"groups is \[0\]; each must be 0 to 1"),

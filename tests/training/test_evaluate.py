@@ -148,7 +148,7 @@ def test_evaluate_equals_the_metrics_of_single_images_in_any_order(network, tran
     means = torch.tensor(iou).mean(0).tolist()
     best = thresholds[means.index(max(means))]
     assert best != thresholds[10]
-    expected = training.evaluate(network, dataset)
+    expected = training.evaluate(network, dataset, precision="float32")
     assert set(expected) == {"F1", "mAP"}
     expected["EPG"] = 100 * sum(epg) / len(epg)
     if transform is not no_masks:
@@ -158,7 +158,7 @@ def test_evaluate_equals_the_metrics_of_single_images_in_any_order(network, tran
     for data, size, threshold in ((dataset, 4, None), (backwards, 2, None), (backwards, 9, thresholds[10])):
         chosen = best if threshold is None else threshold
         rest = {"IoU": 100 * means[thresholds.index(chosen)], "IoU threshold": chosen}
-        scores = training.evaluate(network, data, size, "bcos", "Mid1", threshold)
+        scores = training.evaluate(network, data, size, "bcos", "Mid1", threshold, precision="float32")
         assert scores == pytest.approx(expected | rest, rel=1e-4)
     assert not any(p.grad is not None for p in network.parameters())
 
