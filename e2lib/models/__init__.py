@@ -1,19 +1,8 @@
-"""Networks by name, with their weights and depths; a network in two parts."""
+"""Networks by name, with their weights and depths; any network by `wrap`; a network in two parts."""
 
 from e2lib.models.build import ARCHITECTURES, Model, build
 from e2lib.models.split import Head, split
 from e2lib.models.weights import head_prefixes, save, weights_key
-from e2lib.models.wrap import Wrapped, wrap
+from e2lib.models.wrap import wrap
 
-__all__ = [
-    "ARCHITECTURES",
-    "Head",
-    "Model",
-    "Wrapped",
-    "build",
-    "head_prefixes",
-    "save",
-    "split",
-    "weights_key",
-    "wrap",
-]
+__all__ = ["ARCHITECTURES", "Head", "Model", "build", "head_prefixes", "save", "split", "weights_key", "wrap"]

@@ -62,8 +62,8 @@ class Model(nn.Module):
         super().__init__()
         self.name, self.num_classes = name, num_classes
         self.preprocess, self.net = preprocess, net
-        self.is_bcos = _logit_layer(net) is not None
-        self.logit_bias = _logit_layer(net).logit_bias if self.is_bcos else 0.0
+        last = _logit_layer(net)
+        self.is_bcos, self.logit_bias = last is not None, 0.0 if last is None else last.logit_bias
         self.prefix_tokens, self.reshape = prefix_tokens(net), getattr(net, "reshape", None)
         self.depths = {"Input": "preprocess"} | {depth: f"net.{path}" for depth, path in depths(net).items()}
 

@@ -85,16 +85,14 @@ def _read(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"weights: no file {path} (and 'imagenet' and 'scenes' are the only other values)")
     if sha256 is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != sha256:
             raise ValueError(f"{path}: SHA-256 is {found}, expected {sha256}; reinstall the package")
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise ValueError(f"weights: {path} must end in .safetensors, .pt or .pth")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as tensors: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
