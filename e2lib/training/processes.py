@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import warnings
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -49,8 +48,7 @@ def together(module: StepModule) -> nn.Module:
     """The module itself; of several processes one that averages gradients, and begins with the first one's tensors."""
     if processes()[1] == 1:
         return module
-    # One process's share may leave a parameter out. torch warns where none does.
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+    # One process's share may leave a parameter out. Where none does, torch says once that it looked in vain.
     return DistributedDataParallel(module, find_unused_parameters=True)
 
 

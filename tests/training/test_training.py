@@ -1,7 +1,6 @@
 """Fitting: it learns, is repeatable, goes on where it was killed, stops at NaN. Measuring: equal to single images."""
 
 import copy
-import json
 import os
 import signal
 import subprocess
@@ -412,74 +411,3 @@ def test_no_images_and_a_negative_number_of_epochs_are_refused():
         training.evaluate(tiny(), empty)
     with pytest.raises(ValueError, match="epochs is -1; it must be 0 or more"):
         training.fit(tiny(), Scenes("train", 4, 64), epochs=-1, lr=1e-2)
-
-
-TOGETHER = """
-import json, os, sys, torch
-import torch.distributed as dist
-from e2lib import datasets, models, training
-from e2lib.distillation import Distill
-from e2lib.guidance import Guide
-
-torch.set_num_threads(1)
-if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-    dist.init_process_group("gloo")
-rank, world = training.processes()
-data, found = datasets.Scenes("train", 9, 64, objects=1), {"processes": world}  # batches of 4, 4 and 1
-images = datasets.collate([data[0], data[1]]).images
-
-
-def build(name, seed):
-    torch.manual_seed(seed + 10 * rank)  # fit gives all of them the first one's network
-    return models.build(name, len(data.classes), None)
-
-
-torch.manual_seed(5)
-teacher = models.build("bcos_scenes", len(data.classes), "scenes")
-steps = {
-    "guided": lambda net: Guide("energy", "ixg", "Final", 3.0),
-    "distilled": lambda net: Distill(teacher, net, images, {"kd": 1.0, "at": 10.0}),
-    "explained": lambda net: Distill(teacher, net, images, {"kd": 1.0, "e2kd": 2.0}, method="ixg", at="Input"),
-}
-real = torch.nn.utils.clip_grad_norm_
-for name, make in steps.items():
-    net, grads = build("test_convnext", 1), []
-
-    def clip(parameters, norm):  # here gradients are whole; after it they have norm 1
-        grads.append(torch.cat([p.grad.flatten() for p in parameters]))
-        return real(parameters, norm)
-
-    torch.nn.utils.clip_grad_norm_ = clip
-    training.fit(net, data, 1, 1e-9, 4, step=make(net))
-    torch.nn.utils.clip_grad_norm_ = real
-    history = training.fit(net, data, 2, 1e-3, 4, step=make(net))
-    scores = training.evaluate(net, data, 4, method="ixg", at="Final", teacher=teacher)
-    found[name] = {"gradients": torch.stack(grads)[:, ::97].tolist(), "history": history, "scores": scores}
-if rank == 0:
-    json.dump(found, open(sys.argv[1], "w"))
-"""
-
-
-def test_two_processes_step_and_measure_as_one_does(tmp_path):
-    script = tmp_path / "together.py"
-    script.write_text(TOGETHER)
-    found = {}
-    for world in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-        done = subprocess.run(
-            [*command, script, tmp_path / f"{world}.json"],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        found[world] = json.loads((tmp_path / f"{world}.json").read_text())
-    assert (found[1].pop("processes"), found[2].pop("processes")) == (1, 2)
-    for name, one in found[1].items():
-        two = found[2][name]
-        one_gradient, two_gradient = (torch.tensor(x["gradients"]) for x in (one, two))
-        assert one_gradient.norm() > 0.1
-        torch.testing.assert_close(two_gradient, one_gradient, rtol=1e-3, atol=1e-5)
-        for epoch, other in zip(one["history"], two["history"], strict=True):
-            assert other == pytest.approx(epoch, rel=1e-3)
-        assert two["scores"] == pytest.approx(one["scores"], abs=0.1)
