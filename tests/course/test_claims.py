@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from e2lib.course import claims, runs, tables
+from e2lib.course import claims, results
+from e2lib.course.notebook import read
 
 RESULTS = pd.DataFrame(
     [
@@ -78,11 +79,11 @@ def test_wrong_claims_are_refused_by_name(tmp_path):
         judged(tmp_path, claim(), claim())
     with pytest.raises(ValueError, match="run one: the results have no column 'EPG'"):
         judged(tmp_path, claim(ours={"embedded": {"run": "one", "where": {}, "value": "EPG"}}))
-    with pytest.raises(ValueError, match="names 0 rows of 'accuracy'; one a seed"):
+    with pytest.raises(ValueError, match="names 0 rows of 'accuracy'; one per seed"):
         judged(tmp_path, claim(ours={"embedded": {"run": "one", "where": {"method": "DIST"}, "value": "accuracy"}}))
-    with pytest.raises(ValueError, match="names 9 rows of 'accuracy'; one a seed"):
+    with pytest.raises(ValueError, match="names 9 rows of 'accuracy'; one per seed"):
         judged(tmp_path, claim(ours={"embedded": {"run": "one", "where": {}, "value": "accuracy"}}))
-    with pytest.raises(ValueError, match="there are 1 seeds; an interval is drawn from 2 to 10"):
+    with pytest.raises(ValueError, match="there are 1 seeds; an interval needs 2 to 10"):
         claims.interval(pd.Series([1.0]))
 
 
@@ -108,7 +109,7 @@ def test_notebook_11_says_what_the_results_say(paper):
     """Its counts of verdicts, and that each number after them is one of the judged table's."""
     table = claims.judge(claims.read(), claims.load())
     table = table[table.paper == paper]
-    cells = runs.read(Path(__file__).parents[2] / "notebooks" / "11_what_holds_up.ipynb").cells
+    cells = read(Path(__file__).parents[2] / "notebooks" / "11_what_holds_up.ipynb").cells
     [figure] = [i for i, cell in enumerate(cells) if f'show_claims(table[table.paper == "{paper}"])' in cell.source]
     first, rest = cells[figure + 1].source.split(".", 1)
     said = [COUNTS.index(word) for word in re.findall(r"[\w-]+", first.lower()) if word in COUNTS]
@@ -129,8 +130,8 @@ def test_changed_verdicts_are_named_and_fail(tmp_path):
     path, before, after = (tmp_path / name for name in ("claims.yaml", "before.csv", "after.csv"))
     path.write_text(yaml.safe_dump([claim(claim="a"), claim(claim="b", above=10)]))
     rows = RESULTS.rename(columns={"method": "head"})
-    tables.write(before, tables.tidy(rows))
-    tables.write(after, tables.tidy(rows.assign(accuracy=rows.accuracy.where(rows["head"] != "e²KD", 11.0))))
+    results.write(before, results.tidy(rows))
+    results.write(after, results.tidy(rows.assign(accuracy=rows.accuracy.where(rows["head"] != "e²KD", 11.0))))
 
     def compare(*files):
         command = [sys.executable, "-m", "e2lib.course.claims", *files]

@@ -65,12 +65,12 @@ def test_notebooks_and_solutions_are_those_of_the_texts():
 
 def test_solutions_lie_beside_their_notebooks():
     found = {*(writer.FOLDER / "solutions").glob("*.ipynb")}
-    assert found == {writer.solution_file(number) for number in exercises.NUMBERS}
+    assert found == {writer.files(number)[2] for number in exercises.NUMBERS}
 
 
 def test_an_executed_solution_says_that_it_is_right():
     for notebook in exercises.NUMBERS:
-        cells = code_cells(read(writer.solution_file(notebook)))
+        cells = code_cells(read(writer.files(notebook)[2]))
         outputs = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
         numbers = [number for number in EXERCISES if number.startswith(notebook)]
         assert all(f"{number} is right" in output for number, output in zip(numbers, outputs, strict=True))
@@ -79,8 +79,8 @@ def test_an_executed_solution_says_that_it_is_right():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with notebook 01 alone, and its exercises."""
-    path = writer.notebook_file("01")
-    for file in path, path.parent / "exercises" / f"{path.stem}.md":
+    path, text, _ = writer.files("01")
+    for file in path, text:
         copy = tmp_path / file.relative_to(path.parent)
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(file.read_bytes())
@@ -88,15 +88,15 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_writing_keeps_code_and_outputs(folder):
-    before = read(writer.notebook_file("01"))
+    before = read(writer.files("01")[0])
     after = writer.with_exercises("01")
     assert code_cells(before) == code_cells(after)
-    assert source_hash(before) == before.metadata.e2lib.source == source_hash(after)
+    assert source_hash(before) == source_hash(after)
     assert before.cells[-1] == after.cells[-1] and "References" in after.cells[-1].source
 
 
 def test_earlier_exercises_are_replaced(folder):
-    path = writer.notebook_file("01")
+    path, *_ = writer.files("01")
     content = read(path)
     extra = new_code_cell("", id="extra")
     extra.metadata.tags = [EXERCISE]
@@ -106,7 +106,7 @@ def test_earlier_exercises_are_replaced(folder):
 
 
 def test_a_readers_answer_changes_no_run_and_is_not_overwritten(folder):
-    path = writer.notebook_file("01")
+    path, *_ = writer.files("01")
     content = read(path)
     before = source_hash(content)
     cell = next(cell for cell in content.cells if cell.id == "exercise-01-1-work")

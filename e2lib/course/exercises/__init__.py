@@ -24,7 +24,10 @@ class Hint(Exception):
 
 
 def judged(number: str, *answers: Any) -> tuple[bool, str]:
-    """Whether the answers to an exercise are right, and the remark or hint. ValueError for an unknown number."""
+    """Whether the answers to an exercise, "04.2", are right, and the remark or hint.
+
+    ValueError for an unknown number. An exception that an answer raises, a function, is not caught.
+    """
     notebook = str(number).partition(".")[0]
     if notebook not in NUMBERS:
         raise ValueError(f"number is {number!r}; it must begin with a notebook's, one of {', '.join(NUMBERS)}")
@@ -47,23 +50,24 @@ def judged(number: str, *answers: Any) -> tuple[bool, str]:
 
 def _check_value(name: str, answer: Any, about: dict[Any, Any]) -> None:
     mistakes = {value: hint for value, hint in about.items() if value not in ("right", "within", "per cent")}
+    if isinstance(about["right"], list):
+        if not isinstance(answer, set):
+            raise Hint(f"{name} should be a set, such as {{1, 2}}.")
+        for wrong in sorted(answer ^ {*about["right"]}):
+            raise Hint(mistakes.get(wrong, f"{wrong!r} is none of {', '.join(map(str, mistakes))}."))
+        return
     if str(about["right"]).isalpha():
-        return choose(answer, about["right"], mistakes)
+        choose(answer, about["right"], mistakes)
+        return
     right, *wrong = (float(Fraction(str(value))) for value in (about["right"], *mistakes))
     hints = zip(wrong, mistakes.values(), strict=True)
     compare(name, answer, right, *hints, within=about.get("within", 1e-4), per_cent="per cent" in about)
 
 
 def check(number: str, *answers: Any) -> None:
-    """Print whether the answers to an exercise, "04.2", are right, with a remark or a hint.
-
-    ValueError for an unknown number. An exception that an answer raises, a function, is not caught.
-    """
+    """Print what `judged` says of the answers to an exercise, "04.2"; exceptions are the same."""
     right, message = judged(number, *answers)
     print(f"{number} {'is right' if right else 'is not right yet'}{': ' if message else '.'}{message}")
-
-
-# ---- for the checks
 
 
 def compare(

@@ -46,15 +46,10 @@ class Exercise:
         return code
 
 
-def notebook_file(notebook: str) -> Path:
-    """The notebook with a number "01" to "12"."""
+def files(notebook: str) -> tuple[Path, Path, Path]:
+    """The notebook with a number "01" to "12", its exercises as text, and its solutions."""
     (path,) = FOLDER.glob(f"{notebook}_*.ipynb")
-    return path
-
-
-def solution_file(notebook: str) -> Path:
-    """Where its solutions are."""
-    return FOLDER / "solutions" / notebook_file(notebook).name
+    return path, FOLDER / "exercises" / f"{path.stem}.md", FOLDER / "solutions" / path.name
 
 
 def of_notebook(notebook: str) -> tuple[list[Exercise], list[str]]:
@@ -62,7 +57,7 @@ def of_notebook(notebook: str) -> tuple[list[Exercise], list[str]]:
 
     ValueError for cells that do not follow KINDS.
     """
-    path = FOLDER / "exercises" / f"{notebook_file(notebook).stem}.md"
+    _, path, _ = files(notebook)
     _, *cells = jupytext.read(path).cells  # the first one is the title
     for cell, kind in zip(cells, itertools.cycle(KINDS), strict=False):
         if (tag := cell.metadata.get("tags", ["text"])[0]) != kind:
@@ -78,7 +73,7 @@ def with_exercises(notebook: str) -> NotebookNode:
 
     ValueError where a reader has solved one in it.
     """
-    path = notebook_file(notebook)
+    path, *_ = files(notebook)
     content = read(path)
     old = [cell for cell in content.cells if EXERCISE in cell.metadata.get("tags", [])]
     code = [cell for cell in old if cell.cell_type == "code" and cell.source.strip()]
@@ -94,7 +89,7 @@ def _exercise_cells(notebook: str) -> list[NotebookNode]:
     ## Exercises
     Below each task, put your answer in place of the dots and run the cell. No exercise needs anything from the cells
     above or from another exercise. Each one computes for seconds; the minutes are yours. `exercises.check` says that an
-    answer is right, or gives a hint. The [solutions](solutions/{notebook_file(notebook).name}) come with explanations.
+    answer is right, or gives a hint. The [solutions](solutions/{files(notebook)[0].name}) come with explanations.
     """
     cells = [new_markdown_cell(inspect.cleandoc(intro), id=f"exercises-{notebook}")]
     items, more = of_notebook(notebook)
@@ -109,7 +104,7 @@ def _exercise_cells(notebook: str) -> list[NotebookNode]:
 
 def solutions(notebook: str) -> NotebookNode:
     """The notebook of solutions, with the outputs that it has if they are of this code."""
-    path = notebook_file(notebook)
+    path, _, file = files(notebook)
     title = read(path).cells[0].source.splitlines()[0].removeprefix("# ")
     intro = f"# Solutions: {title}\n\nOf the exercises of [the notebook](../{path.name}). Try them there first."
     cells = [new_markdown_cell(intro, id="intro")]
@@ -123,7 +118,7 @@ def solutions(notebook: str) -> NotebookNode:
     state = digest([sources, *((FOLDER / name).read_text() for name in FILES.values() if reads)], 12)
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     metadata = {"e2lib": {"source": state}, "kernelspec": kernel, "language_info": {"name": "python"}}
-    fresh, file = new_notebook(cells=cells, metadata=metadata), solution_file(notebook)
+    fresh = new_notebook(cells=cells, metadata=metadata)
     if file.exists() and (old := read(file)).metadata.get("e2lib") == fresh.metadata.e2lib:
         _take_outputs(fresh, old)
     return fresh
@@ -137,13 +132,13 @@ def _take_outputs(notebook: NotebookNode, executed: NotebookNode) -> None:
 
 def stale() -> dict[Path, NotebookNode]:
     """What `main` would write: notebooks, and solutions, without outputs where these have to be made."""
-    fresh = {notebook_file(number): with_exercises(number) for number in exercises.NUMBERS}
-    fresh |= {solution_file(number): solutions(number) for number in exercises.NUMBERS}
-    return {path: new for path, new in fresh.items() if not path.exists() or path.read_text("utf-8") != _text(new)}
-
-
-def _text(notebook: NotebookNode) -> str:
-    return nbformat.writes(notebook) + "\n"
+    found = {}
+    for number in exercises.NUMBERS:
+        path, _, other = files(number)
+        for file, new in {path: with_exercises(number), other: solutions(number)}.items():
+            if not file.exists() or file.read_text("utf-8") != nbformat.writes(new) + "\n":
+                found[file] = new
+    return found
 
 
 def main() -> None:
@@ -151,9 +146,8 @@ def main() -> None:
     for path, fresh in stale().items():
         if path.parent != FOLDER and not any(cell.outputs for cell in code_cells(fresh)):
             quiet = ["--log-level=ERROR"]  # the kernel's warnings about itself
-            client = nbclient.NotebookClient(copy.deepcopy(fresh), kernel_name="python3", extra_arguments=quiet)
-            _take_outputs(fresh, client.execute())
-        write(path, _text(fresh))
+            _take_outputs(fresh, nbclient.execute(copy.deepcopy(fresh), kernel_name="python3", extra_arguments=quiet))
+        write(path, nbformat.writes(fresh) + "\n")
         print(f"wrote {path.relative_to(FOLDER)}")
 
 

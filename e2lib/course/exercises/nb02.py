@@ -1,7 +1,6 @@
 """Checks of the exercises of notebook 02."""
 
 import torch
-import torch.nn.functional as F
 
 from e2lib import metrics
 from e2lib.course.exercises import Hint, compare, random_maps
@@ -25,13 +24,13 @@ def check_3(gradcam):
     one = "each channel has one weight: over which dimensions do you average the gradient?"
 
     def positive_sum(parts):
-        return F.relu(parts.sum(1, keepdim=True))
+        return torch.relu(parts.sum(1, keepdim=True))
 
     mistakes = [
         (weighted.sum(1, keepdim=True), "only the positive part of the sum is kept."),
         (positive_sum(a * g), one),
         (positive_sum(g.mean((1, 2, 3), keepdim=True) * a), one),
-        (positive_sum(F.relu(weighted)), "mind the order: take the positive part of the sum, not of each channel."),
+        (positive_sum(torch.relu(weighted)), "mind the order: take the positive part of the sum, not of each channel."),
         (positive_sum(weighted) / 5, "the channels are added up, not averaged."),
     ]
     compare("the map", gradcam(a, g), positive_sum(weighted), *mistakes)

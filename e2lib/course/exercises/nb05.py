@@ -49,8 +49,7 @@ def check_5(share_with_boxes):
 
     few = torch.arange(2000) < 20
     found = [share(few, 16, seed) for seed in range(40)]
-    if any(value is None for value in found):
-        raise Hint("the function returns None. Does it return its result?")
+    compare("the share", found[0], 0.5, within=float("inf"))
     if max(found) > 1:
         raise Hint(f"the function returns {max(found):.3g}; a share is in [0, 1].")
     if abs(found[0] - 0.016) < 1e-9:

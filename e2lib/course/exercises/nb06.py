@@ -35,22 +35,6 @@ def check_3(choose_epoch):
         raise Hint("a later epoch is worse, but it is chosen.")
 
 
-def check_4(need_groups):
-    if not isinstance(need_groups, set):
-        raise Hint("need_groups should be a set of numbers, such as {1, 2}.")
-    hints = {
-        1: "1: a box says where the bird is. Does it say where the bird is standing?",
-        2: "2: how would one know a worst group without knowing groups?",
-        3: "3: what does reweighting weigh?",
-        4: "4: GroupDRO follows the loss of each group of the training images.",
-        5: "5: DFR takes equally many images of each group.",
-        6: "6: such images show the groups in the shares of training, so their plain accuracy is enough.",
-        7: "7: a choice by groups is a use of groups, even when it is made once.",
-    }
-    for wrong in sorted(need_groups ^ {2, 3, 4, 5, 7}):
-        raise Hint(hints.get(wrong, f"{wrong!r} is none of the numbers 1 to 7."))
-
-
 def check_5(against_others):
     classes = torch.tensor([2, 0, 4, 1])
     chosen = torch.nn.functional.one_hot(classes, 5).float()

@@ -1,7 +1,6 @@
 """Checks of the exercises of notebook 07."""
 
 import torch
-import torch.nn.functional as F
 
 from e2lib import distillation
 from e2lib.course.claims import load
@@ -25,7 +24,7 @@ def check_2(kd):
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 5, 6, generator=generator).double() * 3
     right = distillation.kd(student, teacher, 4.0)
-    p, log_q = F.softmax(teacher / 4, 1), F.log_softmax(student, 1)
+    p, log_q = torch.softmax(teacher / 4, 1), torch.log_softmax(student, 1)
     mistakes = [
         (right / 16, "the factor τ² is missing."),
         (right / 4, "the factor is τ², not τ."),
@@ -53,11 +52,8 @@ def check_4(e2kd):
     student, teacher = torch.randn(2, 4, 6, 5, 7, generator=torch.Generator().manual_seed(0))
     right = distillation.e2kd(student, teacher)
     signs = "the signs of both maps matter: red is not blue."
-    mistakes = (
-        (1 - right, "that is the cosine; the loss is 1 − cos."),
-        (distillation.e2kd(student.abs(), teacher), signs),
-    )
-    compare("e2kd", e2kd(student, teacher), right, *mistakes)
+    signed, cosine = distillation.e2kd(student.abs(), teacher), "that is the cosine; the loss is 1 − cos."
+    compare("e2kd", e2kd(student, teacher), right, (1 - right, cosine), (signed, signs))
     three = torch.cat([3 * teacher[:1], -teacher[:1], torch.zeros_like(teacher[:1])])
     compare("e2kd of 3 E_T, −E_T and 0", e2kd(three, teacher[:1].expand(3, -1, -1, -1)), [0.0, 2.0, 1.0])
     refuse_gradient(e2kd, student, teacher)

@@ -1,7 +1,6 @@
 """Checks of the exercises of notebook 09."""
 
 import torch
-import torch.nn.functional as F
 
 from e2lib.course.claims import load
 from e2lib.course.exercises import Hint, compare
@@ -9,7 +8,7 @@ from e2lib.course.exercises import Hint, compare
 
 def check_2(alike):
     def cosine(first, second):
-        return F.cosine_similarity(first.flatten(1), second.flatten(1), dim=1)
+        return torch.cosine_similarity(first.flatten(1), second.flatten(1), dim=1)
 
     wide = torch.randn(3, 2, 32, 32, generator=torch.Generator().manual_seed(0))
     first = wide[..., :16, :16]
@@ -20,9 +19,8 @@ def check_2(alike):
             (cosine(first, moved), "compare only the pixels that both windows show: cut both maps."),
             (cosine(moved[..., s:, s:], first[..., : 16 - s, : 16 - s]), round_),
         ]
-        compare(
-            f"the cosine of maps that move with the image, s = {s},", alike(first, moved, s), torch.ones(3), *mistakes
-        )
+        name = f"the cosine of maps that move with the image, s = {s},"
+        compare(name, alike(first, moved, s), torch.ones(3), *mistakes)
     if alike(first, first, 0).sub(1).abs().max() > 1e-4:
         raise Hint("for s = 0 the two windows are the same: compare all of them.")
     noise = torch.randn(3, 2, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -43,5 +41,6 @@ def check_5(always):
         raise Hint(f"{name} {where}.")
     if right - always:
         raise Hint("one that gains in each seed is missing.")
-    means = ", ".join(f"{name} {row['mean']:+.1f}" for name, row in gains.iterrows())
-    return f"mean gains over the seeds: {means}."
+    return (
+        "mean gains over the seeds: " + ", ".join(f"{name} {row['mean']:+.1f}" for name, row in gains.iterrows()) + "."
+    )

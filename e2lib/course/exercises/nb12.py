@@ -2,24 +2,21 @@
 
 import torch
 
-from e2lib import models
-from e2lib.attribution import explain
-from e2lib.boxes import box_mask
+from e2lib import attribution, boxes, datasets, metrics, models
 from e2lib.course.exercises import compare
-from e2lib.datasets import Scenes
-from e2lib.metrics import epg
 
 
 def check_1(share):
     network = models.build("bcos_scenes", 10, "scenes").eval()
     for seed, box in ((0, [10, 16, 40, 60]), (1, [0, 0, 32, 32])):
-        sample = Scenes("test", 4, 64, seed=seed)[1]
+        sample = datasets.Scenes("test", 4, 64, seed=seed)[1]
         image, c = sample.image.float() / 255, int(sample.box_labels[0])
-        mask = box_mask(torch.tensor([box]), (64, 64))[None, None]
-        right, other, first = (
-            100 * epg(explain(network, image[None], torch.tensor([target]), method, "Input").maps, mask).item()
+        mask = boxes.box_mask(torch.tensor([box]), (64, 64))[None, None]
+        maps = (
+            attribution.explain(network, image[None], torch.tensor([target]), method, "Input").maps
             for method, target in (("bcos", c), ("ixg", c), ("bcos", 0))
         )
+        right, other, first = (100 * metrics.epg(m, mask).item() for m in maps)
         mistakes = [
             (100 - right, "that is the share outside the box."),
             (other, "that is another method: contributions are `bcos`."),
@@ -32,7 +29,7 @@ def check_3(at_input, at_final):
     from e2lib.course import widgets  # here: it is slow to import
 
     network = models.build("bcos_scenes", 10, "scenes").eval()
-    scene, found = Scenes("test", 4, 64, seed=0)[1], {}
+    scene, found = datasets.Scenes("test", 4, 64, seed=0)[1], {}
     for at in ("Input", "Final"):
         after = widgets.guided(network, scene, "energy", at, steps=1)
         pairs = list(zip(network.parameters(), after.parameters(), strict=True))
