@@ -64,13 +64,13 @@ def test_front_rings_what_is_not_beaten_and_names_each_training_once():
     assert legend == ["λ = 0.1", "λ = 1", "baseline (λ = 0)"]
 
 
-def test_the_style_is_that_of_every_figure_and_the_library_draws_without_the_lessons_packages():
+def test_data_sets_and_figures_need_no_package_that_only_some_have():
     code = """
 import sys
 from e2lib import figures
 figures.use_style()
 figures.add_box(figures.plt.subplots()[1], (0, 0, 1, 1), "white")
-print(figures.plt.rcParams["figure.dpi"], {"seaborn", "pandas", "IPython"} & {*sys.modules})
+print(figures.plt.rcParams["figure.dpi"], {"seaborn", "pandas", "IPython", "pycocotools", "captum"} & {*sys.modules})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "72.0 set()\n", done.stderr

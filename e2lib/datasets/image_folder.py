@@ -18,7 +18,7 @@ class ImageFolder(FileDataset):
     other suffixes are not data, nor is anything hidden (its name begins with a dot) or in __MACOSX.
 
     Args:
-        root: root/<split>/<class>/*.jpg, or root/<class>/*.jpg with split None.
+        root: folder that holds <split>/<class>/*.jpg, or without a split <class>/*.jpg.
         split: folder under root.
         classes: class names in order; None: the class folders of all splits together (the folders beside `split`),
             sorted, so that a class has one index in every split.
@@ -28,16 +28,12 @@ class ImageFolder(FileDataset):
     images, or an image outside a class folder.
     """
 
-    layout = "<split>/<class>/*.jpg, or <class>/*.jpg with split=None"
+    layout = "<split>/<class>/*.jpg, or <class>/*.jpg without a split"
     test_split = "val"  # the labels of ImageNet's test images are not public
     boxed = False
 
     def __init__(
-        self,
-        root: str | Path,
-        split: str | None = None,
-        classes: Sequence[str] | None = None,
-        transform: Transform = None,
+        self, root: str | Path, split: str = "", classes: Sequence[str] | None = None, transform: Transform = None
     ):
         folder = need(Path(root) / (split or ""), self.layout)
         found = _list(folder)

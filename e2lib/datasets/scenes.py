@@ -86,20 +86,21 @@ class SceneRecord:
 
 
 @lru_cache
-def _rows(kind: str) -> list[dict[str, str]]:
-    return read_rows(DATA / f"{kind}.csv")
+def cutouts(part: str = "seen") -> list[dict[str, str]]:
+    """Rows of cutouts.csv for one part of the individuals: "seen" (in all splits but test_unseen) or "unseen"."""
+    return [row for row in read_rows(DATA / "cutouts.csv") if row["split"] == part]
 
 
 @lru_cache
-def cutouts(part: str = "seen") -> list[dict[str, str]]:
-    """Rows of cutouts.csv for one part of the individuals: "seen" (in all splits but test_unseen) or "unseen"."""
-    return [row for row in _rows("cutouts") if row["split"] == part]
+def backgrounds() -> list[dict[str, str]]:
+    """Rows of backgrounds.csv."""
+    return read_rows(DATA / "backgrounds.csv")
 
 
 @lru_cache
 def _pool(part: str | None = None, **wanted: str) -> list[int]:
     """Positions of the rows with the wanted values: in cutouts(part), or in backgrounds.csv without a part."""
-    rows = cutouts(part) if part else _rows("backgrounds")
+    rows = cutouts(part) if part else backgrounds()
     return [i for i, row in enumerate(rows) if wanted.items() <= row.items()]
 
 
@@ -117,7 +118,7 @@ def _made_of() -> str:
 @lru_cache
 def _photographs() -> list[Image.Image]:
     """Every background photograph whole, decoded once per process."""
-    files = [DATA / "backgrounds" / row["group"] / f"{row['name']}.webp" for row in _rows("backgrounds")]
+    files = [DATA / "backgrounds" / row["group"] / f"{row['name']}.webp" for row in backgrounds()]
     return [Image.open(file).convert("RGB") for file in files]
 
 
@@ -155,10 +156,12 @@ def _between(bounds: tuple[float, float], u: float) -> float:
 
 
 class _Composed(Samples):
-    """What Scenes and SceneBirds share: placing, composing, caching. They add `_choose`."""
+    """What Scenes and SceneBirds share: placing, composing, caching.
 
-    # Draws a scene: backgrounds to pick from, context, the cut-outs to pick from and the label of each object, group.
-    _choose: Callable[["_Composed", Callable[[], float]], tuple[list[int], str, list[tuple[list[int], int]], int]]
+    Their own `_choose` gives the backgrounds to draw from, the context, for each object the cut-outs to draw from and
+    its label, and the group.
+    """
+
     kind: str  # first part of every item's name
     stream: int  # differs between the data sets, so that none repeats another's random numbers
     area: tuple[float, float]  # square root of an object's opaque area, of the image side
@@ -230,39 +233,36 @@ class _Composed(Samples):
         crop, flip = (x, y, x + side, y + side), random() < 0.5
         return SceneRecord(background, crop, flip, context, tuple(self._place(objects, random)), group)
 
-    def _compose(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-        """Scene i, from the cache if it has been asked for before.
-
-        uint8 (4, size, size): RGB and instance map (0 background, k + 1 object k); float32 (N, 4) boxes of the
-        visible masks; int64 (N,) labels; group.
-        """
-        if i not in self._cache:
-            record, size = self.record(i), (self.size, self.size)
-            # Cropped first: resize(box=...) would also filter pixels beyond the box.
-            canvas = _photographs()[record.background].crop(record.crop).resize(size, Image.Resampling.BILINEAR)
-            if record.flip:
-                canvas = canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            instances = np.zeros(size, np.uint8)
-            for k, thing in enumerate(record.objects, 1):
-                x1, y1, x2, y2 = thing.box(self.size)
-                pictures = _levels(self.part)[thing.cutout][0]
-                picture = next((p for p in pictures[::-1] if p.width >= x2 - x1 and p.height >= y2 - y1), pictures[0])
-                patch = picture.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR).convert("RGBA")
-                if thing.flip:
-                    patch = patch.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-                brighter = [min(255, (value * thing.brightness + 50) // 100) for value in range(256)]
-                patch = patch.point([*brighter * 3, *range(256)])  # red, green, blue; alpha as it is
-                canvas.paste(patch, (x1, y1), patch)
-                instances[y1:y2, x1:x2][np.asarray(patch.getchannel("A")) >= 128] = k
-            pixels = torch.from_numpy(np.concatenate([np.asarray(canvas).transpose(2, 0, 1), instances[None]]))
-            boxes = torch.stack([mask_box(pixels[3] == k) for k in range(1, len(record.objects) + 1)]).float()
-            self._cache[i] = pixels, boxes, torch.tensor([thing.label for thing in record.objects]), record.group
-        return self._cache[i]
+    def _compose(self, record: SceneRecord) -> torch.Tensor:
+        """uint8 (4, size, size): red, green, blue, and which object is seen (0 the background, k + 1 object k)."""
+        size = self.size, self.size
+        # Cropped first: resize(box=...) would also filter pixels beyond the box.
+        canvas = _photographs()[record.background].crop(record.crop).resize(size, Image.Resampling.BILINEAR)
+        if record.flip:
+            canvas = canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        instances = np.zeros(size, np.uint8)
+        for k, thing in enumerate(record.objects, 1):
+            x1, y1, x2, y2 = thing.box(self.size)
+            pictures = _levels(self.part)[thing.cutout][0]
+            picture = next((p for p in pictures[::-1] if p.width >= x2 - x1 and p.height >= y2 - y1), pictures[0])
+            patch = picture.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR).convert("RGBA")
+            if thing.flip:
+                patch = patch.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            brighter = [min(255, (value * thing.brightness + 50) // 100) for value in range(256)]
+            patch = patch.point([*brighter * 3, *range(256)])  # red, green, blue; alpha as it is
+            canvas.paste(patch, (x1, y1), patch)
+            instances[y1:y2, x1:x2][np.asarray(patch.getchannel("A")) >= 128] = k
+        return torch.from_numpy(np.concatenate([np.asarray(canvas).transpose(2, 0, 1), instances[None]]))
 
     def __getitem__(self, i: int) -> Sample:
         """Item i. Raises IndexError outside the data set."""
         i = range(self.length)[i]
-        pixels, boxes, box_labels, group = self._compose(i)
+        if i not in self._cache:
+            record = self.record(i)
+            pixels, things = self._compose(record), range(1, len(record.objects) + 1)
+            boxes = torch.stack([mask_box(pixels[3] == k) for k in things]).float()
+            self._cache[i] = pixels, boxes, torch.tensor([thing.label for thing in record.objects]), record.group
+        pixels, boxes, box_labels, group = self._cache[i]
         # Cloned, as a transform may write into what it is given.
         image, boxes, box_labels = tv_tensors.Image(pixels[:3].clone()), boxes.clone(), box_labels.clone()
         masks = tv_tensors.Mask(pixels[3] == torch.arange(1, len(boxes) + 1)[:, None, None])

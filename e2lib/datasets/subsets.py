@@ -40,11 +40,6 @@ class Selection(Samples):
         """The group of each image: int64 (n,)."""
         return self.dataset.group_of[self.indices]
 
-    @property
-    def transform(self) -> Transform:
-        """That of the data set."""
-        return self.dataset.transform
-
     @cached_property
     def targets(self) -> Tensor:
         """Labels: uint8 (n, C), multi-hot, without building those of the whole data set."""
@@ -144,4 +139,6 @@ def dilated(dataset: Dataset, fraction: float) -> Dataset:
     Raises ValueError for a fraction outside (0, 1].
     """
     check_value(0 < fraction <= 1, "dilation", fraction, "in (0, 1]: 0.1 widens boxes by 10 %")
+    if isinstance(dataset, Selection):
+        return Selection(dilated(dataset.dataset, fraction), dataset.indices, dataset.annotated)
     return with_transform(dataset, _Dilate(fraction, dataset.transform))

@@ -147,3 +147,12 @@ def test_masks_without_pycocotools_name_the_extra(tmp_path, content, monkeypatch
     monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
     with pytest.raises(ImportError, match=r"pip install 'e2lib\[coco\]'"):
         COCO(tmp_path, "train")[3]
+
+
+def test_without_pycocotools_a_segmentation_names_the_extra(tmp_path, content, monkeypatch):
+    write(tmp_path, content)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    data = COCO(tmp_path, "train")
+    assert data[1].masks.shape == (0, 20, 30) and data[2].masks is None
+    with pytest.raises(ImportError, match=r"pip install 'e2lib\[coco\]'"):
+        data[0]

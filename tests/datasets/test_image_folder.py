@@ -55,3 +55,11 @@ def test_bad_folders_are_named(root):
     (root / "nothing").mkdir()
     with pytest.raises(ValueError, match="nothing: the split is empty"):
         ImageFolder(root, "nothing")
+
+
+def test_what_is_hidden_is_no_data(root):
+    before = [s.name for s in ImageFolder(root, "train")]
+    for name in (".ipynb_checkpoints/a.png", "__MACOSX/n01/a.png", "n01/._a.png", ".DS_Store.png"):
+        (root / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 4)).save(root / "train" / name)
+    assert [s.name for s in ImageFolder(root, "train")] == before

@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 from e2lib import datasets
-from e2lib.datasets import export_voc, load, load_splits
+from e2lib.datasets import Sample, Samples, export_voc, load, load_splits
+from e2lib.datasets.files import FileDataset, Item, need
 
 
 def test_load_by_name(tmp_path, toy):
@@ -102,3 +103,47 @@ def test_birds_for_validation_and_test_are_on_both_places():
     train, val, test = load_splits("birds", None, 64, 30, 60)
     assert set(train.group_of) == {0, 3}
     assert set(val.group_of) == set(test.group_of) == {0, 1, 2, 3}
+
+
+def test_a_data_set_of_ones_own_is_a_class_and_a_line(tmp_path, monkeypatch):
+    class Squares(FileDataset):
+        layout, multilabel = "<split>/*.png and boxes.csv", True
+        test_split = "val"
+
+        def __init__(self, root, split, transform=None, side=4):
+            files = sorted(path.name for path in need(root / split, self.layout).glob("*.png"))
+            items = [Item(file, [0], [[1, 1, 1 + side, 1 + side]], [0]) for file in files]
+            super().__init__(root / split, items, ["square"], transform)
+
+    for split, count in (("train", 20), ("val", 5)):
+        (tmp_path / split).mkdir()
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / split / f"{split}{i}.png")
+    monkeypatch.setitem(datasets.DATASETS, "squares", Squares)
+    assert load("squares", tmp_path, "val", size=16, side=2)[0].boxes.tolist() == [[2, 2, 6, 6]]
+    with pytest.raises(ValueError, match="data squares needs root, a folder with <split>/.*boxes.csv"):
+        load("squares", None, "val", size=16)
+    train, val, test = load_splits("squares", tmp_path, 16, 100, 100)
+    assert [len(part) for part in (train, val, test)] == [18, 2, 5] and not {*names(train)} & {*names(val)}
+    assert {name[:3] for name in names(test)} == {"val"}
+
+
+def test_an_embedded_data_set_of_ones_own_needs_no_folder(monkeypatch):
+    class Grey(Samples):
+        classes = ["dark", "light"]
+
+        def __init__(self, split, length, size, seed, transform=None):
+            self.length, self.size, self.transform = length, size, transform
+
+        def __len__(self):
+            return self.length
+
+        def __getitem__(self, i):
+            grey = torch.full((3, self.size, self.size), 255 * (i % 2), dtype=torch.uint8)
+            sample = Sample(grey, torch.eye(2, dtype=torch.uint8)[i % 2], name=f"{i}")
+            return sample if self.transform is None else self.transform(sample)
+
+    monkeypatch.setitem(datasets.DATASETS, "grey", Grey)
+    train, _, test = load_splits("grey", None, 16, 6, 4)
+    assert train.targets.sum(0).tolist() == [3, 3] and not train.multilabel and len(test) == 4
+    assert datasets.few_shot(train, 2).targets.sum(0).tolist() == [2, 2]

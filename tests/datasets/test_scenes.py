@@ -55,7 +55,7 @@ def test_some_categories():
     data = Scenes("train", 1000, 64, objects=1, categories=some)
     assert data.classes == some and data.targets.sum(0).min() > 150
     found = [(data.record(i).objects[0], data[i]) for i in range(100)]
-    category = {row["name"]: row["category"] for row in scenes._rows("cutouts")}
+    category = {row["name"]: row["category"] for row in scenes.cutouts()}
     names = [scenes.cutouts()[thing.cutout]["name"] for thing, _ in found]
     wanted = [some[int(sample.labels.argmax())] for _, sample in found]
     assert [category[name] for name in names] == wanted
@@ -204,7 +204,7 @@ def test_birds_groups_labels_and_pictures():
     assert bird.classes == ["landbird", "waterbird"] and place.classes == ["land", "water"]
     assert not bird.multilabel and len(bird.groups) == 4
     habitat = [row["bird_habitat"] for row in scenes.cutouts("seen")]
-    place_of = [row["waterbirds_place"] for row in scenes._rows("backgrounds")]
+    place_of = [row["waterbirds_place"] for row in scenes.backgrounds()]
     for i in range(60):
         b, p, record = bird[i], place[i], bird.record(i)
         assert torch.equal(b.image, p.image) and torch.equal(b.boxes, p.boxes) and b.group == p.group
@@ -263,7 +263,7 @@ def test_every_category_has_seen_and_unseen_individuals_and_every_context_backgr
     for part in ("seen", "unseen"):
         assert {row["category"] for row in scenes.cutouts(part)} == set(CATEGORIES)
         assert {row["bird_habitat"] for row in scenes.cutouts(part) if row["category"] == "bird"} >= {"land", "water"}
-    assert {row["group"] for row in scenes._rows("backgrounds")} == set(HOMES)
+    assert {row["group"] for row in scenes.backgrounds()} == set(HOMES)
 
 
 @BOTH

@@ -121,6 +121,9 @@ def test_bad_masks_are_named(tmp_path, base):
         ("<name>dog</name>", "<name>dgo</name>", r"000012.xml: object 1 \(dgo\): unknown class dgo"),
         ("<name>dog</name>", "", r"000012.xml: object 1 \(None\): unknown class None"),
         ("</annotation>", "", "000012.xml is not XML"),
+        ("^", '<?xml version="1.0" encoding="nonsense"?>', "000012.xml is not XML: unknown encoding"),
+        ("<object>", "<size><width>30</width><height>40</height></size><object>", "EXIF orientation may be the cause"),
+        ("<object>", "<size><width>30</width><height>tall</height></size><object>", "size/height> must be a number"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path, base, old, new, message):
