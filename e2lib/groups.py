@@ -25,7 +25,7 @@ RULES = {
 
 
 def uses(rule: str, *others: str) -> str:
-    """Whose group labels a result needs: the `others` that are not "", and "validation" if the rule looks at them."""
+    """Whose group labels a result needs: the `others` that are not "", and "validation" if the rule uses them."""
     found = [*others, "validation" if RULES[rule] == "worst group" else ""]
     return ", ".join(dict.fromkeys(filter(None, found))) or "none"
 
@@ -34,15 +34,15 @@ def uses(rule: str, *others: str) -> str:
 class BestEpoch:
     """Keeps the weights of the best epoch by a rule: `after_epoch` of `training.fit`.
 
-    One object serves one training, from its beginning to its end: a checkpoint does not hold it.
+    One object serves one training from its beginning to its end. A checkpoint does not hold it.
 
     Args:
-        model: the network that is trained; frozen weights are not kept.
+        model: the network that is trained; its frozen weights are not kept.
         val: validation Samples with groups.
         seen: how many training images each group has.
-        rule: a name of `RULES`. Only "worst validation group" uses group labels; "in-distribution validation" weights
-            groups as they are in training, which stands for validation images collected as the training images were.
-            Of epochs that are equally good the last is taken.
+        rule: a name of `RULES`. Only "worst validation group" uses group labels. "in-distribution validation" weights
+            groups as they are in training, as if validation images had been collected as the training images were.
+            The last of equally good epochs is taken.
 
     Raises:
         ValueError: an unknown rule; when called, an epoch that does not follow the one before.
@@ -67,11 +67,9 @@ class BestEpoch:
         self.history.append(training.evaluate(self.model, self.val, seen=self.seen))
         measure = RULES[self.rule]
         if measure is None or self.history[-1][measure] >= max(scores[measure] for scores in self.history):
-            state, self.epoch = self.model.state_dict(), epoch
-            kept = {n for n, p in self.model.named_parameters() if p.requires_grad} | dict(
-                self.model.named_buffers()
-            ).keys()
-            self.weights = {name: copy.deepcopy(state[name]) for name in state if name in kept}
+            frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+            self.weights = {n: x.clone() for n, x in self.model.state_dict().items() if n not in frozen}
+            self.epoch = epoch
         return self.history[-1]
 
     def restore(self) -> None:
@@ -85,7 +83,7 @@ def counts(dataset: Dataset) -> list[int]:
 
 
 def group_balanced(dataset: Dataset, seed: int = 0) -> Selection:
-    """Equally many images of every group that has any, as many as the smallest has, at random."""
+    """A random choice of equally many images of each group: as many as the smallest group with images has."""
     order = random_order(len(dataset), seed)
     groups = [order[dataset.group_of[order] == g] for g in np.unique(dataset.group_of)]
     fewest = min(map(len, groups))
@@ -97,16 +95,9 @@ def dfr(
 ) -> nn.Module:
     """A copy of `model` with a new classifier, trained on group-balanced validation images.
 
-    Deep feature reweighting, Kirichenko, Izmailov, Wilson, ICLR 2023.
-
-    Args:
-        model: a network of `models.build`, or its `models.Head`, that is trained on other images.
-        start: the same architecture; the classifier begins with its weights.
-        val: Samples with groups.
-        epochs: as for `training.fit`, as are lr, batch_size and seed.
-        lr: the learning rate at the start.
-        batch_size: images a step.
-        seed: of the choice of images, and of their order.
+    Deep feature reweighting, Kirichenko, Izmailov, Wilson, ICLR 2023. `model` is a network of `models.build`, or its
+    `models.Head`, trained on other images; the classifier begins with the weights of `start`, the same architecture.
+    `val` holds Samples with groups, `seed` chooses among them. The rest is as for `training.fit`.
 
     Notes:
         The paper fits logistic regressions with an ℓ1 penalty to ten balanced choices, and averages them; this is one
@@ -120,7 +111,7 @@ def dfr(
 
 
 def _losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Binary cross-entropy of each image (B,), in eval mode as in `guidance.Guide`: nats a class."""
+    """Binary cross-entropy per image (B,), in eval mode as in `guidance.Guide`: nats per class."""
     with modes_restored(model):
         model.eval()
         logits = model(batch.images)
@@ -141,35 +132,33 @@ class Reweighted:
         """The term classification."""
         seen = torch.tensor(self.seen, device=batch.groups.device)
         if not seen[batch.groups].all():
-            raise ValueError(
-                f"seen is {self.seen}; it must count the training images, of which some are of another group"
-            )
+            raise ValueError(f"seen is {self.seen}; it must count the training images, and some are of another group")
         weights = seen.sum() / ((seen > 0).sum() * seen[batch.groups])
         return {"classification": (weights * _losses(model, batch)).mean()}
 
 
-@dataclass
-class GroupDRO:
+class GroupDRO(nn.Module):
     """A training step on the worst group: group distributionally robust optimisation (Sagawa et al., ICLR 2020).
 
     Algorithm 1: q_g ← q_g exp(η L_g), normalised; the loss is Σ_g q_g L_g, L_g the mean loss of the batch's images of
-    group g; q begins uniform over the groups that training shows, the only ones that it can help. One object serves one
-    training, from its beginning to its end: a checkpoint does not hold q.
+    group g. q begins uniform over the groups that training shows, the only ones that it can help. A checkpoint holds q.
 
     Args:
         seen: how many training images each group has.
         rate: η.
     """
 
-    seen: Sequence[int]
-    rate: float = 0.01
-    weights: Tensor = field(init=False, repr=False)  # q, float32 (groups,)
-
-    def __post_init__(self):
+    def __init__(self, seen: Sequence[int], rate: float = 0.01):
+        super().__init__()
+        self.seen, self.rate = tuple(seen), float(rate)
         shown = torch.tensor(self.seen) > 0
-        self.weights = shown / shown.sum()
+        self.register_buffer("weights", shown / shown.sum())  # q, float32 (groups,)
 
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def extra_repr(self) -> str:
+        """What `training.fit` knows a training by."""
+        return f"seen={self.seen}, rate={self.rate}"
+
+    def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The term classification."""
         losses = _losses(model, batch)
         sizes = torch.bincount(batch.groups, minlength=len(self.seen))

@@ -162,6 +162,27 @@ def test_group_dro_by_hand(birds):
     assert (step.weights[1:] / before[1:]).std() < 1e-6 < (step.weights[0] / before[0] - step.weights[1] / before[1])
 
 
+def test_a_resumed_training_goes_on_with_the_weights_of_its_groups(birds, tmp_path):
+    def train(step, **how):
+        torch.manual_seed(0)
+        model = Linear()
+        training.fit(model, birds, 3, 1e-2, 10, step=step, checkpoint=tmp_path / "run.pt", **how)
+        return model.last.weight, step.weights
+
+    def stop(epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    expected = train(groups.GroupDRO((3, 1, 1, 3), rate=1.0))
+    (tmp_path / "run.pt").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        train(groups.GroupDRO((3, 1, 1, 3), rate=1.0), after_epoch=stop)
+    found = train(groups.GroupDRO((3, 1, 1, 3), rate=1.0))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with pytest.raises(ValueError, match=r"step='GroupDRO\(seen=\(3, 1, 1, 3\), rate=1.0\)', not"):
+        train(groups.GroupDRO((3, 1, 1, 3), rate=0.5))
+
+
 def test_steps_leave_modes_as_they_were(birds):
     model = nn.Sequential(nn.BatchNorm2d(3), Linear()).train()
     model[1].frozen.eval()
