@@ -1,5 +1,6 @@
 """Data sets: each item is one Sample; `collate` makes Batches of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from e2lib.datasets.waterbirds import Waterbirds
 
 # Data sets by name, to which you may add your own. A class with `layout`, which says what its folder holds, is called
 # as kind(root, split, transform=…, …); one without it is embedded: kind(split, length=…, size=…, seed=…, …).
-DATASETS: dict[str, type[Samples]] = {"scenes": Scenes, "birds": SceneBirds}
+DATASETS: dict[str, Callable[..., Samples]] = {"scenes": Scenes, "birds": SceneBirds}
 DATASETS |= {"voc": VOC, "coco": COCO, "waterbirds": Waterbirds, "imagefolder": ImageFolder}
 
 
