@@ -8,17 +8,16 @@ import copy
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from e2lib import models, training
-from e2lib.disk import replacing
+from e2lib.disk import digest, write
 from e2lib.guidance import Guide
 
 MEASURES = ("F1", "EPG", "IoU")
@@ -27,12 +26,12 @@ MEASURES = ("F1", "EPG", "IoU")
 class ParetoArchive:
     """Points in a folder: each a setting with its validation scores, and the network where no other point beats it.
 
-    A point beats another when it is at least as good in every one of `measures`, and better in one. What is in the
-    folder from before is part of the archive; one process at a time may write to it.
+    A point beats another when it is at least as good in every one of `measures`, and better in one. What the folder
+    holds from before is part of the archive. One process at a time may write to it.
 
     Attributes:
         points: dicts with "setting" (dict), "scores" (dict) and "file" (None once the point is beaten), in the
-            order they were added.
+            order in which they were added.
     """
 
     def __init__(self, folder: str | Path, measures: Sequence[str] = MEASURES):
@@ -71,8 +70,8 @@ class ParetoArchive:
     def choose(self, measure: str, at_least: dict[str, float]) -> dict[str, Any]:
         """The point of the front with the highest `measure` among those whose scores reach the floors `at_least`.
 
-        Where none does, the one that falls short of them by least (in all, percentage points). Raises ValueError for an
-        empty archive.
+        Where none reaches them, the point that falls short by the fewest percentage points in all. Raises ValueError
+        for an empty archive.
         """
         if not self.points:
             raise ValueError(f"the archive in {self.folder} holds no points; there is nothing to choose from")
@@ -100,16 +99,11 @@ class ParetoArchive:
 
     def _write(self, points: list[dict[str, Any]]) -> None:
         """Replace the index in one step, then delete the networks that it no longer names."""
-        _replace(self.folder / "archive.json", points)
+        write(self.folder / "archive.json", json.dumps(points, indent=1))
         self.points = points
         for file in self.folder.glob("*.safetensors"):
             if file.name not in {point["file"] for point in points}:
                 file.unlink()
-
-
-def _replace(path: Path, content: Any) -> None:
-    with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=1))
 
 
 def search(
@@ -126,8 +120,9 @@ def search(
 ) -> ParetoArchive:
     """Fine-tune a copy of `start` with each guide, and put it into an archive after every epoch.
 
-    Interrupted, the same call goes on after the last finished epoch. Of several processes (`training.processes`) the
-    first one writes; all need to see the folder.
+    An interrupted call goes on after the last finished epoch when it is made again. The archive lies in a folder below
+    `folder`, whose name tells the network, the images and all arguments from others. The first of several processes
+    (`training.processes`) writes; all have to see the folder.
 
     Args:
         start: the network to begin with; it is not changed.
@@ -136,65 +131,30 @@ def search(
         guides: what to train with; they differ in λ, loss, depth, ...
         epochs: as for `training.fit`, as are lr, batch_size, seed and workers.
         lr: the learning rate at the start.
-        folder: where the networks and checkpoints lie; its own for each search.
-        batch_size: images a step.
+        folder: where searches lie.
+        batch_size: images per step.
         seed: of the order of images and the choice of classes.
         workers: processes that load images.
 
     Returns:
-        An archive whose settings are the fields of the guides and "epoch"; "seconds" among the scores is the mean time
-        of the training epochs since the start, or the last resume.
-
-    Raises:
-        ValueError: the folder belongs to a search with other guides, epochs, lr, batch_size or seed. Other networks and
-            data are not recognised.
+        An archive whose settings are the fields of the guides and "epoch". "seconds" among the scores is the mean time
+        of the training epochs since the start, or since the last resume.
     """
-    archive = ParetoArchive(folder)
-    about = {"guides": [asdict(guide) for guide in guides], "epochs": int(epochs), "lr": float(lr)}
-    about |= {"batch_size": int(batch_size), "seed": int(seed)}
-    card = archive.folder / "search.json"
-    if card.exists():
-        for name, value in json.loads(card.read_text()).items():
-            if value != about[name]:
-                found = f"{folder} holds a search with {name}={value!r}"
-                raise ValueError(f"{found}, not {about[name]!r}; name another folder")
-    if training.processes()[0] == 0:
-        _replace(card, about)
-    rank, world = training.processes()
-    bar = tqdm(guides, desc="settings", unit="setting", leave=False, disable=rank > 0)
-    for number, guide in enumerate(bar):
-        bar.set_postfix_str(f"{guide.loss}, λ = {guide.weight:g}, {guide.at}")
-        model, archive = copy.deepcopy(start), ParetoArchive(folder)  # read anew: another process may have written
-        record = _Recorder(archive, model, guide, val, batch_size, workers)
-        checkpoint = archive.folder / f"{number}.pt"
-        training.fit(model, train, epochs, lr, batch_size, seed, guide, "auto", workers, checkpoint, record)
-    return ParetoArchive(folder) if world > 1 else archive
+    about = [[repr(guide) for guide in guides], int(epochs), float(lr), int(batch_size), int(seed)]
+    about += [models.weights_key(start), train.fingerprint(), val.fingerprint()]
+    folder, rank = Path(folder, digest(about)), training.processes()[0]
+    for number, guide in enumerate(tqdm(guides, desc="settings", unit="setting", leave=False, disable=rank > 0)):
+        model, times, begun = copy.deepcopy(start), [], [time.perf_counter()]
 
+        def record(epoch: int, model=model, guide=guide, times=times, begun=begun) -> dict[str, float]:
+            times.append(time.perf_counter() - begun[-1])
+            scores = training.evaluate(model, val, batch_size, guide.method, guide.at, workers=workers)
+            scores["seconds"] = sum(times) / len(times)
+            if rank == 0:
+                ParetoArchive(folder).add(model, asdict(guide) | {"epoch": epoch}, scores)
+            begun.append(time.perf_counter())
+            return scores
 
-@dataclass
-class _Recorder:
-    """After an epoch: measures the network on validation data and adds it to the archive."""
-
-    archive: ParetoArchive
-    model: models.Model
-    guide: Guide
-    val: Dataset
-    batch_size: int
-    workers: int
-
-    def __post_init__(self):
-        self.times, self.begun = [], time.perf_counter()
-
-    def __call__(self, epoch: int) -> dict[str, float]:
-        self.times.append(time.perf_counter() - self.begun)
-        guide = self.guide
-        scores = training.evaluate(self.model, self.val, self.batch_size, guide.method, guide.at, workers=self.workers)
-        scores["seconds"] = sum(self.times) / len(self.times)
-        rank, world = training.processes()
-        if rank == 0:
-            self.archive.add(self.model, asdict(guide) | {"epoch": epoch}, scores)
-        if world > 1:
-            dist.barrier()
-            self.archive = ParetoArchive(self.archive.folder, self.archive.measures)
-        self.begun = time.perf_counter()
-        return scores
+        how = {"workers": workers, "checkpoint": folder / f"{number}.pt", "after_epoch": record}
+        training.fit(model, train, epochs, lr, batch_size, seed, guide, **how)
+    return ParetoArchive(folder)

@@ -10,10 +10,11 @@ from e2lib import disk, models, training
 from e2lib.datasets import Scenes
 from e2lib.guidance import Guide
 from e2lib.pareto import MEASURES, ParetoArchive, search
+from e2lib.training.checkpoint import Checkpoint
 
 
-def start():
-    torch.manual_seed(0)
+def start(seed=0):
+    torch.manual_seed(seed)
     return models.build("test_resnet", 10)
 
 
@@ -245,34 +246,28 @@ def test_search_trains_copies_as_fit_does(uninterrupted, tmp_path):
 def test_a_finished_search_trains_nothing(uninterrupted, monkeypatch):
     index, points = (uninterrupted.folder / "archive.json").read_bytes(), uninterrupted.points
     monkeypatch.setattr(Guide, "__call__", lambda *_: 1 / 0)
-    assert searched(uninterrupted.folder).points == points
+    assert searched(uninterrupted.folder.parent).points == points
+    assert (uninterrupted.folder / "archive.json").read_bytes() == index
+
+
+def test_another_search_has_a_folder_of_its_own(uninterrupted):
+    index, how = (uninterrupted.folder / "archive.json").read_bytes(), {"guides": GUIDES[:1], "epochs": 1, "lr": 1e-2}
+    for change in ({}, {"lr": 0.1}, {"start": start(1)}, {"val": Scenes("val", 4, 64)}):
+        what = {"start": start(), "train": TRAIN, "val": VAL, "batch_size": 4} | how | change
+        archive = search(folder=uninterrupted.folder.parent, **what)
+        assert len(archive.points) == 1 and archive.folder != uninterrupted.folder
     assert (uninterrupted.folder / "archive.json").read_bytes() == index
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"epochs": 1}, "holds a search with epochs=2, not 1"),
-        ({"lr": 0.1}, "holds a search with lr=0.01, not 0.1"),
-        ({"guides": GUIDES[:1]}, "holds a search with guides="),
-    ],
+    ("owner", "function", "call"),
+    [(training, "evaluate", 2), (Checkpoint, "save", 2), (Checkpoint, "save", 3)],
+    ids=["measuring", "saving", "second guide"],
 )
-def test_the_folder_of_another_search_is_refused(uninterrupted, change, message):
-    index, how = (uninterrupted.folder / "archive.json").read_bytes(), {"guides": GUIDES, "epochs": 2, "lr": 1e-2}
-    (uninterrupted.folder / "0.pt").rename(uninterrupted.folder / "away")  # else fit refuses its checkpoint
-    try:
-        with pytest.raises(ValueError, match=message):
-            search(start(), TRAIN, VAL, folder=uninterrupted.folder, batch_size=4, **how | change)
-    finally:
-        (uninterrupted.folder / "away").rename(uninterrupted.folder / "0.pt")
-    assert (uninterrupted.folder / "archive.json").read_bytes() == index
-
-
-@pytest.mark.parametrize(
-    ("function", "call"), [("evaluate", 2), ("_save", 2), ("_save", 3)], ids=["measuring", "saving", "second guide"]
-)
-def test_an_interrupted_search_ends_like_one_that_was_not(uninterrupted, like, tmp_path, monkeypatch, function, call):
-    original, calls = getattr(training, function), []
+def test_an_interrupted_search_ends_like_one_that_was_not(
+    uninterrupted, like, tmp_path, monkeypatch, owner, function, call
+):
+    original, calls = getattr(owner, function), []
 
     def stops(*args, **kwargs):
         calls.append(function)
@@ -280,11 +275,12 @@ def test_an_interrupted_search_ends_like_one_that_was_not(uninterrupted, like, t
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(training, function, stops)
+    monkeypatch.setattr(owner, function, stops)
     with pytest.raises(KeyboardInterrupt):
         searched(tmp_path)
     monkeypatch.undo()
-    assert 0 < len(ParetoArchive(tmp_path).points) < 4
+    (folder,) = tmp_path.iterdir()
+    assert 0 < len(ParetoArchive(folder).points) < 4
     resumed = searched(tmp_path)
     ours, theirs = (
         [(point["setting"], without_seconds(point), point["file"] is None) for point in archive.points]
@@ -293,8 +289,8 @@ def test_an_interrupted_search_ends_like_one_that_was_not(uninterrupted, like, t
     assert ours == theirs
     for a, b in zip(resumed.front, uninterrupted.front, strict=True):
         assert same(resumed.load(a, like), uninterrupted.load(b, like))
-    files = {"archive.json", "search.json", "0.pt", "1.pt"} | {point["file"] for point in resumed.front}
-    assert {p.name for p in tmp_path.iterdir()} == files
+    files = {"archive.json", "0.pt", "1.pt"} | {point["file"] for point in resumed.front}
+    assert resumed.folder == folder and {p.name for p in folder.iterdir()} == files
 
 
 def test_a_beaten_point_and_another_network_are_refused(tmp_path, like):
