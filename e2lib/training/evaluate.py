@@ -88,12 +88,12 @@ def evaluate(
     if len(dataset) < world:
         raise ValueError(f"dataset has {len(dataset)} images, fewer than the {world} processes that measure")
     device, networks = next(model.parameters()).device, [model, teacher] if isinstance(teacher, nn.Module) else [model]
-    averages = {name: metric.to(device) for name, metric in _averages(method, threshold, metrics).items()}
     groups = list(getattr(dataset, "groups", ()))
-    right, alike = (GroupAccuracy(groups or ["all"], seen).to(device) for _ in range(2))
     with ExitStack() as stack:
         for context in (torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([])):
             stack.enter_context(context)
+        averages = {name: metric.to(device) for name, metric in _averages(method, threshold, metrics).items()}
+        right, alike = (GroupAccuracy(groups or ["all"], seen).to(device) for _ in range(2))
         first, order = dataset[0], torch.arange(len(dataset))
         single = not getattr(dataset, "multilabel", first.labels.ndim > 0)
         if method and hasattr(dataset, "targets"):

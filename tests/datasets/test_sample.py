@@ -1,8 +1,13 @@
+"""Samples, data sets of one's own and batches: defaults by hand, bad input by name."""
+
+from dataclasses import replace
+
 import pytest
 import torch
+from torchvision import tv_tensors
 
 from e2lib.boxes import box_mask
-from e2lib.datasets import collate, eval_transform
+from e2lib.datasets import Batch, Sample, Samples, collate, eval_transform, few_shot, with_boxes, with_transform
 
 
 def test_collate_stacks(toy):
@@ -71,3 +76,121 @@ def test_present_lists_the_classes_of_each_image_filled_up_with_minus_one(toy):
     assert batch.present().tolist() == [[1, -1], [0, 2]]
     batch.labels.zero_()
     assert batch.present().tolist() == [[-1], [-1]] and batch.present().dtype == torch.int64
+
+
+# ---- defaults, formats and checks where data enter
+
+IMAGE = torch.full((3, 16, 16), 0.5)
+CORNERS = torch.tensor([[2.0, 4, 6, 12]])
+
+
+@pytest.mark.parametrize(
+    ("format", "values"), [("XYXY", [2, 4, 6, 12]), ("XYWH", [2, 4, 4, 8]), ("CXCYWH", [4, 8, 4, 8])]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_boxes_of_any_format_are_the_same_boxes(format, values, dtype):
+    boxes = tv_tensors.BoundingBoxes(torch.tensor([values], dtype=dtype), format=format, canvas_size=(16, 16))
+    sample = Sample(IMAGE, torch.tensor([0, 1]), boxes)
+    assert sample.boxes.format is tv_tensors.BoundingBoxFormat.XYXY
+    several = [collate([sample]), Batch.of(IMAGE[None], torch.tensor([1]), boxes)]
+    several += [Batch.of(IMAGE[None], torch.tensor([1]), [boxes])]
+    for batch in several:
+        assert torch.equal(batch.boxes[0].float(), CORNERS) and batch.box_labels[0].tolist() == [1]
+
+
+def test_a_batch_of_tensors_is_that_of_samples(toy):
+    whole = collate([toy(transform=eval_transform(40))[i] for i in range(4)])
+    made = Batch.of(
+        whole.images,
+        whole.labels,
+        whole.boxes,
+        whole.box_labels,
+        whole.masks,
+        names=whole.names,
+        annotated=[1, 1, 0, 1],
+    )
+    for name, value in vars(whole).items():
+        if name == "annotated":
+            assert made.annotated.tolist() == [True, True, False, True]
+        elif isinstance(value, list) and isinstance(value[0], torch.Tensor):
+            assert all(torch.equal(a, b) for a, b in zip(value, getattr(made, name), strict=True))
+        else:
+            assert torch.equal(value, made.images) if name == "images" else str(value) == str(getattr(made, name))
+
+
+def test_defaults_of_a_batch():
+    images, labels = torch.rand(3, 3, 16, 16), torch.tensor([2, 0, 1])
+    bare = Batch.of(images, labels)
+    assert bare.names == ["0", "1", "2"] and bare.size == (16, 16) and bare.masks is None
+    assert bare.groups.tolist() == [-1] * 3 and bare.annotated.all() and not any(map(len, bare.boxes))
+    assert bare.hot(3).tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]] == Batch.of(images, bare.hot(3)).hot(3).tolist()
+    assert bare.present().tolist() == [[2], [0], [1]]
+    some = Batch.of(images, labels, [CORNERS, None, CORNERS.repeat(2, 1)])
+    assert [x.tolist() for x in some.box_labels] == [[2], [], [1, 1]]
+    features = Batch.of(torch.randn(3, 8, 4, 4) * 9, labels, CORNERS.expand(3, 4), size=(16, 16))
+    assert features.size == (16, 16) and features.class_masks(labels).sum().item() == 3 * 4 * 8
+    pixels = Batch.of((images * 255).byte(), labels)
+    assert torch.equal(pixels.images, (images * 255).byte() / 255)
+
+
+def test_masks_may_be_soft_and_get_the_boxes_around_them():
+    soft = torch.zeros(2, 16, 16)
+    soft[0, 4:12, 2:6] = 0.25
+    batch = Batch.of(torch.rand(2, 3, 16, 16), torch.tensor([1, 0]), masks=soft)
+    assert torch.equal(batch.boxes[0], CORNERS) and not len(batch.boxes[1])
+    assert torch.equal(batch.class_masks(torch.tensor([1, 0]), segmentation=True), soft[:, None])
+    both = torch.stack([soft[0], soft[0].flip(0) * 3])
+    joined = Batch.of(torch.rand(1, 3, 16, 16), torch.tensor([1]), masks=[both])
+    assert torch.equal(joined.class_masks(torch.tensor([1]), segmentation=True)[0, 0], both.amax(0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x, y: Batch.of(x * 255, y), r"image 0 lies in \[.*; float images must be in \[0, 1\]"),
+        (lambda x, y: Batch.of(x * float("nan"), y), r"image 0 lies in \[nan, nan\]"),
+        (lambda x, y: Batch.of(x, y[:1]), "2 images, and labels for 1"),
+        (lambda x, y: Batch.of(x, y, CORNERS), "2 images, and boxes for 1"),
+        (lambda x, y: Batch.of(x, torch.ones(2, 3), CORNERS.expand(2, 4)), "image '0' has 3 labels; give box_labels"),
+        (lambda x, y: Batch.of(x, y, [None, CORNERS], [None, y]), "image '1' has 1 boxes, 2 box_labels"),
+        (lambda x, y: Batch.of(x, y, CORNERS.flip(1).expand(2, 4)), "image 0: box .* is inverted"),
+        (lambda x, y: Batch.of(x, y, [None, CORNERS * float("nan")]), "image 1: box .* is not finite"),
+        (lambda x, y: Batch.of(x, y).hot(2), "labels are up to 2; the network gives 2 logits per image"),
+        (lambda x, y: Batch.of(x, torch.ones(2, 4)).hot(2), r"labels are \(2, 4\); the network gives 2"),
+    ],
+)
+def test_bad_tensors_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(torch.rand(2, 3, 16, 16), torch.tensor([0, 2]))
+
+
+def test_boxes_of_another_size_than_the_image_are_named(toy):
+    sample = toy(transform=eval_transform(40))[0]
+    with pytest.raises(ValueError, match=r"boxes of toy-0 are given for \(32, 48\) pixels"):
+        collate([replace(sample, boxes=toy()[0].boxes)])
+
+
+class Own(Samples):
+    """Six grey images of two classes, the last of another group."""
+
+    classes = ["a", "b"]
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        i = range(6)[i]
+        return Sample(IMAGE * i / 5, torch.tensor(i % 2), CORNERS, name=f"own-{i}", group=int(i == 5))
+
+
+def test_what_follows_from_the_items_of_a_data_set_of_ones_own():
+    own = Own()
+    assert own.targets.tolist() == [[1, 0], [0, 1]] * 3 and own.targets.dtype == torch.uint8
+    assert own.multilabel is False and own.group_of.tolist() == [0] * 5 + [1] and list(own.groups) == []
+    assert own.images_with(1).tolist() == [1, 3, 5]
+    assert len(few_shot(own, 2)) == 4 and with_boxes(own, 0.5).annotated.sum() == 3
+    same, other = Own(), Own()
+    other.__class__ = type("Other", (Own,), {"__getitem__": lambda s, i: replace(Own()[i], name="x")})
+    assert own.fingerprint() == same.fingerprint() != other.fingerprint()
+    with pytest.raises(ValueError, match="Own, which has no transform"):
+        with_transform(own, None)

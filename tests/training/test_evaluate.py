@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from e2lib import metrics, models, training
 from e2lib.attribution import explain
-from e2lib.datasets import SceneBirds, Scenes, Selection, collate
+from e2lib.datasets import Joint, Sample, Samples, SceneBirds, Scenes, Selection, collate
 
 measuring = sys.modules["e2lib.training.evaluate"]  # `training.evaluate` is the function
 
@@ -194,3 +197,153 @@ def test_on_a_cpu_few_large_images_are_explained_at_once(monkeypatch):
     monkeypatch.setattr(measuring, "CPU_PIXELS", 10**9)
     assert training.evaluate(model, dataset, 7, "ixg", "Final", threshold=0.2) == pytest.approx(few, abs=1e-3)
     assert sizes[3:] == [7]
+
+
+# ---- metrics of one's own
+
+
+def test_a_metric_is_a_function_of_what_its_parameters_name(monkeypatch):
+    """Per pair, per image and by its name in the table; equal to the function on the whole data set."""
+    scenes, network = Scenes("val", 6, 64), models.build("test_resnet", 10).eval()
+    whole = collate(list(scenes))
+    present = whole.present()
+    logits, maps = explain(network, whole.images, present, "ixg", "Final")
+    masks, segments = whole.class_masks(present), whole.class_masks(present, segmentation=True)
+
+    def spread(maps, masks):
+        return (maps.abs() * masks).amax((2, 3)) / maps.abs().amax((2, 3)).clamp(min=1e-9)
+
+    def covered(boxes, segments):
+        return segments.sum((2, 3)) / boxes.sum((2, 3)).clamp(min=1)
+
+    def brightness(images, scale=2):
+        return images.mean((1, 2, 3)) * scale
+
+    def margin(logits, targets):
+        return logits.gather(1, targets.clamp(min=0)) / 100
+
+    def sure(logits, labels, groups, model):
+        assert model is network and groups.tolist() == [-1] * len(groups) and labels.shape == logits.shape
+        return logits.amax(1) / 100
+
+    pairs = present >= 0
+    expected = {
+        "spread": spread(maps, masks)[pairs].mean(),
+        "covered": covered(masks, segments)[pairs].mean(),
+        "brightness": brightness(whole.images).mean(),
+        "margin": margin(logits, present)[pairs].mean(),
+        "sure": sure(logits, whole.labels, whole.groups, network).mean(),
+    }
+    functions = {f.__name__: f for f in (spread, covered, brightness, margin, sure)}
+    found = training.evaluate(network, scenes, 4, "ixg", "Final", metrics=functions)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(100 * value.item(), rel=1e-4), name
+    monkeypatch.setitem(metrics.METRICS, "spread", spread)
+    named = training.evaluate(network, scenes, 4, "ixg", "Final", metrics=["spread", "pointing game"])
+    assert named["spread"] == found["spread"]
+    hits = metrics.pointing_game(maps, masks)[pairs].mean().item()
+    assert named["pointing game"] == pytest.approx(100 * hits)
+    assert training.evaluate(network, scenes, metrics={"sure": sure})["sure"] == pytest.approx(found["sure"], rel=1e-4)
+    outside = training.evaluate(network, scenes, 4, "ixg", "Final", metrics=["spread"], outside=True)
+    assert outside["spread"] == pytest.approx(100 * spread(maps, ~masks)[pairs].mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["EPIC"], "metric 'EPIC' is unknown; known are EPG, "),
+        ({"mine": lambda maps, heat: 0}, "metric 'mine' has the parameter 'heat'; it can be given maps, masks"),
+        (["EPG"], "metric 'EPG' asks for maps; evaluate needs a method"),
+        ({"mine": lambda logits: logits[:, 0] * float("nan")}, "mine is NaN or infinite"),
+        ({"mine": lambda segments: segments.float().mean((2, 3))}, "mine finds nothing to measure"),
+    ],
+)
+def test_metrics_that_cannot_be_measured_are_named(asked, message):
+    with pytest.raises(ValueError, match=message):
+        training.evaluate(models.build("test_resnet", 10), Scenes("val", 2, 64, transform=no_masks), metrics=asked)
+
+
+# ---- any data set, any network
+
+
+class Least(Dataset):
+    """No more than Samples of an image, a class and a box."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i))
+        return Sample(image, torch.tensor(i % 2), torch.tensor([[4.0, 4, 20, 24]]))
+
+
+class Own(Samples, Least):
+    classes = ["a", "b"]
+
+
+@pytest.mark.parametrize("data", [Least(), Own(), list(Own()[i] for i in range(4))])
+def test_the_least_that_a_data_set_needs(data):
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(num_classes=2)
+    batch = collate([data[i] for i in range(4)])
+    logits, maps = explain(net, batch.images, batch.labels, "gradcam", "layer4")
+    for network, at in ((net, "layer4"), (models.wrap(net, depths={"Final": "layer4"}), "Final")):
+        scores = training.evaluate(network, data, method="gradcam", at=at, threshold=0.3, precision="float32")
+        assert set(scores) == {"F1", "mAP", "accuracy", "EPG", "IoU", "IoU threshold"}
+        right = (logits.argmax(1) == batch.labels).float().mean().item()
+        assert scores["accuracy"] == pytest.approx(100 * right)
+        masks = batch.class_masks(batch.labels)
+        assert scores["EPG"] == pytest.approx(100 * metrics.epg(maps, masks).mean().item(), rel=1e-4)
+        assert scores["IoU"] == pytest.approx(100 * metrics.iou(maps, masks, 0.3).mean().item(), rel=1e-3)
+
+
+class Linear(nn.Module):
+    """The mean colour times a weight, as logits of as many classes."""
+
+    def __init__(self, weight, classes=3):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((classes,), weight))
+
+    def forward(self, images):
+        return images.mean((2, 3))[:, : len(self.weight)] * self.weight
+
+
+def one_class(sample):
+    return replace(sample, labels=torch.ones(1, dtype=torch.uint8), box_labels=sample.box_labels * 0, group=-1)
+
+
+def test_one_class():
+    scores = training.evaluate(Linear(1.0, 1), [one_class(s) for s in SceneBirds("val", 3, 64)], method="ixg")
+    assert scores["F1"] == scores["mAP"] == 100 and 0 < scores["EPG"] < 100
+
+
+@pytest.mark.parametrize("method", [None, "ixg"])
+def test_what_is_not_finite_or_not_there_is_named(method):
+    birds = SceneBirds("val", 4, 64)
+    with pytest.raises(ValueError, match="logits hold NaN"):
+        training.evaluate(Linear(float("nan"), 2), birds, method=method)
+    with pytest.raises(ValueError, match="logits hold NaN"):
+        training.evaluate(Linear(1.0, 2), birds, method=method, teacher=Linear(float("nan"), 2))
+    with pytest.raises(ValueError, match=r"image bird-val-0 lies in \[.*; float images must be in \[0, 1\]"):
+        pixels = SceneBirds("val", 4, 64, transform=Joint(v2.ToDtype(torch.float32, scale=False)))
+        training.evaluate(Linear(1.0, 2), pixels, method=method)
+    with pytest.raises(ValueError, match="labels are .*; the network gives 3 logits per image"):
+        training.evaluate(Linear(1.0, 3), birds, method=method)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_explanations_without_boxes_cannot_be_measured(threshold):
+    boxless = [replace(s, boxes=s.boxes[:0], box_labels=s.box_labels[:0], masks=None) for s in SceneBirds("val", 3, 64)]
+    with pytest.raises(ValueError, match="EPG finds nothing to measure: no image has a box"):
+        training.evaluate(Linear(1.0, 2), boxless, method="ixg", threshold=threshold)
+    assert training.evaluate(Linear(1.0, 2), boxless)["mAP"] >= 0
+
+
+@pytest.mark.parametrize("method", [None, "ixg"])
+def test_measuring_in_inference_mode_and_its_random_numbers(method):
+    birds = SceneBirds("val", 4, 64)
+    before = torch.get_rng_state()
+    expected = training.evaluate(Linear(1.0, 2), birds, method=method)
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.inference_mode():
+        assert training.evaluate(Linear(1.0, 2), birds, method=method) == pytest.approx(expected)
