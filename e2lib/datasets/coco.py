@@ -41,10 +41,8 @@ class COCO(FileDataset):
     file's two boxes without height. Images without objects stay. An image with an unsegmented box has masks None.
     """
 
-    layout = (
-        "annotations/instances_<split>2014.json and the image folder <split>2014, from cocodataset.org; annotations= "
-        "and images= name another file and folder"
-    )
+    layout = "annotations/instances_<split>2014.json and the image folder <split>2014, from cocodataset.org; "
+    layout += "annotations= and images= name another file and folder"
     test_split = "val"  # the labels of the test images are not public
     multilabel = True
 

@@ -147,7 +147,6 @@ def _levels(part: str) -> list[tuple[list[Image.Image], float, float]]:
 
 
 def _pick(pool: Sequence, u: float):
-    """Element of `pool` for u in [0, 1)."""
     return pool[int(u * len(pool))]
 
 
@@ -156,11 +155,7 @@ def _between(bounds: tuple[float, float], u: float) -> float:
 
 
 class _Composed(Samples):
-    """What Scenes and SceneBirds share: placing, composing, caching.
-
-    Their own `_choose` gives the backgrounds to draw from, the context, for each object the cut-outs to draw from and
-    its label, and the group.
-    """
+    """What Scenes and SceneBirds share. They add `_choose`: backgrounds, context, cut-outs and label per object, group."""
 
     kind: str  # first part of every item's name
     stream: int  # differs between the data sets, so that none repeats another's random numbers

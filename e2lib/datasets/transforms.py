@@ -12,8 +12,8 @@ from e2lib.datasets.sample import Sample
 class Joint:
     """Apply a torchvision v2 transform to image, boxes, masks and maps at once; boxes that leave the image are dropped.
 
-    A dropped box takes its mask and box label along. The image keeps its labels: they are as weak as class labels
-    of randomly cropped images always are.
+    A dropped box takes its mask and box label along. The image keeps its class labels, although a random crop may not
+    show the object any more.
     """
 
     steps: v2.Transform

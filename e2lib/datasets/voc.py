@@ -39,14 +39,13 @@ class VOC(FileDataset):
 
     Raises FileNotFoundError naming what is missing, ValueError naming the file of an annotation that is wrong.
 
-    Notes: objects marked difficult are kept, as box and label: the images do show them. They have no
-    segmentation in VOC, so their masks are empty.
+    Notes: objects marked difficult keep box and label. VOC does not segment them, so their masks are empty.
     """
 
     layout = (
-        "VOCdevkit/VOC2007 (or another year) with JPEGImages/*.jpg, Annotations/*.xml and ImageSets/Main/<split>.txt, "
-        "as the archives of host.robots.ox.ac.uk/pascal/VOC unpack; download=True fetches them"
+        "VOCdevkit/VOC2007 (or another year) with JPEGImages/*.jpg, Annotations/*.xml, ImageSets/Main/<split>.txt, "
     )
+    layout += "as the archives of host.robots.ox.ac.uk/pascal/VOC unpack; download=True fetches them"
     multilabel = True
 
     def __init__(
