@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,9 +119,12 @@ def extract(
     def compute(batch: Batch) -> dict[str, Tensor]:
         images = batch.images.to(next(trunk.parameters()).device)
         with torch.no_grad(), low():
-            views = [_half(trunk(view)) for view in ((images, images.flip(3)) if mirrored else (images,))]
+            views = [trunk(view).cpu() for view in ((images, images.flip(3)) if mirrored else (images,))]
+        found = torch.stack(views, 1)
+        if not (half := found.half()).isfinite().all():
+            raise ValueError(f"features reach {found.abs().max():.3g}; float16 holds at most 65504")
         return {
-            "features": torch.stack(views, 1),
+            "features": half,
             "boxes": _mirrored(torch.cat(batch.boxes), batch.size[1])[: len(views)].movedim(0, 1),
             "box_labels": torch.cat(batch.box_labels),
             "count": torch.tensor([len(boxes) for boxes in batch.boxes]),
@@ -210,13 +214,6 @@ def join(first: Features, second: Features) -> Features:
     return result
 
 
-def _half(features: Tensor) -> Tensor:
-    half = features.cpu().half()
-    if not half.isfinite().all():
-        raise ValueError(f"features reach {features.abs().max():.3g}; float16 holds at most 65504")
-    return half
-
-
 def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
     """The features with a box for every image, learned from the few whose boxes may be used.
 
@@ -239,13 +236,9 @@ def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
     annotated = torch.as_tensor(known.annotated & data.annotated) & (torch.as_tensor(known.starts).diff() > 0)
     if not annotated.any():
         raise ValueError("no annotated image has a box; there is nothing to learn boxes from")
-    some = annotated.nonzero()[:, 0].tolist()
-    grid, views = known.features.shape[3:], range(known.features.shape[1])
-    inside = [[known.boxes[v, known.starts[i] : known.starts[i + 1]] for v in views] for i in some]
-    masks = torch.stack(
-        [torch.stack([box_mask(boxes, known.size) for boxes in both]) for both in inside]
-    )  # (n, V, H, W)
-    covered = F.adaptive_avg_pool2d(masks.float(), grid).flatten()
+    some, spans = annotated.nonzero()[:, 0].tolist(), list(itertools.starmap(slice, itertools.pairwise(known.starts)))
+    masks = [torch.stack([box_mask(view, known.size) for view in known.boxes[:, spans[i]]]) for i in some]  # (V, H, W)
+    covered = F.adaptive_avg_pool2d(torch.stack(masks).float(), known.features.shape[3:]).flatten()
     cells = known.features[some].float().movedim(2, -1).flatten(0, -2)  # (n·V·h·w, C)
     mean, deviation = cells.mean(0), cells.std(0) + 1e-3
     weights = torch.zeros(cells.shape[1] + 1, requires_grad=True)
@@ -265,10 +258,10 @@ def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
     with torch.no_grad():
         for i, features in enumerate(known.features):
             if annotated[i]:
-                found = known.boxes[:, known.starts[i] : known.starts[i + 1]]
+                found = known.boxes[:, spans[i]]
             else:
                 chances = logits(features.float().movedim(1, -1)).sigmoid()  # (V, h, w)
-                found = _mirrored(_around(chances, known.size), known.size[1])[:, None][: len(views)]
+                found = _mirrored(_around(chances, known.size), known.size[1])[:, None][: len(features)]
             boxes.append(found)
             starts.append(starts[-1] + found.shape[1])
     result.boxes, result.starts, result.annotated = torch.cat(boxes, 1), starts, np.ones(len(known), bool)

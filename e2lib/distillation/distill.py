@@ -3,8 +3,8 @@
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +24,11 @@ class Term:
     """One term of `Distill`: a function, and what of student and teacher it compares.
 
     function: takes, by name, any of `student`, `teacher`, `labels` (B, C), `temperature` and `count`. It returns one
-        value per image, or any float tensor, whose mean is taken. Without a parameter `teacher` it needs none. A Module
-        class is a term that learns: it is built from widths, as those in `learned` are, and its `forward` is the
-        function.
+        value per image, or any float tensor, whose mean is taken. A Module class is a term that learns: it is built
+        from widths, as those in `learned` are, and its `forward` is the function.
     of: `logits` (B, C); `explanation` (B, K, h, w) of the teacher's top class; `maps` (B, C, h, w), class activation
         maps of all classes; or `features` (B, C, h, w). A function compares features depth by depth, and the mean over
-        depths is taken. A Module gets lists with those of all depths.
+        depths is taken; a Module gets lists with those of all depths.
     depths: of the features, the finest first. Those that both networks have are compared; Final, where they have none.
     """
 
@@ -41,6 +40,8 @@ class Term:
         if self.of not in ("logits", "explanation", "maps", "features"):
             raise ValueError(f"of is {self.of!r}; it must be logits, explanation, maps or features")
         self.learns = isinstance(self.function, type)
+        if self.learns and self.of != "features":
+            raise ValueError(f"of is {self.of!r}; a Module, as {self.function.__name__}, must compare features")
         parameters = inspect.signature(self.function.forward if self.learns else self.function).parameters
         self.asks = parameters.keys() & {"student", "teacher", "labels", "temperature", "count"}
 
@@ -71,19 +72,18 @@ class Distill(nn.Module):
     Args:
         teacher: a network with the student's classes. It is copied, and runs in eval mode without a graph. None: its
             logits and maps come with the batch (`frozen.freeze`).
-        student: the network to be trained. It is only looked at here, for the width of its features.
-        images: (B, 3, H, W) float, a few that the student takes, for the same purpose.
+        student: the network to be trained. Here only the width of its features is looked at.
+        images: (B, 3, H, W) float, a few that the student takes, to look at.
         weights: λ of each term, above 0, by its name in `TERMS`.
         temperature: τ of the terms that have one.
-        method: of the explanations, one of `explain` that can be trained through; or `weights`, the dynamic weights
-            W(x) of B-cos networks at Input (all six channels).
-        at: where `explain` explains.
+        method, at: of the explanations, as for `explain` with create_graph; or `weights`, the dynamic weights W(x) of
+            B-cos networks at Input (all six channels).
         every: terms of explanations are computed in each `every`-th step, from the first on, and are 0 in the others.
         contrast: explain the difference between the teacher's top class and the others, as `guidance.Guide` does.
         teacher_size: pixels a side to which images are resized for the teacher; None: as the student's.
         count: number of images in the training data, for `crd`.
-        mixup: α of the Beta distribution that mixes the images of a batch, and their labels, before student and teacher
-            see them (Zhang et al., ICLR 2018); 0: no mixing.
+        mixup: α of the Beta distribution that mixes images, and labels, of a batch, for student and teacher alike
+            (Zhang et al., ICLR 2018); 0: no mixing.
 
     Raises:
         ValueError: unknown terms or methods, values out of range, networks that a term cannot compare. Features need
@@ -106,17 +106,21 @@ class Distill(nn.Module):
         mixup: float = 0.0,
     ):
         super().__init__()
+        methods = [*trainable(), "weights"]
         if not weights or weights.keys() - TERMS.keys():
             raise ValueError(f"weights are {weights}; terms are {', '.join(TERMS)}")
-        methods = [*trainable(), "weights"]
         if method not in methods:
             raise ValueError(f"method is {method!r}; it must be one of {', '.join(methods)}")
-        positive = {f"weights[{name!r}]": weight for name, weight in weights.items()} | {"temperature": temperature}
-        for name, value in positive.items():
+        above = {f"weights[{name!r}]": weight for name, weight in weights.items()} | {"temperature": temperature}
+        for name, value in above.items():
             if not 0 < value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be above 0")
-        for name, value, least in (("every", every, 1), ("count", count, 1), ("mixup", mixup, 0)):
-            if value is not None and not least <= value < float("inf"):
+        for name, value, least in (
+            ("every", every, 1),
+            ("count", 1 if count is None else count, 1),
+            ("mixup", mixup, 0),
+        ):
+            if not least <= value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         self.terms = {name: TERMS[name] for name in weights}
         self.explaining = [name for name, term in self.terms.items() if term.of == "explanation"]
@@ -193,22 +197,34 @@ class Distill(nn.Module):
 
     def _seen(self, model: nn.Module, images: Tensor, targets=None, create_graph=False, check=False) -> dict[str, Any]:
         """What terms compare of a network, by the names of `Term.of`; None for what no term asks for."""
-        maps, mapped = None, [depths[-1] for name, depths in self.depths.items() if self.terms[name].of == "maps"]
-        with _caught(model, images, {at for depths in self.depths.values() for at in depths}) as features:
+        maps, features, handles = None, {}, []
+
+        def catch(at: str, module: nn.Module, inputs, output: Tensor) -> None:
+            if at not in features:  # of the first pass; a clone, as the network may go on in place
+                features[at] = as_grid(output.clone(), model, images)
+
+        try:
+            for at in {at for depths in self.depths.values() for at in depths}:
+                handles.append(module_at(model, at).register_forward_hook(partial(catch, at)))
             if targets is None:
                 logits = logits_of(model(images))
             else:
                 logits, maps = explanation(model, images, targets, self.method, self.at, create_graph)
+        finally:
+            for handle in handles:
+                handle.remove()
         if not create_graph:  # where `explain` needed one
             features = {at: layer.detach() for at, layer in features.items()}
-        cams = class_maps(model, features[mapped[0]], logits if check else None) if mapped else None
-        return {"logits": logits, "explanation": maps, "features": features, "maps": cams}
+        seen = {"logits": logits, "explanation": maps, "features": features, "maps": None}
+        for depths in (depths for name, depths in self.depths.items() if self.terms[name].of == "maps"):
+            seen["maps"] = class_maps(model, features[depths[-1]], logits if check else None)
+        return seen
 
     def _for_teacher(self, images: Tensor) -> Tensor:
         if self.teacher_size is None:
             return images
-        # Clamped, as rounding can leave [0, 1].
-        return F.interpolate(images, (self.teacher_size,) * 2, mode="bilinear", antialias=True).clamp(0, 1)
+        resized = F.interpolate(images, (self.teacher_size,) * 2, mode="bilinear", antialias=True)
+        return resized.clamp(0, 1)  # which rounding can leave
 
 
 def top_class(contrast: bool = False) -> Callable[[Tensor], Tensor]:
@@ -262,22 +278,3 @@ def _common(term: str, depths: Sequence[str], networks: Sequence[nn.Module]) -> 
             "models.wrap(net, depths={'Final': 'path of a module'}) names them"
         )
     return found
-
-
-@contextmanager
-def _caught(model: nn.Module, images: Tensor, depths: set[str]) -> Iterator[dict[str, Tensor]]:
-    """The features (B, C, h, w) at these depths, by name, of the first forward pass within."""
-    found: dict[str, Tensor] = {}
-
-    def catch(at: str):
-        def hook(module, inputs, output):
-            found.setdefault(at, as_grid(output.clone(), model, images))  # a clone: the network may go on in place
-
-        return hook
-
-    handles = [module_at(model, at).register_forward_hook(catch(at)) for at in depths]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()

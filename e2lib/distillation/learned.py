@@ -32,7 +32,6 @@ class Contrast(nn.Module):
         self.embed = nn.ModuleList(nn.Linear(width, size) for width in widths[0])
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], count: int) -> Tensor:
-        """count: of images in the training data."""
         pairs = zip(self.embed, (student[0], teacher[0]), strict=True)
         embedded = [layer(features.mean((2, 3))) for layer, features in pairs]
         if len(student[0]) == 1:  # there are no negatives, but DistributedDataParallel wants every gradient
@@ -41,7 +40,7 @@ class Contrast(nn.Module):
 
 
 class Review(nn.Module):
-    """ReviewKD (Chen et al.: Distilling Knowledge via Knowledge Review, CVPR 2021): deeper features review finer ones.
+    """ReviewKD (Chen et al., CVPR 2021): deeper features review finer ones; the sum of `hierarchical_context`.
 
     From the deepest depth on, the student's features pass a 1 x 1 convolution. Two learned attention maps mix them with
     what came from the deeper depths. The mixture passes a 3 x 3 convolution and is compared with the teacher's.
@@ -59,7 +58,6 @@ class Review(nn.Module):
         )
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """The sum of `hierarchical_context` over depths."""
         total, deeper = 0, None
         for k in reversed(range(len(student))):
             x = self.reduce[k](student[k])

@@ -25,9 +25,6 @@ def bce(student: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(student, labels.to(student), reduction="none")
 
 
-# ---- what the teacher says
-
-
 def kd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """τ² KL(softmax(z_T/τ) ‖ softmax(z_S/τ)), nats (Hinton, Vinyals, Dean 2015)."""
     student, teacher = _logits(student, teacher, temperature)
@@ -74,9 +71,6 @@ def dist(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     return temperature**2 * (inter + intra)
 
 
-# ---- why it says it
-
-
 def e2kd(student: Tensor, teacher: Tensor) -> Tensor:
     """1 − cos(E_S, E_T) of flattened explanations, in [0, 2] (Parchami-Araghi et al., section 3.2).
 
@@ -97,15 +91,11 @@ def cat_kd(student: Tensor, teacher: Tensor, cells: int = 2) -> Tensor:
     return (_unit(student) - _unit(teacher)).square().sum(2).mean(1)
 
 
-# ---- what it computes on the way
-
-
 def at(student: Tensor, teacher: Tensor) -> Tensor:
     """‖Q_S/‖Q_S‖ − Q_T/‖Q_T‖‖², Q = Σ_c F_c² flattened: attention transfer (Zagoruyko, Komodakis, ICLR 2017).
 
-    Features may differ in width and size: the finer one is averaged to the cells of the other.
-
-    Notes: the paper has the norm, not its square. The norm has no gradient at 0.
+    Widths may differ; the finer one is averaged to the cells of the other. Notes: the paper has the norm, not its
+    square. The norm has no gradient at 0.
     """
     student, teacher = (x.square().sum(1).flatten(1) for x in _same_cells(*_features(student, teacher)))
     return (_unit(student) - _unit(teacher)).square().sum(1)
@@ -140,11 +130,9 @@ def crd(student: Tensor, teacher: Tensor, images: int, temperature: float = 0.1)
     """Contrastive representation distillation (Tian, Krishnan, Isola, ICLR 2020): which pairs are of one image?
 
     −log h(s_i, t_i) − Σ_j≠i log(1 − h(s_i, t_j)), and the same with s and t exchanged. Here
-    h = e^(s·t/τ) / (e^(s·t/τ) + N/M) of embeddings (B, D) divided by their norms, N = B − 1, and M = `images` is the
-    number of images in the training data. The embeddings are learned projections of features on both sides, so the
-    teacher's get a gradient too.
-
-    Notes: negatives are the other images of the batch. The paper draws 16,384 from a memory.
+    h = e^(s·t/τ) / (e^(s·t/τ) + N/M) of embeddings (B, D) over their norms, N = B − 1, and M = `images` in the training
+    data. The embeddings of both are learned, so the teacher's get a gradient too. Notes: negatives are the other images
+    of the batch. The paper draws 16,384 from a memory.
     """
     right = student.ndim == 2 and student.shape == teacher.shape and len(student) > 1
     _check(right, "embeddings", student, teacher, "(B, D), B at least 2")
@@ -181,13 +169,13 @@ def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's, over the last dimension; 0 where either is constant."""
+    return (_unit(_centred(a)) * _unit(_centred(b))).sum(-1)
 
-    def centred(x: Tensor) -> Tensor:
-        c = x - x.mean(-1, keepdim=True)
-        noise = 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # what rounding leaves of equal numbers
-        return _unit(torch.where(c.abs().amax(-1, keepdim=True) > noise, c, 0))
 
-    return (centred(a) * centred(b)).sum(-1)
+def _centred(x: Tensor) -> Tensor:
+    c = x - x.mean(-1, keepdim=True)
+    noise = 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # what rounding leaves of equal numbers
+    return torch.where(c.abs().amax(-1, keepdim=True) > noise, c, 0)
 
 
 def _unit(x: Tensor) -> Tensor:

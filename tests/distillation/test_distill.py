@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.utils.checkpoint
 import torchvision
 from torch import nn
 
@@ -312,6 +313,38 @@ def test_networks_without_depths_are_told_of_wrap(scenes):
     for term in ("at", "cat_kd", "crd"):
         with pytest.raises(ValueError, match=rf"{term} compares features .* ResNet \[\].* models.wrap\(net, depths="):
             d.Distill(*nets, batch.images, {term: 1.0}, count=8)
+
+
+class Dictionary(nn.Module):
+    """A network that returns a dictionary and checkpoints its stages, as those of Hugging Face do."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stage = nn.Conv2d(3, 8, 3, 4, 1), nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        features = torch.utils.checkpoint.checkpoint(self.stage, self.stem(x), use_reentrant=False)
+        return {"loss": None, "logits": self.head(features.mean((2, 3)))}
+
+
+@pytest.mark.parametrize("term", d.TERMS)
+def test_every_term_takes_wrapped_networks(term, scenes):
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(num_classes=10)
+    teacher = models.wrap(net, {f"Mid{k}": f"layer{k}" for k in (1, 2, 3)} | {"Final": "layer4"})
+    student, batch = models.wrap(Dictionary(), {"Mid2": "stem", "Final": "stage"}), batch_of(scenes)
+    values, grads = [], []
+    for checkpoint in (False,) if term == "e2kd" else (True, False):  # explanations refuse checkpoints
+        with pytest.MonkeyPatch.context() as patch:
+            if not checkpoint:
+                patch.setattr(torch.utils.checkpoint, "checkpoint", lambda stage, x, use_reentrant: stage(x))
+            torch.manual_seed(1)
+            step = d.Distill(teacher, student, batch.images, {term: 1.0}, method="ixg", at="Mid2", count=8)
+            values.append(step(student, batch)[term])
+            grads.append(torch.autograd.grad(values[-1], student.net.stem.weight)[0])
+    assert values[0] > 0 and grads[0].any() and torch.equal(values[0], values[-1])
+    assert torch.allclose(grads[0], grads[-1], atol=1e-7)
 
 
 def test_wrappers_of_torch_count_as_their_network(scenes):
