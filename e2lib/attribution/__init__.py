@@ -32,6 +32,7 @@ from e2lib.attribution.forward import (
     outside_inference,
 )
 from e2lib.attribution.methods import METHODS, Method, trainable
+from e2lib.memory import keep_memory
 
 __all__ = [
     "METHODS",
@@ -122,6 +123,7 @@ def explain(
         Integrated Gradients runs from the zero activation of the layer (at Input: of the normalised image), and costs
         `steps` further forward passes.
     """
+    keep_memory()
     chosen = _checked_method(model, method, at, create_graph, steps, keep_modes)
     model, images = _checked_network(model, images)
     with (
@@ -137,7 +139,9 @@ def explain(
         else:
             maps = _maps(chosen, model, images, at, mode, logits, layer, weights, create_graph, steps)
         size = getattr(bare(model), "image_size", images.shape[2:])  # a `models.Head` is given features for images
-        if maps.shape[2:] != size and len(maps):
+        if not len(maps):
+            maps = maps.new_zeros((*maps.shape[:2], *size))
+        elif maps.shape[2:] != size:
             maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
     return Explanation(logits, maps) if create_graph else Explanation(logits.detach(), maps.detach())
 

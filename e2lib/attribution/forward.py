@@ -147,7 +147,8 @@ def forward(
     before = module is net
     handle = module.register_forward_pre_hook(catch) if before else module.register_forward_hook(catch)
     try:
-        logits = logits_of((net if isinstance(model, nn.DataParallel) else model)(images))
+        # A clone: what the network does to its images in place is its own affair.
+        logits = logits_of((net if isinstance(model, nn.DataParallel) else model)(images.clone()))
     finally:
         handle.remove()
     if len(found) != 1:

@@ -20,6 +20,7 @@ from e2lib.attribution import (
     METHODS,
     Exact,
     Explanation,
+    Method,
     double_backward,
     dynamic_weights,
     explain,
@@ -27,6 +28,7 @@ from e2lib.attribution import (
     trainable,
 )
 from e2lib.datasets import Scenes
+from tests.attribution.finite import assert_exact, parameter_gradient, random_direction
 
 SIZE = 32
 
@@ -67,47 +69,17 @@ def batch(seed=0, size=SIZE):
     return torch.rand(2, 3, size, size, dtype=torch.double, generator=generator), torch.tensor([[0, 2], [1, -1]])
 
 
-def parameter_gradient(model, loss, direction):
-    gradients = torch.autograd.grad(loss, [p for p in model.parameters()], allow_unused=True)
-    return sum((g * d).sum().item() for g, d in zip(gradients, direction, strict=True) if g is not None)
-
-
-def finite_difference(model, value, direction, step):
-    ends = []
-    with torch.no_grad():
-        for sign in (1, -2):
-            for p, d in zip(model.parameters(), direction, strict=True):
-                p.add_(d, alpha=sign * step)
-            ends.append(value())
-        for p, d in zip(model.parameters(), direction, strict=True):
-            p.add_(d, alpha=step)
-    return (ends[0] - ends[1]) / (2 * step)
-
-
-def random_direction(model, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(p.shape, dtype=torch.double, generator=generator) * p.detach().abs().mean()
-        for p in model.parameters()
-    ]
-
-
 @pytest.mark.parametrize(("name", "method", "at"), CASES)
 def test_parameter_gradient_of_the_map_equals_finite_differences(name, method, at):
     model, (images, _) = build(name), batch()
     # A logit and its negative: the rectifier of Grad-CAM cannot silence both.
     targets = torch.tensor([[[1.0, 0, 0], [-1.0, 0, 0]], [[0, 1.0, 0], [0, -1.0, 0]]])
-    direction, readout = random_direction(model), torch.randn(2, 2, SIZE, SIZE, dtype=torch.double)
+    readout = torch.randn(2, 2, SIZE, SIZE, dtype=torch.double)
 
     def value(create_graph=False):
         return (explain(model, images, targets, method, at, create_graph, steps=3).maps * readout).sum()
 
-    exact = parameter_gradient(model, value(create_graph=True), direction)
-    # Rectifiers make the map piecewise smooth: the smallest step that crosses no kink is the one to compare with.
-    steps = (1e-5, 1e-6, 1e-7, 1e-8)
-    differences = [finite_difference(model, lambda: value().item(), direction, step) for step in steps]
-    assert abs(exact) > 0
-    assert min(abs(d - exact) for d in differences) < 1e-3 * abs(exact), (exact, differences)
+    assert_exact(model, value, lambda: value(create_graph=True))
 
 
 @pytest.mark.parametrize(
@@ -116,17 +88,13 @@ def test_parameter_gradient_of_the_map_equals_finite_differences(name, method, a
 def test_parameter_gradients_are_exact_in_train_mode_too(name, method, at):
     model, (images, _) = build(name).train(), batch()
     targets = torch.tensor([[[1.0, 0, 0], [-1.0, 0, 0]], [[0, 1.0, 0], [0, -1.0, 0]]])
-    direction, readout = random_direction(model), torch.randn(2, 2, SIZE, SIZE, dtype=torch.double)
+    readout = torch.randn(2, 2, SIZE, SIZE, dtype=torch.double)
 
     def value(create_graph=False):
         return (explain(model, images, targets, method, at, create_graph, keep_modes=True).maps * readout).sum()
 
-    exact = parameter_gradient(model, value(create_graph=True), direction)
-    differences = [
-        finite_difference(model, lambda: value().item(), direction, step) for step in (1e-5, 1e-6, 1e-7, 1e-8)
-    ]
-    assert abs(exact) > 0 and model.training
-    assert min(abs(d - exact) for d in differences) < 1e-3 * abs(exact), (exact, differences)
+    assert_exact(model, value, lambda: value(create_graph=True))
+    assert model.training
 
 
 def test_norms_learn_their_statistics_where_modes_are_kept():
@@ -280,6 +248,52 @@ def test_a_class_against_the_others():
     assert attribution.against_others(torch.tensor([1]), 2).tolist() == [[[-1, 1]]]
     with pytest.raises(ValueError, match="count is 1; one class has no others"):
         attribution.against_others(torch.tensor([0]), 1)
+
+
+def test_a_method_of_several_gradients_is_a_function_and_a_line(monkeypatch):
+    def noisy(a, steps):
+        return [(a + 0.1 * torch.randn_like(a), 1 / steps) for _ in range(steps)]
+
+    monkeypatch.setitem(METHODS, "smoothgrad", Method(lambda a, g: (a * g).sum(1, keepdim=True), path=noisy))
+    model, (images, targets) = build("resnet"), batch()
+    torch.manual_seed(1)
+    found = explain(model, images, targets, "smoothgrad", "Mid2", steps=2).maps
+    torch.manual_seed(1)
+    a = model.get_submodule(model.depths["Mid2"])
+    kept = []
+    a.register_forward_hook(lambda *args: kept.append(args[2]))
+    model.eval()(images)
+    rest = nn.Sequential(model.net.layer3, model.net.layer4, model.net.global_pool, model.net.fc)
+    expected = 0
+    for _ in range(2):
+        point = (kept[0] + 0.1 * torch.randn_like(kept[0])).detach().requires_grad_()
+        (g,) = torch.autograd.grad(rest(point)[torch.arange(2), targets[:, 0]].sum(), point)
+        expected = expected + (kept[0] * g).sum(1, keepdim=True) / 2
+    expected = F.interpolate(expected, (SIZE, SIZE), mode="bilinear")
+    torch.testing.assert_close(found[:, :1], expected.detach())
+    readout = torch.randn(2, 1, SIZE, SIZE, dtype=torch.double)
+
+    def value(create_graph=False):
+        torch.manual_seed(1)
+        return (explain(model, images, targets[:, 0], "smoothgrad", "Mid2", create_graph, steps=2).maps * readout).sum()
+
+    assert_exact(model, value, lambda: value(create_graph=True))
+
+
+@pytest.mark.parametrize(
+    "targets", [2, [2, 2], np.array([2, 2]), np.array([[2], [2]], np.int32), [[0.0, 0.0, 1.0]] * 2]
+)
+def test_targets_may_be_numbers_lists_and_arrays(targets):
+    model, (images, _) = build("resnet"), batch()
+    assert torch.equal(explain(model, images, targets).maps, explain(model, images, torch.tensor([2, 2])).maps)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2)])
+@pytest.mark.parametrize("method", ["ixg", "gradcam", "integrated_gradients"])
+def test_a_batch_without_images_has_maps_without_images(method, shape):
+    model = build("resnet").float()
+    out = explain(model, torch.rand(0, 3, SIZE, SIZE), torch.zeros(shape, dtype=torch.long), method, "Final", True, 2)
+    assert out.logits.shape == (0, 3) and out.maps.shape == (0, *(shape[1:] or (1,)), SIZE, SIZE)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "attention_rollout"])
@@ -502,6 +516,7 @@ def test_training_through_evaluation_methods_is_refused(method):
         ({"targets": torch.tensor([0])}, r"targets have shape \(1,\)"),
         ({"targets": torch.tensor([True, False])}, r"bool.*must be int64"),
         ({"method": "occlusion", "keep_modes": True}, "'occlusion' is for evaluation: it takes no keep_modes"),
+        ({"targets": torch.tensor([[0, 0, 1], [0, 1, 0]])}, r"look like one value per class; .*targets.argmax\(1\)"),
         ({"targets": torch.zeros(2, 4)}, r"targets have shape \(2, 4\)"),
         ({"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}, r"type torch.uint8; float"),
         ({"images": torch.zeros(3, 32, 32)}, r"images have shape \(3, 32, 32\)"),
