@@ -9,9 +9,6 @@ PROFILE ?=
 JOBS ?= 0
 python := .venv/bin/python
 course := $(python) -m e2lib.course
-# glibc is to keep the memory of large tensors: giving it back and asking for it again slows guided steps more than plain ones.
-export MALLOC_MMAP_MAX_ = 0
-export MALLOC_TRIM_THRESHOLD_ = 17179869184
 
 .PHONY: help setup run test lab notebooks results sweep bench site test-browser
 

@@ -20,6 +20,7 @@ from e2lib.attribution import modes_restored
 from e2lib.datasets import Batch, Sample, Selection, eval_transform, with_transform
 from e2lib.distillation import NOTHING, explanation, top_class
 from e2lib.features import keep, key, names_in
+from e2lib.training.precision import form, formed
 
 TYPES = ("float16", "uint8")
 
@@ -83,6 +84,7 @@ def freeze(
     contrast: bool = False,
     batch_size: int = 32,
     workers: int = 0,
+    precision: str = "auto",
 ) -> Dataset:
     """Explain the teacher's top class of every image of `dataset`, once; the data set with these maps and logits.
 
@@ -100,6 +102,7 @@ def freeze(
         contrast: explain the difference between the top class and the others.
         batch_size: images per forward pass.
         workers: processes that load images.
+        precision: as for `training.fit`.
 
     Raises:
         ValueError: two images of one name; an unknown dtype.
@@ -107,14 +110,15 @@ def freeze(
     if dtype not in TYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(TYPES)}")
     whole = with_transform(dataset, eval_transform(size))
-    store = key(teacher, whole, method, at, contrast, dtype)
+    store = key(teacher, whole, method, at, contrast, dtype, form(teacher, precision).dtype)
 
     def compute(batch: Batch) -> dict[str, Tensor]:
         images = batch.images.to(next(teacher.parameters()).device)
-        logits, maps = explanation(teacher, images, top_class(contrast), method, at)
-        return {"maps": _stored(maps, dtype), "logits": logits.float().cpu()}
+        with cast():
+            logits, maps = explanation(teacher, images, top_class(contrast), method, at)
+        return {"maps": _stored(maps.float(), dtype), "logits": logits.float().cpu()}
 
-    with modes_restored(teacher):
+    with modes_restored(teacher), formed(teacher, precision) as cast:
         teacher.eval()
         keep(folder, store, whole, compute, batch_size, workers, "explaining")
     inner = dataset

@@ -49,7 +49,7 @@ def batch_of(data):
 @pytest.mark.parametrize(("dtype", "error"), [("float16", 1e-3), ("uint8", 5e-3)])
 def test_they_are_the_live_ones(name, method, at, dtype, error, scenes, tmp_path):
     model = teacher(name).train()
-    data = freeze(model, scenes, tmp_path, 64, method, at, dtype, batch_size=4)
+    data = freeze(model, scenes, tmp_path, 64, method, at, dtype, batch_size=4, precision="float32")
     assert model.training and len(list(tmp_path.glob("*.safetensors"))) == 3
     batch = batch_of(data)
     logits, maps = distillation.explanation(model.eval(), batch.images, distillation.top_class(), method, at)
@@ -224,11 +224,11 @@ def test_any_network_can_be_frozen(scenes, tmp_path):
     torch.manual_seed(0)
     net = torchvision.models.resnet18(num_classes=10)
     model = models.wrap(net, depths={"Final": "layer4"}).eval()
-    batch = batch_of(freeze(model, scenes, tmp_path, 64))
+    batch = batch_of(freeze(model, scenes, tmp_path, 64, precision="float32"))
     logits, maps = distillation.explanation(model, batch.images, distillation.top_class(), "gradcam", "Final")
     assert torch.allclose(batch.logits, logits, atol=1e-5) and (distillation.e2kd(batch.maps, maps) < 1e-4).all()
     other = models.wrap(net, depths={"Final": "layer3"}).eval()  # the same weights, another layer
-    assert not torch.equal(freeze(other, scenes, tmp_path, 64)[0].maps, batch.maps[0])
+    assert not torch.equal(freeze(other, scenes, tmp_path, 64, precision="float32")[0].maps, batch.maps[0])
 
 
 def test_several_processes_read_it(scenes, tmp_path):
