@@ -61,11 +61,11 @@ class COCO(FileDataset):
             content = json.loads(path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
-        categories, images, annotations = (_by_id(path, content, section) for section in FIELDS)
+        categories, pictures, objects = (_by_id(path, content, section) for section in FIELDS)
         class_of = {number: c for c, number in enumerate(sorted(categories))}
-        items = {i: Item(images[i]["file_name"], []) for i in sorted(images)}
+        items = {i: Item(pictures[i]["file_name"], []) for i in sorted(pictures)}
         shapes = {i: [] for i in items}  # JSON of the segmentation of each box
-        for a in tqdm(annotations.values(), desc=f"COCO {split}", delay=5):
+        for a in tqdm(objects.values(), desc=f"COCO {split}", delay=5):
             where = f"{path}: annotation {a['id']} of image {a['image_id']}"
             if a["image_id"] not in items:
                 raise ValueError(f"{where}: no such image in its images section")
@@ -80,7 +80,7 @@ class COCO(FileDataset):
                 item.box_labels.append(item.labels[-1])
                 shapes[a["image_id"]].append(json.dumps(a.get("segmentation", [])).encode())
         for i, item in items.items():
-            item.size = images[i]["height"], images[i]["width"]
+            item.size = pictures[i]["height"], pictures[i]["width"]
             check_boxes(torch.tensor(item.boxes).reshape(-1, 4), item.size, f"{path}: image {i} ({item.file})")
         names = [categories[number]["name"] for number in class_of]
         super().__init__(folder, list(items.values()), names, transform)

@@ -7,11 +7,10 @@ from xml.sax.saxutils import escape
 
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from e2lib.datasets.files import read_lines
-from e2lib.datasets.sample import Sample
+from e2lib.datasets.sample import Sample, Samples
 
 MOST = 254  # objects of an image, and classes, that the segmentation files can number
 XML = """<annotation><folder>VOC2007</folder><filename>{}.jpg</filename><segmented>{:d}</segmented>
@@ -23,7 +22,7 @@ OBJECT = """<object><name>{}</name><pose>Unspecified</pose><truncated>0</truncat
 """
 
 
-def export_voc(dataset: Dataset, folder: str | Path, split: str = "train") -> Path:
+def export_voc(dataset: Samples, folder: str | Path, split: str = "train") -> Path:
     """Write a data set as a split of folder/VOCdevkit/VOC2007 and return that path; several splits may share it.
 
     Photographs become JPEG of quality 95. VOC(folder, split) reads boxes, labels and masks back exactly. The list

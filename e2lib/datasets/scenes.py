@@ -155,7 +155,7 @@ def _between(bounds: tuple[float, float], u: float) -> float:
 
 
 class _Composed(Samples):
-    """What Scenes and SceneBirds share. They add `_choose`: backgrounds, context, cut-outs and label per object, group."""
+    """What Scenes and SceneBirds share. `_choose` gives backgrounds, context, cut-outs and labels, group."""
 
     kind: str  # first part of every item's name
     stream: int  # differs between the data sets, so that none repeats another's random numbers

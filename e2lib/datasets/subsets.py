@@ -11,7 +11,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from e2lib.boxes import dilate
@@ -108,7 +107,7 @@ def with_boxes(dataset: Samples, fraction: float, seed: int = 0, repeats: int = 
     return Selection(dataset, indices, annotated[indices])
 
 
-def with_transform(dataset: Dataset, transform: Transform) -> Dataset:
+def with_transform(dataset: Samples, transform: Transform) -> Samples:
     """The data set with another transform.
 
     Raises ValueError for a data set that has none. A Selection, and every data set of this package, has one.
@@ -133,7 +132,7 @@ class _Dilate:
         return sample if self.then is None else self.then(sample)
 
 
-def dilated(dataset: Dataset, fraction: float) -> Dataset:
+def dilated(dataset: Samples, fraction: float) -> Samples:
     """The data set with boxes widened and heightened by `fraction` (0.1, 0.25, 0.5), before its transform.
 
     Raises ValueError for a fraction outside (0, 1].
