@@ -116,7 +116,7 @@ def freeze(
         images = batch.images.to(next(teacher.parameters()).device)
         with cast():
             logits, maps = explanation(teacher, images, top_class(contrast), method, at)
-        return {"maps": _stored(maps.float(), dtype), "logits": logits.float().cpu()}
+        return {"maps": _stored(maps.float().contiguous(), dtype), "logits": logits.float().cpu()}
 
     with modes_restored(teacher), formed(teacher, precision) as cast:
         teacher.eval()
