@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from e2lib import models, training
-from e2lib.course import runs
+from e2lib.course import parameters
 from e2lib.datasets import Scenes
 from e2lib.datasets.scenes import CATEGORIES, cutouts
 from e2lib.disk import DATA
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs=2, default=[10, 8], help="passes over the crops, over the scenes")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    device, start = runs.device(args.device), time.time()
+    device, start = parameters.device(args.device), time.time()
     if args.check:
         for seed in args.seeds:
             torch.manual_seed(seed)

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from e2lib import datasets, models, training
-from e2lib.course import runs, sweeps
+from e2lib.course import run, sweep
 from e2lib.distillation import Distill, explanation
 from e2lib.guidance import Guide
 from tests.bench import readme
@@ -77,10 +77,11 @@ def of_07(p: dict[str, Any]) -> Work:
 
 def of_08(p: dict[str, Any]) -> Work:
     """Three whole networks from what is frozen, or of mixed images, and rivals; guided teachers and pupils on VOC."""
-    images, w = count(p["data_root"]) * p["network_schedule"]["epochs"], p["network"]
-    teacher, student, mixed = p["guided_head"]["model"], w["model"], bool(w.get("mixup"))
+    k = p["network_schedule"]
+    images, w = count(p["data_root"]) * k["epochs"], p["network"]
+    teacher, student, mixed = p["guided_head"]["model"], w["model"], bool(k["mixup"])
     yield False, ("plain", student), images if mixed else 2 * images  # KD from frozen logits takes no teacher
-    yield False, ("kd", teacher, student), images * (mixed + 3 * w.get("rivals", False))
+    yield False, ("kd", teacher, student), images * (mixed + 3 * k["rivals"])
     yield False, ("e2kd", teacher, student, "ixg", "Final") if mixed else ("frozen", student, "ixg", "Final"), images
     g, s, n = p["guided"], p["pupil"], count(p["scenes"]["data_root"])
     yield True, ("guided", g["model"], "Input"), 2 * n * g["epochs"]
@@ -124,7 +125,7 @@ def explaining(e: dict[str, Any], teacher: str, student: str) -> Step:
 
 def parts(e: dict[str, Any], pair: tuple[str, str], images: float) -> Work:
     """e²KD in every so many-th step, and KD in the others."""
-    share = 1 / e.get("every", 1)
+    share = 1 / e["every"]
     yield False, explaining(e, *pair), images * share
     yield True, ("kd", *pair), images * (1 - share)
 
@@ -134,14 +135,13 @@ OF = {"04": of_04, "05": of_05, "06": of_06, "07": of_07, "08": of_08, "09": of_
 
 def total(path: Path) -> tuple[int, Counter[Step]]:
     """The jobs of a sweep, and how many images take each step; what jobs share is counted once."""
-    jobs, images, done = sweeps.plan(path), Counter(), set()
+    jobs, images, done, sources = sweep.plan(path), Counter(), set(), {}
     for job in jobs:
-        number = job.run.name[:2]
-        values = runs.defaults(job.run.notebook) | job.run.parameters
+        source = sources[job.notebook] = sources.get(job.notebook) or run.Source.read(job.notebook)
+        values = {name: parameter.default for name, parameter in source.schema.items()} | job.given
         # of several folders that are shared, the one that the fewest jobs share
-        sharing = runs.sharing(job.run.notebook)
-        start = job.starts[sharing.index(min(sharing, key=len))] if sharing else job.run.preset
-        for shared, step, times in OF[number](values):
+        start = job.starts[source.sharing.index(min(source.sharing, key=len))] if source.sharing else job.key
+        for shared, step, times in OF[job.notebook.name[:2]](values):
             if not shared or start not in done:
                 images[step] += times
         done.add(start)

@@ -46,8 +46,8 @@ def test_kd_is_counted_once_for_all_lambdas_of_e2kd(of):
 
 def test_mixup_asks_the_teacher_itself(of):
     n = 4795 * 700
-    _, plain = of("08", seed=[0], **{"network.mixup": [0.0]})
-    _, mixed = of("08", seed=[0], **{"network.mixup": [1.0]})
+    _, plain = of("08", seed=[0], **{"network_schedule.mixup": [0.0]})
+    _, mixed = of("08", seed=[0], **{"network_schedule.mixup": [1.0]})
     rivals, live = ("kd", "resnet50", "resnet18"), ("e2kd", "resnet50", "resnet18", "ixg", "Final")
     assert (plain["plain", "resnet18"], plain[rivals], plain["frozen", "resnet18", "ixg", "Final"]) == (2 * n, 3 * n, n)
     assert (mixed["plain", "resnet18"], mixed[rivals], mixed[live]) == (n, 4 * n, n)

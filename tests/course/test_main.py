@@ -6,17 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 
-ROOT = Path(__file__).parents[2]
+from tests.course.conftest import ROOT, write
+
 PARAMETERS = "# Parameters: a\nimages = 9\nseed = 0\nwork = None\ndevice = 'cpu'"
 CODE = """import pandas as pd, torch
 from e2lib import datasets, models, pareto, training
-from e2lib.course import runs
+from e2lib.course import parameters, results
 from e2lib.guidance import Guide
-p = runs.parameters(globals())
+p = parameters.read(globals())
 data = datasets.Scenes("train", p.images, 64, objects=1)
 torch.manual_seed(p.seed)
 net = models.build("test_convnext", len(data.classes), None)
@@ -26,19 +25,17 @@ best = archive.load(archive.choose("EPG", {}), net)
 scores = training.evaluate(best, data, method="ixg", at="Final")
 print("processes:", training.processes()[1])
 points = sum(point["setting"]["epoch"] for point in archive.points)
-runs.record(pd.DataFrame([{"notebook": "04", "seed": p.seed, "points": points} | scores]))"""
+results.record(pd.DataFrame([{"notebook": "04", "seed": p.seed, "points": points} | scores]))"""
 
 
 @pytest.fixture
 def notebook(tmp_path) -> Path:
-    cells = [new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(CODE)]
-    nbformat.write(new_notebook(cells=cells), tmp_path / "04_a.ipynb")
-    return tmp_path / "04_a.ipynb"
+    return write(tmp_path / "04_a.ipynb", CODE, first=PARAMETERS)
 
 
 def call(notebook: Path, *options: str, world: int = 1):
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m"] if world > 1 else []
-    command = [sys.executable, "-m", *torchrun, "e2lib", str(notebook), *options]
+    command = [sys.executable, "-m", *torchrun, "e2lib.course", str(notebook), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
@@ -64,10 +61,14 @@ def test_two_processes_give_the_numbers_of_one(notebook):
     assert found[2] == pytest.approx(found[1], abs=0.1)
 
 
-def test_wrong_calls_are_refused_by_name(notebook):
+def test_wrong_calls_are_refused_by_name(notebook, tmp_path):
+    failing = write(tmp_path / "05_b.ipynb", "seed / 0", first=PARAMETERS)
     done = call(notebook, "-p", "sede", "3")
-    assert done.returncode != 0 and "has no parameter sede; it has images, seed, work, device" in done.stderr
-    done = call(notebook, "-p", "seed", "-1")
-    assert done.returncode != 0 and "code cell 2" in done.stderr and "parameter seed=-1" in done.stderr
+    assert (
+        done.returncode != 0
+        and "unknown parameter 'sede': did you mean 'seed'? Here are images, seed, work, device" in done.stderr
+    )
+    done = call(failing, "-p", "seed", "3")
+    assert done.returncode != 0 and "code cell 2 ('seed / 0'): ZeroDivisionError" in done.stderr
     done = call(notebook, world=2)
     assert done.returncode != 0 and "parameter work=None: several processes need a folder" in done.stderr

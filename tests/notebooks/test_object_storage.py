@@ -11,7 +11,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 from nbformat.v4 import new_code_cell, new_notebook
 
-CELLS = "# Parameters: a\nseed = 0\nimages = 1", "from e2lib import runs\nprint(runs.parameters(globals()))"
+CELLS = (
+    "# Parameters: a\nseed = 0\nimages = 1",
+    "from e2lib.course import parameters\nprint(parameters.read(globals()))",
+)
 
 
 @pytest.fixture
@@ -43,4 +46,4 @@ def test_papermill_takes_a_preset_and_writes_to_s3(storage, tmp_path):
     assert done.returncode == 0, done.stderr
     executed = storage.get_object(Bucket="runs", Key="deep/04-3.ipynb")["Body"].read().decode()
     notebook = nbformat.reads(executed, as_version=4)
-    assert notebook.cells[-1].outputs[0].text == "seed=3 images=7\n"
+    assert notebook.cells[-1].outputs[0].text == "namespace(seed=3, images=7)\n"

@@ -2,15 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 from torch import nn
 
 from e2lib import datasets, features, frozen, models, training
-from e2lib.course import runs
+from e2lib.course import parameters, run
 from e2lib.distillation import Distill
 from e2lib.guidance import Guide
 from tests.notebooks.test_notebooks import NOTEBOOKS, ROOT
@@ -59,7 +59,7 @@ def test_every_data_set_and_network_of_the_paper_has_a_preset():
 def test_two_steps_of_a_preset(path, trees):
     values = read(path)
     assert values["size"] == 224
-    p = runs.parameters(values | {"data_root": str(trees / values["data"]), "device": "cpu", "size": 64})
+    p = checked(path, values | {"data_root": str(trees / values["data"]), "size": 64})
     train, val, _ = datasets.load_splits(p.data, p.data_root, p.size, 4, 2, p.seed)
     torch.manual_seed(0)
     model = models.build(p.model, len(train.classes))
@@ -101,8 +101,8 @@ def export_waterbirds(birds, root, split):
 def test_two_steps_of_the_preset_for_waterbirds(tmp_path):
     for number, correlation in enumerate((1.0, 0.5, 0.5)):
         export_waterbirds(datasets.SceneBirds("train", 8, 64, correlation), tmp_path, number)
-    values = read(ROOT / "notebooks" / "presets" / "paper" / "06.yaml")
-    p = runs.parameters(values | {"data_root": str(tmp_path), "device": "cpu", "size": 64})
+    path = PAPER / "06.yaml"
+    p = checked(path, read(path) | {"data_root": str(tmp_path), "size": 64})
     train, val, _ = datasets.load_splits(p.data, p.data_root, p.size, 4, 2, p.seed)
     torch.manual_seed(0)
     model = models.build(p.model, len(train.classes))
@@ -139,7 +139,7 @@ def prepared(path, root):
     """The parameters of a preset with the small data, as its notebook gets them."""
     values = read(path)
     assert values["size"] == 224
-    values |= {"device": "cpu", "size": 64}
+    values["size"] = 64
     for name in ("data_root", "source_root"):
         if name in values:
             values[name] = str(root / Path(values[name]).name)
@@ -150,7 +150,7 @@ def prepared(path, root):
             )
     if "network" in values:
         values["network"] |= SMALL
-    return runs.parameters(values)
+    return checked(path, values)
 
 
 def network(name, classes):
@@ -195,7 +195,7 @@ def test_the_papers_pairs_have_presets():
         ("bcos_densenet169", "bcos_resnet18"),
     }
     birds = {(p["guided_head"]["model"], p["network"]["model"]) for p in map(read, PAPER.glob("08*.yaml"))}
-    assert [path.stem for path in PAPER.glob("08*.yaml") if read(path)["network"].get("rivals")] == ["08"]
+    assert [path.stem for path in PAPER.glob("08*.yaml") if read(path)["network_schedule"]["rivals"]] == ["08"]
     assert {p["network_schedule"]["epochs"] for p in map(read, PAPER.glob("08*.yaml"))} == {700}
     others = {"convnext_tiny", "efficientnet_b0", "mobilenetv3_large_100", "shufflenet_v2_x1_0"}
     assert birds == {("resnet50", name) for name in {"resnet18"} | others}
@@ -220,7 +220,7 @@ def test_two_steps_of_the_right_reasons(path, trees, tmp_path):
     kept = frozen.freeze(teacher, train, tmp_path / "store", p.size, dtype="uint8", contrast=True, **how)
     two_steps(None, whole, kept, terms, p.network_schedule.lr, contrast=True, **how)
     two_steps(teacher, whole, kept, terms, p.network_schedule.lr, contrast=True, mixup=1.0, **how)
-    if p.network.rivals:
+    if p.network_schedule.rivals:
         terms = {"cross_entropy": 1.0, "at": 100.0, "review_kd": 1.0, "cat_kd": 10.0}
         two_steps(teacher, whole, kept, terms, p.network_schedule.lr, teacher_size=p.size)
     m = p.scenes
@@ -257,6 +257,15 @@ def test_two_steps_of_frozen_explanations(path, folders, tmp_path):
     two_steps(None, student, kept, {"kd": 1.0, "e2kd": p.explained.weight}, p.student.lr, **how)
 
 
+def schema(path):
+    return parameters.of(next(notebook for notebook in NOTEBOOKS if notebook.name[:2] == path.stem[:2]))
+
+
 def read(path):
-    notebook = next(notebook for notebook in NOTEBOOKS if notebook.name[:2] == path.stem[:2])
-    return runs.defaults(notebook) | yaml.safe_load(path.read_text())
+    """A preset's parameters, and its notebook's others."""
+    return {name: parameter.default for name, parameter in schema(path).items()} | run.mapping(path)
+
+
+def checked(path, values):
+    """As the notebook gets them, on the CPU."""
+    return SimpleNamespace(**parameters.check(schema(path), values) | {"device": torch.device("cpu")})

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from e2lib.course import tables
+from e2lib.course import results
 
 ABOUT = {
     "notebook": "09",
@@ -28,8 +30,8 @@ ROWS = pd.DataFrame(
 
 
 def test_each_number_has_a_row_with_all_that_tells_it_from_others(tmp_path):
-    table = tables.read(tables.write(tmp_path / "results.csv", tables.tidy(ROWS)))
-    assert [*table] == [*tables.COLUMNS] and len(table) == 1 + 2 + 3 + 3 + 1
+    table = results.read(results.write(tmp_path / "results.csv", results.tidy(ROWS)))
+    assert [*table] == [*results.COLUMNS] and len(table) == 1 + 2 + 3 + 3 + 1
     first = table.iloc[0].to_dict()
     assert first == ABOUT | {
         "run": "09",
@@ -49,7 +51,7 @@ def test_each_number_has_a_row_with_all_that_tells_it_from_others(tmp_path):
 
 
 def test_nothing_is_lost_there_and_back(tmp_path):
-    rows = tables.wide(tables.read(tables.write(tmp_path / "results.csv", tables.tidy(ROWS))))
+    rows = results.wide(results.read(results.write(tmp_path / "results.csv", results.tidy(ROWS))))
     assert len(rows) == len(ROWS) and (rows.commit == "0012").all()
     assert rows.shots.tolist()[:2] == [20, "all"] and rows.images[0] == 160
     assert rows.method.tolist() == ["KD", "KD", "l1", "l1", "DFR"]
@@ -59,7 +61,7 @@ def test_nothing_is_lost_there_and_back(tmp_path):
 
 def test_the_choice_among_several_is_told_apart_on_validation_images_too():
     picks = pd.DataFrame([{"run": "04", "loss": "l1", "λ": 0.5, "chosen for": goal} | ABOUT for goal in ("EPG", "IoU")])
-    assert sorted({*tables.tidy(picks)["selection rule"]}) == [
+    assert sorted({*results.tidy(picks)["selection rule"]}) == [
         "EPG of validation images, F1 kept",
         "IoU of validation images, F1 kept",
     ]
@@ -67,12 +69,12 @@ def test_the_choice_among_several_is_told_apart_on_validation_images_too():
 
 def test_what_would_be_ambiguous_or_is_another_table_is_refused(tmp_path):
     with pytest.raises(ValueError, match="task: 'a=b; c' holds '=' or ';', which separate settings"):
-        tables.tidy(ROWS.assign(task="a=b; c"))
+        results.tidy(ROWS.assign(task="a=b; c"))
     with pytest.raises(ValueError, match="accuracy is there twice for .*'run': '06'"):
-        tables.wide(tables.tidy(pd.concat([ROWS, ROWS[4:]])))
+        results.wide(results.tidy(pd.concat([ROWS, ROWS[4:]])))
     (tmp_path / "old.csv").write_text("run,seed\n1,2\n")
     with pytest.raises(ValueError, match="old.csv has the columns run, seed; a table of results has run, notebook"):
-        tables.read(tmp_path / "old.csv")
+        results.read(tmp_path / "old.csv")
 
 
 def test_each_number_that_is_kept_tells_where_it_comes_from():
@@ -83,3 +85,41 @@ def test_each_number_that_is_kept_tells_where_it_comes_from():
     unclear = table[~table.commit.str.fullmatch("[0-9a-f]{12}")]  # such as 730fe3b3764f-dirty
     assert unclear.empty, f"rows from no commit, of the runs {sorted({*unclear.run})}"
     assert (table.minutes.astype(float) > 0).all()
+
+
+def test_rows_of_validation_images_are_told_from_those_of_test_images(tmp_path):
+    first = {"columns": ["F1", "split"], "data": [[1.0, None], [2.0, "validation"], [3.0, "test"]]}
+    other = {"columns": ["EPG"], "data": [[4.0]], "settings": ["width"]}
+    outputs = [new_output("display_data", {results.NUMBERS: numbers}) for numbers in (first, other)]
+    nbformat.write(new_notebook(cells=[new_code_cell("1", outputs=outputs)]), tmp_path / "a.ipynb")
+    assert results.recorded(tmp_path / "a.ipynb") == ([{"F1": 1.0}, {"F1": 3.0}, {"EPG": 4.0}], {"width"})
+    assert results.recorded(tmp_path / "a.ipynb", "validation") == ([{"F1": 2.0}], {"width"})
+
+
+def test_a_notebook_without_numbers_is_named(tmp_path):
+    nbformat.write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "a.ipynb")
+    with pytest.raises(ValueError, match="a.ipynb holds no numbers: one of its cells has to call results.record"):
+        results.recorded(tmp_path / "a.ipynb")
+
+
+def test_settings_are_named_not_guessed(monkeypatch):
+    rows = pd.DataFrame([{"width": 3, "kind": "a", "F1": None, "EPG": 2.0}])
+    with pytest.raises(ValueError, match=r"column 'kind' holds no numbers; .*settings=\['kind'\]"):
+        results.record(rows)
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    results.record(rows, settings=["width", "kind"])
+    assert shown[0][results.NUMBERS]["settings"] == ["width", "kind"]
+    table = results.tidy(rows.assign(run="a"), ["width", "kind"])
+    assert table[["setting", "metric", "value"]].to_numpy().tolist() == [["width=3; kind=a", "EPG", 2.0]]
+
+
+def test_a_report_says_of_which_revisions_its_rows_are():
+    rows = pd.DataFrame([{"run": "a", "seed": seed, "F1": 1.0, "commit": f"{seed:012}"} for seed in (1, 2)])
+    assert "Seeds: 1, 2. Of several revisions: 000000000001, 000000000002." in results.report(results.tidy(rows))
+    assert "Seeds: 1. Revision 000000000001." in results.report(results.tidy(rows[:1]))
+
+
+def test_the_report_of_the_repository_is_that_of_its_numbers():
+    folder = Path(__file__).parents[2] / "notebooks"
+    assert results.report(results.read(folder / "results.csv")) == (folder / "results.md").read_text()

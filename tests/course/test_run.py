@@ -1,0 +1,321 @@
+"""Notebooks are executed once, fail by name, survive every kill, and are published clean."""
+
+import contextlib
+import functools
+import json
+import os
+import resource
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+from e2lib.course import notebook, run
+from e2lib.course.publish import publish
+from e2lib.course.run import plan
+from tests.course.conftest import course, write
+
+# Notes down its process and goes on when a file says so.
+WAITS = (
+    "import os, time\nopen('../log', 'a').write(f'{os.getpid()}\\n')\nwhile not os.path.exists('go'): time.sleep(0.1)"
+)
+
+
+def execute(project: Path, job: run.Job, **how):
+    run.describe([job], project / "plan.json", **how)
+    run.execute(project / "plan.json", str(job.kept.absolute()))
+
+
+def test_a_failure_is_named_the_others_are_kept_and_nothing_is_repeated(project):
+    write(project / "notebooks" / "01_first.ipynb", "print(size)")
+    broken = write(project / "notebooks" / "02_second.ipynb", "before = 1", "# why\nraise RuntimeError('no luck')")
+    write(project / "notebooks" / "03_third.ipynb", "1")
+    folder = project / "runs" / "smoke"
+
+    done = course("run", "--preset", "smoke")
+    assert done.returncode != 0
+    assert "notebooks/02_second.ipynb: code cell 3 ('# why'): RuntimeError: no luck (see runs/smoke/02" in done.stdout
+    table = done.stdout[done.stdout.index("smoke: 2 of 3 jobs done") :].splitlines()
+    assert [line.split()[0] for line in table[1:4]] == ["01_first", "02_second", "03_third"]
+    assert [line.split()[3].strip(":") for line in table[1:4]] == ["done", "failed", "done"]
+    assert "notebook 3/3: 03_third" in done.stdout
+    assert not any(word in done.stdout for word in ("jobid", "Building DAG", "WorkflowError"))  # Snakemake is quiet
+    names = ["01_first.ipynb", "02_second.failed.ipynb", "03_third.ipynb"]
+    assert sorted(path.name for path in folder.glob("*.ipynb")) == names
+    assert notebook.read(folder / "01_first.ipynb").cells[3].outputs[0].text == "96\n"  # the preset's value
+
+    write(broken, "print('mended')")
+    done = course("run", "--preset", "smoke")
+    assert done.returncode == 0
+    assert "notebook 2/3" in done.stdout and "notebook 1/3" not in done.stdout and "notebook 3/3" not in done.stdout
+    names[1] = "02_second.ipynb"
+    assert sorted(path.name for path in folder.glob("*.ipynb")) == names
+
+
+def children(process: int) -> list[int]:
+    """The processes that this one has started, and those that they have."""
+    threads = Path(f"/proc/{process}/task").glob("*/children")
+    first = [int(word) for thread in threads for word in thread.read_text().split()]
+    return first + [other for child in first for other in children(child)]
+
+
+@pytest.mark.parametrize("moment", ["all", "starter and Snakemake", "job"])
+def test_after_a_kill_the_same_command_goes_on(project, moment):
+    write(project / "notebooks" / "01_first.ipynb", "1")
+    write(project / "notebooks" / "02_slow.ipynb", WAITS)
+    killed = course("run", "--preset", "smoke", "--notebooks", "02", start=subprocess.Popen, session=True)
+    while not (project / "log").exists() or not (project / "log").read_text():
+        assert killed.poll() is None, killed.stdout.read()
+        time.sleep(0.1)
+    snakemake, *below = children(killed.pid)
+    kernel = int((project / "log").read_text())
+    [execution] = [process for process in below if kernel in children(process) and b"execute" in _words(process)[:6]]
+    groups = {"all": [killed.pid, snakemake, *below], "starter and Snakemake": [killed.pid, snakemake]}
+    groups |= {"job": [execution]}
+    for process in groups[moment]:
+        with contextlib.suppress(ProcessLookupError):  # it has ended with another one
+            os.kill(process, signal.SIGKILL)
+    if moment == "job":  # what is left ends, and says what happened
+        said = killed.communicate()[0]
+        assert killed.returncode > 0 and "smoke: 0 of 1 jobs done" in said, said
+    if outlived := "Snakemake" in moment:
+        threading.Timer(12, (project / "notebooks" / "go").touch).start()  # while the second one waits
+    else:
+        (project / "notebooks" / "go").touch()
+    done = course("run", "--preset", "smoke", "--notebooks", "2")
+    assert done.returncode == 0, done.stdout
+    assert ("1 of the jobs run already, started earlier" in done.stdout) is outlived
+    assert len((project / "log").read_text().split()) == (1 if outlived else 2)
+    assert notebook.read(project / "runs" / "smoke" / "02_slow.ipynb").cells[-1].execution_count
+    assert not [path for path in (project / "runs" / ".kept").iterdir() if path.name.startswith(".02")]
+    assert not (project / "runs" / "smoke" / "01_first.ipynb").exists()
+
+
+def _words(process: int) -> list[bytes]:
+    return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+
+
+def test_a_stopped_list_stops_and_a_second_command_waits_for_it(project):
+    write(project / "notebooks" / "01_first.ipynb", WAITS)
+    first = course("run", "--preset", "smoke", start=subprocess.Popen)
+    while not (project / "log").exists():
+        assert first.poll() is None, first.stdout.read()
+        time.sleep(0.1)
+    second = course("run", "--preset", "smoke", start=subprocess.Popen)
+    assert "smoke runs already, started earlier; it is waited for" in second.stdout.readline()
+    first.terminate()
+    (project / "notebooks" / "go").touch()
+    assert "stopped: the same command goes on" in first.communicate()[0]
+    said = second.communicate()[0]
+    assert second.returncode == 0 and "smoke: 1 of 1 jobs done" in said, said
+    assert len((project / "log").read_text().split()) == 1
+
+
+def test_a_snakemake_that_hangs_is_ended_after_its_jobs(project, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    write(project / "notebooks" / "01_first.ipynb", "1")
+    monkeypatch.setattr(run, "PATIENCE", 0.2)
+    monkeypatch.setattr(run, "time", SimpleNamespace(sleep=interrupt))
+    [job] = plan("smoke")
+    run.KEPT.mkdir(parents=True)
+    hung = subprocess.Popen(["sh", "-c", "trap '' TERM; echo; while :; do sleep 1; done"], stdout=subprocess.PIPE)
+    hung.stdout.readline()
+    held = threading.Event()
+
+    def work():
+        with job.lock:
+            held.set()
+            threading.Event().wait(1)
+
+    start = time.monotonic()
+    threading.Thread(target=work).start()
+    held.wait()
+    with pytest.raises(KeyboardInterrupt):
+        run._watch(hung, [job], "small")
+    assert hung.returncode == -signal.SIGKILL and time.monotonic() - start > 1
+
+
+def test_a_kernel_that_dies_is_named(project):
+    write(project / "notebooks" / "01_first.ipynb", "1", "import os\nos._exit(1)", "2")
+    [job] = plan("smoke")
+    with pytest.raises(SystemExit, match=r"01_first.ipynb: code cell 3 \('import os'\): DeadKernelError"):
+        execute(project, job)
+    assert job.failed.exists() and not job.kept.exists()
+
+
+def test_leaving_early_is_not_finishing(project):
+    write(project / "notebooks" / "01_first.ipynb", "import sys\nsys.exit()", "2")
+    [job] = plan("smoke")
+    with pytest.raises(SystemExit, match="code cell 2"):
+        execute(project, job)
+    assert job.failed.exists() and job.error.exists() and not job.kept.exists()
+
+
+def test_what_was_edited_after_the_plan_is_another_job(project):
+    write(project / "notebooks" / "01_first.ipynb", "1")
+    [planned] = plan("smoke")
+    run.KEPT.mkdir(parents=True)
+    write(project / "notebooks" / "01_first.ipynb", "2")
+    with pytest.raises(SystemExit, match="changed meanwhile; the same command runs it as it is now"):
+        execute(project, planned)
+    assert "changed meanwhile" in planned.error.read_text()
+
+
+def test_a_full_disk_leaves_nothing_half_written(project):
+    write(project / "notebooks" / "01_first.ipynb", "print('x' * 900_000)")
+    [job] = plan("smoke")
+    run.KEPT.mkdir(parents=True)
+    run.describe([job], project / "plan.json")
+
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))  # what goes beyond cannot be written
+
+    words = "execute", "plan.json", job.kept.absolute()
+    full = course(*words, start=functools.partial(subprocess.run, preexec_fn=small_disk))
+    assert full.returncode != 0 and full.stdout.count("File too large") == 1
+    assert {file.suffix for file in run.KEPT.iterdir()} == {".error", ".lock"}
+    done = course(*words)
+    assert done.returncode == 0 and job.kept.exists(), done.stdout
+
+
+def test_the_key_follows_what_goes_in_and_nothing_else(project):
+    path = write(
+        project / "notebooks" / "01_first.ipynb", "1", first="# Parameters: a\nsize = 64\nfile = 'w'\nwork = None"
+    )
+    weights, preset = project / "notebooks" / "w", project / "notebooks" / "presets" / "smoke" / "01.yaml"
+
+    def key():
+        return plan("smoke")[0].key
+
+    first = key()
+    content = notebook.read(path)
+    content.cells[2].outputs = [nbformat.v4.new_output("stream", text="1")]
+    content.metadata["e2lib"]["minutes"] = 5
+    content.cells[0].source = "# Other title"
+    nbformat.write(content, path)
+    assert key() == first
+    preset.write_text("{size: 96, work: here}")  # where trainings are kept makes no difference
+    assert key() == first
+    keys = {first}
+    for change in ("a", "b"):
+        weights.write_text(change)
+        keys.add(key())
+    preset.write_text("size: 128")
+    keys.add(key())
+    content.cells[2].source = "2"
+    nbformat.write(content, path)
+    assert len({*keys, key()}) == 5
+
+
+def test_device_goes_to_the_notebooks_that_have_one(project, monkeypatch):
+    write(project / "notebooks" / "01_first.ipynb", "1")
+    write(project / "notebooks" / "02_second.ipynb", "1", first="# Parameters: a\nsize = 64\ndevice = 'auto'")
+    jobs = plan("smoke", device="cuda")
+    assert [job.given for job in jobs] == [{"size": 96}, {"size": 96, "device": "cuda"}]
+    monkeypatch.setattr(run, "cards", lambda: [])
+    with pytest.raises(ValueError, match="device='cuda', but torch sees no GPU here; DEVICE=cpu"):
+        run.start(jobs, Path("runs", "smoke"))
+
+
+def test_each_job_sees_a_gpu_of_its_own(project, monkeypatch):
+    monkeypatch.setattr(run, "cards", lambda: ["5", "7"])
+    monkeypatch.setattr(tempfile, "tempdir", str(project))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    with run._card():
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+        with run._card():
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+            with pytest.raises(RuntimeError, match=r"other jobs use every GPU of this machine \(5, 7\)"), run._card():
+                pass
+
+
+@pytest.mark.parametrize(("named", "seen"), [("5,7", ["5", "7"]), ("-1", []), ("", [])])
+def test_gpus_are_those_that_the_process_may_use(monkeypatch, named, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    run.cards.cache_clear()
+    assert run.cards() == seen
+    run.cards.cache_clear()
+
+
+def test_plan_refuses_by_name(project):
+    with pytest.raises(FileNotFoundError, match="no notebook"):
+        plan("smoke")
+    path = write(project / "notebooks" / "01_first.ipynb", "1")
+    with pytest.raises(ValueError, match="unknown PRESET 'big': choose from smoke, laptop, paper"):
+        plan("big")
+    with pytest.raises(ValueError, match="unknown NOTEBOOKS '07': choose from 01"):
+        plan("smoke", "01 07")
+    with pytest.raises(ValueError, match="unknown DEVICE 'gpu'"):
+        plan("smoke", device="gpu")
+    laptop = project / "notebooks" / "presets" / "laptop" / "01.yaml"
+    for text, complaint in (
+        ("size", "holds 'size'"),
+        ("size: 1\nsize: 2", "is no YAML: size stands twice.*line 1"),
+        ("size: [0", "is no YAML: .*"),
+        ("sise: 96", "unknown parameter 'sise': did you mean 'size'"),
+    ):
+        laptop.write_text(text)
+        with pytest.raises(ValueError, match=f"(?s)presets/laptop/01.yaml:? {complaint}"):
+            plan("laptop")
+    twin = write(project / "notebooks" / "01_twin.ipynb", "1")
+    with pytest.raises(ValueError, match="same number: 01_first.ipynb 01_twin.ipynb"):
+        plan("smoke")
+    twin.unlink()
+    (project / "notebooks" / "presets" / "paper" / "01.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match="presets/paper/01.yaml is missing"):
+        plan("paper")
+    path.write_text(path.read_text().replace("parameters", "other"))
+    with pytest.raises(ValueError, match="01_first.ipynb has 0 cells tagged parameters"):
+        plan("smoke")
+    path.write_text("{")
+    with pytest.raises(ValueError, match="01_first.ipynb is no readable notebook"):
+        plan("smoke")
+
+
+PANEL = """from IPython.display import display
+view = {"model_id": "1", "version_major": 2, "version_minor": 0}
+display({"application/vnd.jupyter.widget-view+json": view, "image/jpeg": "/9j/", "text/plain": "a panel"}, raw=True)"""
+PLOT = "import matplotlib.pyplot as plt\nplt.plot([1]);"
+
+
+def test_publish_keeps_outputs_and_leaves_the_rest(project, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    bar = "from tqdm.auto import tqdm\nfor _ in tqdm([1]): print(size)"
+    path = write(project / "notebooks" / "01_first.ipynb", bar, PLOT, PANEL)
+    (project / "notebooks" / "presets" / "laptop" / "01.yaml").write_text("size: 64")
+    [job] = plan("laptop")
+    run.KEPT.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="01_first.ipynb has not been run as it is now"):
+        publish([job])
+    execute(project, job)
+    content = notebook.read(path)
+    content.cells[0].source = "# Title, now that the numbers are known"
+    nbformat.write(content, path)
+    publish([job])
+    text = path.read_text()
+    assert "numbers are known" in text
+    assert not any(word in text for word in ("papermill", str(project), "iopub", "it/s", "commit"))
+    cells = notebook.read(path).cells
+    assert [cell.get("execution_count") for cell in cells] == [None, 1, 2, 3, 4]
+    assert cells[2].outputs[0].text == "64\n"
+    assert "image/png" in cells[3].outputs[0].data  # although MPLBACKEND asks for no display
+    assert cells[4].outputs[0].data == {"image/jpeg": "/9j/", "text/plain": "a panel"}
+    assert "widgets" not in notebook.read(path).metadata
+    card = notebook.read(path).metadata.e2lib
+    assert card.minutes == job.state()["minutes"] and card.source == notebook.source_hash(notebook.read(path))
+    assert (card.hardware, card.question) == ("CPU", "?")
+    assert plan("laptop")[0].kept.exists()  # publishing makes nothing stale
+
+    (project / "notebooks" / "presets" / "laptop" / "01.yaml").write_text("size: 96")
+    [other] = plan("laptop")
+    other.kept.write_text(json.dumps({}))
+    with pytest.raises(ValueError, match="differs from the parameters cell of .*'size': 96"):
+        publish([other])
