@@ -164,7 +164,7 @@ def keep(
             found.append(compute(batch))
             names += batch.names
             bar.update(len(batch.names))
-        tensors = {name: torch.cat([values[name] for values in found]) for name in found[0]}
+        tensors = {name: torch.cat([values[name] for values in found]).contiguous() for name in found[0]}
         save_file(tensors, path, {"names": json.dumps(names)})
 
     parts = [range(i, min(i + SHARD, len(dataset))) for i in range(0, len(dataset), SHARD)]

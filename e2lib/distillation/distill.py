@@ -115,16 +115,12 @@ class Distill(nn.Module):
         for name, value in above.items():
             if not 0 < value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be above 0")
-        for name, value, least in (
-            ("every", every, 1),
-            ("count", 1 if count is None else count, 1),
-            ("mixup", mixup, 0),
-        ):
-            if not least <= value < float("inf"):
+        for name, value, least in (("every", every, 1), ("count", count, 1), ("mixup", mixup, 0)):
+            if value is not None and not least <= value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         self.terms = {name: TERMS[name] for name in weights}
         self.explaining = [name for name, term in self.terms.items() if term.of == "explanation"]
-        self.taught = [name for name, term in self.terms.items() if "teacher" in term.asks]
+        self.taught = [name for name, term in self.terms.items() if "teacher" in term.asks or name in self.explaining]
         deep = {name: term for name, term in self.terms.items() if term.of in ("features", "maps")}
         if every > 1 and len(self.explaining) == len(weights):
             raise ValueError(f"every is {every}, but there is no term for the other steps besides {', '.join(weights)}")
@@ -173,7 +169,7 @@ class Distill(nn.Module):
             with torch.no_grad():
                 teacher = self.teachers[0].to(batch.images.device)
                 there = self._seen(teacher, self._for_teacher(batch.images), targets)
-        elif self.taught and (batch.logits is None or batch.maps is None):
+        elif self.taught and (batch.logits is None or (targets and batch.maps is None)):
             raise ValueError("teacher is None, and the batch has no logits and maps; train on data of frozen.freeze")
         here = self._seen(bare(student), batch.images, targets and targets(there["logits"]), create_graph=True)
         if targets:
@@ -197,9 +193,11 @@ class Distill(nn.Module):
 
     def _seen(self, model: nn.Module, images: Tensor, targets=None, create_graph=False, check=False) -> dict[str, Any]:
         """What terms compare of a network, by the names of `Term.of`; None for what no term asks for."""
-        maps, features, handles = None, {}, []
+        maps, features, handles, graph = None, {}, [], torch.is_grad_enabled()
 
         def catch(at: str, module: nn.Module, inputs, output: Tensor) -> None:
+            if graph and not torch.is_grad_enabled():
+                raise ValueError(f"{at} is computed without a graph; checkpoint with use_reentrant=False")
             if at not in features:  # of the first pass; a clone, as the network may go on in place
                 features[at] = as_grid(output.clone(), model, images)
 

@@ -303,6 +303,8 @@ def test_the_recipe_for_a_term(scenes, monkeypatch):
 def test_what_a_term_compares_is_named():
     with pytest.raises(ValueError, match="of is 'pixels'; it must be logits, explanation, maps or features"):
         d.Term(means, "pixels")
+    with pytest.raises(ValueError, match="of is 'logits'; a Module, as Shift, must compare features"):
+        d.Term(Shift)
 
 
 def test_networks_without_depths_are_told_of_wrap(scenes):
@@ -318,13 +320,14 @@ def test_networks_without_depths_are_told_of_wrap(scenes):
 class Dictionary(nn.Module):
     """A network that returns a dictionary and checkpoints its stages, as those of Hugging Face do."""
 
-    def __init__(self):
+    def __init__(self, reentrant=False):
         super().__init__()
+        self.reentrant = reentrant
         self.stem, self.stage = nn.Conv2d(3, 8, 3, 4, 1), nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
         self.head = nn.Linear(16, 10)
 
     def forward(self, x):
-        features = torch.utils.checkpoint.checkpoint(self.stage, self.stem(x), use_reentrant=False)
+        features = torch.utils.checkpoint.checkpoint(self.stage, self.stem(x), use_reentrant=self.reentrant)
         return {"loss": None, "logits": self.head(features.mean((2, 3)))}
 
 
@@ -345,6 +348,15 @@ def test_every_term_takes_wrapped_networks(term, scenes):
             grads.append(torch.autograd.grad(values[-1], student.net.stem.weight)[0])
     assert values[0] > 0 and grads[0].any() and torch.equal(values[0], values[-1])
     assert torch.allclose(grads[0], grads[-1], atol=1e-7)
+
+
+def test_features_without_a_graph_are_refused(scenes):
+    student, batch = models.wrap(Dictionary(reentrant=True), {"Final": "stage"}), batch_of(scenes)
+    step = d.Distill(build("test_resnet"), student, batch.images, {"crd": 1.0}, count=8)
+    with pytest.raises(ValueError, match="Final is computed without a graph; checkpoint with use_reentrant=False"):
+        step(student, batch)
+    with torch.no_grad():
+        assert step(student, batch)["crd"] > 0
 
 
 def test_wrappers_of_torch_count_as_their_network(scenes):
