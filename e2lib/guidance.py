@@ -7,7 +7,9 @@ explained class, bool or float in [0, 1]. They give one value per image, (B,) fl
 gradient. A wrong shape, type or range is a ValueError.
 """
 
+import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from e2lib.attribution import against_others, explain, grid_size, logits_of, modes_restored, module_at, trainable
 from e2lib.datasets import Batch, collate
+from e2lib.distillation.losses import bce, cross_entropy
 from e2lib.metrics import EPG
 
 FLOOR = 1e-6  # of Â⁺ in the logarithm of PPCE; attribution below it counts as this much and has no gradient
@@ -84,18 +87,6 @@ def _normalised(maps: Tensor, masks: Tensor) -> Tensor:
     return maps / torch.where(peak > NOTHING, peak, 1)
 
 
-def bce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean binary cross-entropy, nats per class; logits and labels (B, C)."""
-    return F.binary_cross_entropy_with_logits(logits, labels)
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy, nats per image; logits and one-hot labels (B, C). ValueError for images of several labels."""
-    if not (labels.sum(1) == 1).all():
-        raise ValueError(f"images have {labels.sum(1).tolist()} labels; cross_entropy wants one each, bce takes any")
-    return F.cross_entropy(logits, labels)
-
-
 CLASSIFICATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bce": bce, "cross_entropy": cross_entropy}
 
 
@@ -156,8 +147,7 @@ class Guide:
     classification: str | Callable[[Tensor, Tensor], Tensor] = "bce"
     masks: str = "boxes"
     keep_modes: bool = False
-    # Boxes that should have come by now; nothing once one has come.
-    missing: list[float] = field(default_factory=lambda: [0.0], init=False, compare=False)
+    missing: Counter = field(default_factory=Counter, init=False, compare=False)  # images that should have had a box
 
     def __post_init__(self):
         for name in ("weight", "fraction", "dropout"):  # a number of NumPy would change the repr, and fail in operators
@@ -209,21 +199,20 @@ class Guide:
         found = torch.cat(logits).float()
         labels = batch.hot(found.shape[1])
         classify = self.classification if callable(self.classification) else CLASSIFICATION[self.classification]
-        classification = classify(found, torch.cat([labels[explained], labels[~explained]]))
+        classification = classify(found, torch.cat([labels[explained], labels[~explained]])).mean()
         return {"classification": classification, "guidance": self.weight * localisation}
 
     def _expect(self, guided: Tensor) -> None:
         """Warn, once, when no image has a box although many should have come."""
-        if self.missing and self.weight > 0:
-            self.missing[0] += self.fraction * len(guided)
-            if guided.any() or self.missing[0] >= EXPECTED:
-                if not guided.any():
-                    warnings.warn(
-                        f"Guide has found no {self.masks} to guide with, where fraction={self.fraction} of all images "
-                        "should have them: it trains plainly",
-                        stacklevel=3,
-                    )
-                self.missing.clear()
+        self.missing["images"] += self.fraction * len(guided)
+        if guided.any() or self.weight == 0:
+            self.missing["images"] = -math.inf
+        elif self.missing["images"] >= EXPECTED:
+            self.missing["images"] = -math.inf
+            share = f"fraction={self.fraction} of all images should have them"
+            warnings.warn(
+                f"Guide has found no {self.masks} to guide with, where {share}: it trains plainly", stacklevel=3
+            )
 
     @contextmanager
     def _dropping(self, model: nn.Module) -> Iterator[None]:

@@ -368,7 +368,7 @@ def test_the_classification_may_be_cross_entropy_or_a_function():
         logits.gather(1, index[:, None]).sum(),
     )
     several = replace(some, labels=torch.ones_like(some.labels))
-    with pytest.raises(ValueError, match="cross_entropy wants one each"):
+    with pytest.raises(ValueError, match="cross_entropy needs 1"):
         Guide(classification="cross_entropy")(model, several)
 
 

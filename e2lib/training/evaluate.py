@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 
 from e2lib.attribution import against_others, explain, logits_of, modes_restored
 from e2lib.datasets import Batch, collate
-from e2lib.metrics import EPG, F1, METRICS, Average, GroupAccuracy, IoU, IoUCurve, MeanAP, OnObjectEPG
+from e2lib.metrics import EPG, F1, METRICS, GroupAccuracy, IoU, IoUCurve, MeanAP, OnObjectEPG
 from e2lib.metrics.accuracy import check_logits
+from e2lib.metrics.localisation import Average
 from e2lib.training.precision import formed
 from e2lib.training.processes import processes
 
