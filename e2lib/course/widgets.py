@@ -153,8 +153,8 @@ def draw_networks(
 ) -> Figure:
     """One image as several networks see it at one depth: maps of class `c`, their EPG and likeness to the first.
 
-    EPG counts the sample's boxes of class `c`. Bars show probabilities, a sigmoid each, of class `c` and of those, named
-    by `classes`, that some network gives 10 %.
+    EPG counts the sample's boxes of class `c`. Bars show probabilities, a sigmoid each, of class `c` and of the others
+    in `classes` that some network gives 10 %.
     """
     batch, photo = collate([sample]), sample.image.permute(1, 2, 0)
     boxes = sample.boxes[sample.box_labels == c]

@@ -41,6 +41,5 @@ def check_5(always):
         raise Hint(f"{name} {where}.")
     if right - always:
         raise Hint("one that gains in each seed is missing.")
-    return (
-        "mean gains over the seeds: " + ", ".join(f"{name} {row['mean']:+.1f}" for name, row in gains.iterrows()) + "."
-    )
+    means = ", ".join(f"{name} {row['mean']:+.1f}" for name, row in gains.iterrows())
+    return f"mean gains over the seeds: {means}."

@@ -48,8 +48,7 @@ def check_4(now, higher):
 
     def count(change, once=True):
         rows = claims.judge([c.model_copy(update={"above": change(c.above)}) for c in found], table)
-        rows = rows.drop_duplicates("claim") if once else rows
-        return (rows.verdict == claims.HOLDS).sum().item()
+        return ((rows.drop_duplicates("claim") if once else rows).verdict == claims.HOLDS).sum().item()
 
     rows = "count claims, not rows: a claim that is tested on two data sets has two."
     compare("now", now, count(lambda b: b), (count(lambda b: b, once=False), rows))
