@@ -95,9 +95,8 @@ class Guide:
     """A training step: classification(logits, labels) + λ · L_loc(A_c, M_c) (Rao et al., section 3).
 
     In every image that is `annotated`, one class c is drawn uniformly (by torch's global generator) from those that
-    have boxes. Only these images are explained. The network runs in eval mode, so that an image's map depends on that
-    image alone and one forward pass serves logits and map: norm layers use, and keep, their running statistics, for
-    images with and without boxes alike, and dropout is off.
+    have boxes. Only these images are explained. The network runs in eval mode, so that a map depends on its image alone
+    and one forward pass serves logits and map: norm layers use, and keep, their running statistics; dropout is off.
 
     Args:
         loss: a name of `LOSSES`, or a function (maps (B, 1, H, W) float32, masks (B, 1, H, W)) -> (B,).
@@ -112,12 +111,10 @@ class Guide:
         absolute: explain with |A| instead of A in the loss. Grad-CAM's maps can escape a strong energy loss by becoming
             zero everywhere, where there is no gradient. The absolute value of IxG at Final cannot; it is Grad-CAM
             before its ReLU where average pooling and a linear layer follow. `evaluate` measures A all the same.
-        contrast: explain the difference of the class's logit and the mean of the others instead of the logit: what
-            speaks for this class rather than another.
+        contrast: explain the class's logit less the mean of the others: what speaks for this class rather than another.
         outside: M is the complement: for classes that are told by what surrounds the object in the box.
-        dropout: the share of the explained layer's channels that a step sets to zero, drawn anew for each image,
-            annotated or not, the others being scaled up: the map then has to hold with any of them. Not for tokens
-            (B, N, C).
+        dropout: the share of the explained layer's channels that a step sets to zero, drawn anew for each image; the
+            others are scaled up. The map then has to hold with any of them. Not for tokens (B, N, C).
         classification: bce, cross_entropy (for single-label data), or a function (logits (B, C) float32, multi-hot
             labels (B, C) float32) -> scalar.
         masks: boxes, or segmentation: M is the union of the class's segmentation masks, which may be soft, and images

@@ -147,12 +147,11 @@ class Batch:
             labels: class indices int64 (B,), or multi-hot (B, C).
             boxes: one per image, (B, 4), or for each image (N, 4) or None; xyxy in pixels, or BoundingBoxes.
             box_labels: for each image int64 (N,), the class of each box; by default the image's only class.
-            masks: one per image, (B, H, W), where an empty one means none; or for each image (N, H, W), one per box,
-                or None. bool, or soft, float in [0, 1]. Without `boxes` the masks get the boxes around them.
-            groups: the index of each image's group; -1 for none.
-            annotated: whether the boxes of each image may be used; by default they may.
-            names: of the images, which errors give; by default their positions.
-            size: H, W in pixels of the images that `images` are features of.
+            masks: one per image, (B, H, W), where an empty one means none; or for each image (N, H, W) or None.
+            groups: the index of each image's group, by default -1.
+            annotated: whether the boxes of each image may be used; by default all may.
+            names: of the images, for messages; by default their positions.
+            size: of the images, where `images` are features.
 
         Raises:
             ValueError: an argument of another length than `images`, and what `Sample` and `collate` refuse.
@@ -189,12 +188,11 @@ class Batch:
 
         Raises ValueError for labels of other classes.
         """
-        if self.labels.ndim == 1 and ((self.labels >= 0) & (self.labels < count)).all():
-            return F.one_hot(self.labels, count).float()
-        if self.labels.shape != (len(self.names), count):
-            found = f"up to {self.labels.max()}" if self.labels.ndim == 1 else tuple(self.labels.shape)
+        index = self.labels.ndim == 1
+        if index and ((self.labels < 0) | (self.labels >= count)).any() or not index and self.labels.shape[1] != count:
+            found = f"{self.labels.min()} to {self.labels.max()}" if index else tuple(self.labels.shape)
             raise ValueError(f"labels are {found}; the network gives {count} logits per image")
-        return self.labels.float()
+        return F.one_hot(self.labels, count).float() if index else self.labels.float()
 
     def present(self) -> Tensor:
         """The classes in each image, to be explained: int64 (B, K), filled up with -1.

@@ -94,15 +94,15 @@ class GroupAccuracy(Metric):
         groups: their names; an image's group is an index into them.
         seen: how many training images each group has; None where it is not known.
 
-    `compute` returns, each in [0, 1]:
+    `compute` returns, each in [0, 1], where there are images to tell:
 
     - accuracy: over all images.
     - worst group, mean of groups: over the groups that have images here.
-    - adjusted mean: of the groups that have images here, weighted by `seen` (Sagawa et al., ICLR 2020), the accuracy on
-      images distributed as the training images. Left out without `seen`, or when it is 0 for all of these.
-    - in distribution, out of distribution: over all images of the groups that have training images, and that have
-      none, pooled (Parchami-Araghi et al., ECCV 2024, section 4.2). Left out without `seen`, or without images.
-    - each group that has images here, by name.
+    - adjusted mean: their mean weighted by `seen`, the accuracy on images distributed as the training images (Sagawa et
+      al., ICLR 2020).
+    - in distribution, out of distribution: over the images of all groups that have training images, and of all that
+      have none (Parchami-Araghi et al., ECCV 2024, section 4.2); with `seen` alone.
+    - each group, by name.
 
     Raises:
         ValueError: no groups, or `seen` of another length; in `update` labels, groups or logits that do not fit.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 from tqdm.auto import tqdm
 
-from e2lib.attribution import modes_restored
+from e2lib.attribution import logits_of, modes_restored
 from e2lib.metrics.localisation import check_maps, kind
 
 
@@ -70,9 +70,11 @@ def deletion_insertion(
         for some in tqdm(changes, desc="deletion, insertion", delay=5, leave=False):
             changed = rank < some.view(-1, 1, 1, 1, 1)  # (S, B, 1, H, W)
             for curve, before, after in zip(curves, (images, blurred), (removed, images), strict=True):
-                logits = model(torch.where(changed, after, before).flatten(0, 1))  # (S·B, C)
+                logits = logits_of(model(torch.where(changed, after, before).flatten(0, 1)))  # (S·B, C)
                 if targets.max() >= logits.shape[1]:
                     raise ValueError(f"targets has class {targets.max()}; the model has {logits.shape[1]} classes")
+                if logits.isnan().any():
+                    raise ValueError("logits hold NaN: the network's weights, or the images, are not finite")
                 scores = logits.sigmoid() if multilabel else logits.softmax(1)
                 curve.append(scores.gather(1, targets.repeat(len(some))[:, None]).view(len(some), b))
     deletion, insertion = (torch.cat(curve).T for curve in curves)

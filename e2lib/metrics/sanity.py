@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from e2lib.attribution import bare
 from e2lib.metrics.localisation import check_maps
 
 
@@ -76,7 +77,7 @@ def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], s
         its layer's initialiser: that works for every layer and no signal vanishes. Buffers and constant tensors stay.
     """
     randomised = copy.deepcopy(model)
-    stages = _stages(randomised)
+    stages = _stages(bare(randomised))
     if not stages:
         raise ValueError(f"model {type(model).__name__} has no parameters to randomise")
     generator = torch.Generator().manual_seed(seed)

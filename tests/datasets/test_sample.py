@@ -155,7 +155,7 @@ def test_masks_may_be_soft_and_get_the_boxes_around_them():
         (lambda x, y: Batch.of(x, y, [None, CORNERS], [None, y]), "image '1' has 1 boxes, 2 box_labels"),
         (lambda x, y: Batch.of(x, y, CORNERS.flip(1).expand(2, 4)), "image 0: box .* is inverted"),
         (lambda x, y: Batch.of(x, y, [None, CORNERS * float("nan")]), "image 1: box .* is not finite"),
-        (lambda x, y: Batch.of(x, y).hot(2), "labels are up to 2; the network gives 2 logits per image"),
+        (lambda x, y: Batch.of(x, y).hot(2), "labels are 0 to 2; the network gives 2 logits per image"),
         (lambda x, y: Batch.of(x, torch.ones(2, 4)).hot(2), r"labels are \(2, 4\); the network gives 2"),
     ],
 )

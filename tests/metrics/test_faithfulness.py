@@ -71,6 +71,8 @@ def test_deletion_and_insertion_do_not_depend_on_batches_and_restore_modes():
             for a, b in zip(one, together, strict=True):
                 torch.testing.assert_close(a[0], b[i])
     assert (model.training, model.dropout.training, model.norm.training) == (True, True, False)
+    with pytest.raises(ValueError, match="logits hold NaN"):
+        metrics.deletion_insertion(model, images * float("nan"), maps, targets)
     with pytest.raises(ValueError, match="targets has class 5; the model has 2 classes"):
         metrics.deletion_insertion(model, images, maps, targets + 4)
     assert (model.training, model.dropout.training, model.norm.training) == (True, True, False)
