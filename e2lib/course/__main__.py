@@ -107,26 +107,20 @@ def main() -> None:
         return script()
     parser = argparse.ArgumentParser(prog="python -m e2lib.course", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("run", "publish"):
+    options = {"run": "preset notebooks device", "publish": "preset notebooks device", "sweep": "runs profile jobs"}
+    for name, words in (options | {"results": "runs", "execute": ""}).items():
         command = commands.add_parser(name)
-        command.add_argument("--preset", default="laptop")
-        command.add_argument("--notebooks", default="")
-        command.add_argument("--device", default="auto")
-    for name in ("sweep", "results"):
-        command = commands.add_parser(name)
-        command.add_argument("file", type=Path)
-        command.add_argument("--runs", default="")
-        if name == "sweep":
-            command.add_argument("--profile", default="")
-            command.add_argument("--jobs", type=int, default=0)
-    command = commands.add_parser("execute", help="of Snakemake")
-    command.add_argument("plan", type=Path)
-    command.add_argument("kept")
+        for word in words.split():
+            command.add_argument(f"--{word}", default={"preset": "laptop", "device": "auto", "jobs": "0"}.get(word, ""))
+        if name not in ("run", "publish"):
+            command.add_argument("file", type=Path)
+        if name == "execute":  # Snakemake calls it
+            command.add_argument("kept")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: the same command goes on with what is not done"))
     with plainly():
         if given.command == "execute":
-            return run.execute(given.plan, given.kept)
+            return run.execute(given.file, given.kept)
         if given.command == "run":
             sys.exit(run.preset(given.preset, given.notebooks, given.device))
         if given.command == "publish":
@@ -136,7 +130,7 @@ def main() -> None:
         from e2lib.course import sweep
 
         if given.command == "sweep":
-            sys.exit(sweep.start(given.file, given.runs, given.profile, given.jobs))
+            sys.exit(sweep.start(given.file, given.runs, given.profile, int(given.jobs)))
         sweep.unseal(given.file, given.runs)
 
 

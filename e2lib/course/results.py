@@ -93,12 +93,8 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     ValueError where two numbers are told apart by nothing.
     """
     rows: dict[tuple, dict[str, float]] = {}
-    columns = [
-        *(table[name].astype(object).fillna("") for name in KEYS),
-        table.metric,
-        table.value,
-    ]  # NaN equals nothing
-    for *key, metric, value in zip(*columns, strict=True):
+    keys = [table[name].astype(object).fillna("") for name in KEYS]  # NaN equals nothing
+    for *key, metric, value in zip(*keys, table.metric, table.value, strict=True):
         metrics = rows.setdefault(tuple(key), {})
         if metric in metrics:
             raise ValueError(f"{metric} is there twice for {dict(zip(KEYS, key, strict=True))}")

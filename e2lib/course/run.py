@@ -115,13 +115,10 @@ class Job:
             return True
 
     def show(self, path: Path) -> None:
-        """Let the executed notebook lie in `path` too; where the file system can, it takes no room."""
+        """Copy the executed notebook to `path`: whoever edits it there leaves what is kept as it is."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
-            try:
-                os.link(self.kept, part)
-            except OSError:
-                shutil.copyfile(self.kept, part)
+            shutil.copyfile(self.kept, part)
 
     def state(self) -> dict[str, Any]:
         """Of a job that is done: minutes, device, and commit, empty outside of a repository."""
@@ -219,17 +216,14 @@ def preset(name: str, numbers: str, device: str) -> int:
 def start(jobs: list[Job], folder: Path, at_once: int = 0, gpus: int = 1, profile: str = "", bars: bool = False) -> int:
     """Run the jobs that are not done, print a summary, and return 0 if all are done in the end.
 
-    Args:
-        jobs: several of them may start from the same networks: these wait for the first one, which trains them.
-        folder: of the list: Snakemake keeps its books there. While another process runs the list, this one waits.
-        at_once: how many jobs, which share the processor's cores. 0: one on each GPU, or one where there is none.
-        gpus: how many of these a job wants, where there are some.
-        profile: a folder of notebooks/sweeps/profiles, for jobs that run elsewhere.
-        bars: each job shows its progress, and its notebook lies in `folder`; otherwise one bar shows that of the list.
+    folder: of the list; Snakemake keeps its books there. While another process runs the list, this one waits.
+    at_once: how many jobs, which share the processor's cores; 0: one on each GPU, or one where there is none.
+    gpus: how many of these a job wants. profile: a folder of notebooks/sweeps/profiles, for jobs that run elsewhere.
+    bars: each job shows its progress, and its notebook lies in `folder`; otherwise one bar shows that of the list.
     """
-    if profile and not (PROFILES / profile).is_dir():
-        known = ", ".join(sorted(path.name for path in PROFILES.iterdir()))
-        raise ValueError(f"unknown PROFILE {profile!r}: choose from {known}")
+    known = sorted(path.name for path in PROFILES.glob("*"))
+    if profile and profile not in known:
+        raise ValueError(f"unknown PROFILE {profile!r}: choose from {', '.join(known)}")
     if not profile and not cards() and any(str(job.given.get("device")).startswith("cuda") for job in jobs):
         raise ValueError("device='cuda', but torch sees no GPU here; DEVICE=cpu runs notebooks, PROFILE=slurm sweeps")
     on = len(cards()) if gpus and not profile else 0
@@ -255,13 +249,9 @@ def start(jobs: list[Job], folder: Path, at_once: int = 0, gpus: int = 1, profil
         call += ["--resources", f"gpu={on}"] if on else []
         begin = log.seek(0, os.SEEK_END)
         # It holds the lock too: were this process killed, its jobs would go on.
-        process = subprocess.Popen(
-            call,
-            env=os.environ | {"E2LIB_PROFILE": str((PROFILES / profile).absolute())},
-            stdout=None if bars else log,
-            stderr=log,
-            pass_fds=[lock.fileno()],
-        )
+        there = os.environ | {"E2LIB_PROFILE": str((PROFILES / profile).absolute())}
+        output = {"stdout": None if bars else log, "stderr": log}
+        process = subprocess.Popen(call, env=there, pass_fds=[lock.fileno()], **output)
         _watch(process, jobs, not bars and folder.name)
         log.seek(begin)
         said = log.read()
@@ -300,18 +290,11 @@ def describe(jobs: list[Job], file: Path, threads: int = 0, pick: bool = False, 
         others = [first[start] for start in job.starts if start in first]
         return list(dict.fromkeys(str(other.kept.absolute()) for other in others if other.key != job.key))
 
-    described = {
-        str(job.kept.absolute()): {
-            "notebook": str(job.notebook),
-            "given": job.given,
-            "place": str(job.place),
-            "after": after(job),
-            "threads": threads,
-            "pick": pick,
-            "bar": bars and f"{number}/{len(jobs)}: {job.name}",
-        }
-        for number, job in enumerate(jobs, 1)
-    }
+    described = {}
+    for number, job in enumerate(jobs, 1):
+        about = {"notebook": str(job.notebook), "given": job.given, "place": str(job.place), "after": after(job)}
+        about |= {"threads": threads, "pick": pick, "bar": bars and f"{number}/{len(jobs)}: {job.name}"}
+        described[str(job.kept.absolute())] = about
     write(file, json.dumps(described))
 
 
@@ -403,18 +386,12 @@ def _execute(job: Job, source: Source, bar: str) -> None:
     commit = _commit(job.notebook.parent)  # before: the code may be edited while this runs
     part = job.kept.with_name(f".{job.kept.name}.{secrets.token_hex(4)}.ipynb").absolute()
     interval = 0.1 if sys.stderr.isatty() else 20  # seconds between updates of the bar: few in a log file
+    how = {"kernel_name": "python3", "language": "python", "cwd": job.notebook.parent}
+    how |= {"extra_arguments": ["--log-level=ERROR"]}  # not the kernel's warnings about itself
+    how |= {"progress_bar": bar and {"desc": f"notebook {bar}", "mininterval": interval}}
     begin, error = time.monotonic(), None
     try:
-        papermill.execute_notebook(
-            job.notebook,
-            part,
-            job.given,
-            kernel_name="python3",
-            language="python",
-            cwd=job.notebook.parent,
-            progress_bar=bar and {"desc": f"notebook {bar}", "mininterval": interval},
-            extra_arguments=["--log-level=ERROR"],  # the kernel's warnings about itself
-        )
+        papermill.execute_notebook(job.notebook, part, job.given, **how)
     except Exception as caught:  # of whatever kind: what was executed is kept for a look, and other notebooks go on
         error = caught
         if not part.exists():  # it could not even be written
