@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from e2lib import models
-from e2lib.attribution import modes_restored
+from e2lib.attribution import logits_of, modes_restored
 from e2lib.datasets import Batch, collate
 from e2lib.training.checkpoint import Checkpoint
 from e2lib.training.log import Log
@@ -27,7 +27,8 @@ Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
 def classify(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """The plain step: binary cross-entropy on the multi-hot labels, nats per class."""
-    return {"classification": F.binary_cross_entropy_with_logits(model(batch.images).float(), batch.labels.float())}
+    logits = logits_of(model(batch.images)).float()
+    return {"classification": F.binary_cross_entropy_with_logits(logits, batch.hot(logits.shape[1]))}
 
 
 def train_head_only(model: nn.Module) -> nn.Module:
