@@ -40,8 +40,6 @@ def load(
     """
     if data not in DATASETS:
         raise ValueError(f"unknown data {data}; known: {', '.join(DATASETS)}")
-    if size < 32 or size % 32:
-        raise ValueError(f"size is {size}; it must be a multiple of 32 (pixels per side)")
     kind, root = DATASETS[data], None if root is None else Path(root).expanduser()
     if not (layout := getattr(kind, "layout", None)):
         if root is not None or length is None:
