@@ -34,22 +34,8 @@ from e2lib.attribution.forward import (
 from e2lib.attribution.methods import METHODS, Method, trainable
 from e2lib.memory import keep_memory
 
-__all__ = [
-    "METHODS",
-    "Exact",
-    "Explanation",
-    "Method",
-    "against_others",
-    "as_grid",
-    "bare",
-    "dynamic_weights",
-    "explain",
-    "grid_size",
-    "logits_of",
-    "modes_restored",
-    "module_at",
-    "trainable",
-]
+__all__ = ["METHODS", "Exact", "Explanation", "Method", "against_others", "as_grid", "bare", "dynamic_weights"]
+__all__ += ["explain", "grid_size", "logits_of", "modes_restored", "module_at", "trainable"]
 
 Targets = Tensor | np.ndarray | Sequence | int | Callable[[Tensor], Tensor]
 
@@ -85,16 +71,18 @@ def explain(
     | `gradient_shap` | expected gradients from the zero input, noise 0.09 (evaluation only) | Lundberg, Lee 2017 |
     | `attention_rollout` | mean attention of a ViT multiplied up, one for all targets (evaluation only) | Abnar 2020 |
 
-    The network runs in eval mode, so that no image's map depends on the others of its batch; every module's mode, the
-    hooks, the random number generators and the `.grad` fields are as before afterwards, also after an exception.
+    The network runs in eval mode, so that the map of one image does not depend on the other images of its batch. Modes
+    of modules, hooks, random number generators and `.grad` fields are restored, also after an exception. See
+    `methods.Method` for methods of your own.
 
     Args:
-        model: network from images to logits (B, C); one of `models.build` knows depth names, any other takes module
-            paths.
+        model: network from images to logits (B, C). One of `models.build` or `models.wrap` has names of depths, any
+            other takes module paths. What torch wraps around it (DataParallel, AveragedModel) makes no difference.
         images: (B, 3, H, W) float, in [0, 1] for the networks of `models.build`.
-        targets: what to explain. int64 (B,) or (B, K): classes, where -1 means none (a zero map). Or float (B, C) or
-            (B, K, C): weights of the logits in the explained score, for example +1 and -1 for a difference. Or a
-            function that makes one of these of the detached logits (B, C): `lambda z: z.argmax(1)` for the top class.
+        targets: what to explain: a class for all images; or integers (B,) or (B, K), classes, where -1 means none (a
+            zero map); or floats (B, C) or (B, K, C), weights of the logits in the explained score, for example +1 and
+            -1 for a difference. Tensors, lists or arrays; or a function that makes one of these of the detached logits
+            (B, C): `lambda z: z.argmax(1)` for the top class.
         method: one of `METHODS`.
         at: a name of `model.depths` (Input, Mid1, Mid2, Mid3, Final) or the path of a module whose output (B, C, h, w),
             or tokens (B, N, C), is explained. `captum`'s methods and attention rollout explain the input.
@@ -110,10 +98,10 @@ def explain(
         size bilinearly. K targets cost K backward passes for the batch.
 
     Raises:
-        ValueError: an unknown method or depth, `keep_modes` or targets as a function with a method that explains the
-            input for evaluation, `method="bcos"` on a network that is not B-cos, `create_graph=True` with
-            a method that is for evaluation only, images or targets of a wrong shape, type or range, `steps` below 1, a
-            layer (B, h, w, C), `deeplift` on layers that captum has no rule for (LayerNorm, attention, B-cos).
+        ValueError: an unknown method or layer; a method that does not suit the network, `at`, `create_graph` or
+            `keep_modes`; images, targets or outputs of a wrong shape, type or range; a network under torch.compile, or
+            gradient checkpointing behind the explained layer, with `create_graph`; no rule of DeepLIFT for a layer.
+        ImportError: a method of captum, which is not installed.
 
     Notes:
         The map of a B-cos network has the exact parameter gradient: the dynamic weights stay fixed while the
@@ -174,30 +162,19 @@ def against_others(classes: Tensor, count: int) -> Tensor:
 
 
 def dynamic_weights(
-    model: nn.Module,
-    images: Tensor,
-    targets: Targets,
-    create_graph: bool = False,
-    keep_modes: bool = False,
+    model: nn.Module, images: Tensor, targets: Targets, create_graph: bool = False, keep_modes: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The rows of W(x) that a B-cos network applies to its six-channel input for `targets`.
+    """The rows of W(x) that a B-cos network applies to its six-channel input for `targets`, one per image.
 
     The explained score is s = Σ [W(x)]_s · x + bias (Böhle et al., CVPR 2022, eq. 13): `W * x` summed over channels is
-    the contribution map.
-
-    Args:
-        model: a B-cos network.
-        images: (B, 3, H, W) float in [0, 1].
-        targets: int64 (B,) or float (B, C), or a function, as for `explain`.
-        create_graph: keep the graph, as for `explain`.
-        keep_modes: as for `explain`.
+    the contribution map. Arguments are as for `explain`.
 
     Returns:
         logits (B, C) and the weights (B, 6, H, W), channels (r, g, b, 1-r, 1-g, 1-b), with the exact parameter gradient
         when `create_graph`.
 
     Raises:
-        ValueError: the network is not B-cos, or images or targets are of a wrong shape, type or range.
+        ValueError: the network is not B-cos, or what `explain` refuses.
     """
     model, images = _checked_network(model, images)
     with explaining(model, True, create_graph, keep_modes) as mode:
@@ -234,9 +211,8 @@ def _checked_method(model, method, at, create_graph, steps, keep_modes) -> Metho
 
 def _checked_network(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
     if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(
-            f"images have shape {tuple(images.shape)} and type {images.dtype}; float (B, 3, H, W) is wanted"
-        )
+        shape = tuple(images.shape)
+        raise ValueError(f"images have shape {shape} and type {images.dtype}; float (B, 3, H, W) is wanted")
     if hasattr(bare(model), "preprocess") and images.numel() and not 0 <= images.min() <= images.max() <= 1:
         low, high = images.min().item(), images.max().item()
         raise ValueError(
@@ -255,9 +231,8 @@ def _score_weights(targets: Targets, logits: Tensor) -> Tensor:
     """Targets in any of their forms as weights (B, K, C) of the logits."""
     targets = torch.as_tensor(targets(logits.detach()) if callable(targets) else targets)
     batch, classes = logits.shape
-    whole = not targets.is_floating_point() and not targets.is_complex() and targets.dtype != torch.bool
-    if whole and targets.ndim == 0:
-        targets = targets.expand(batch)
+    whole = not targets.is_floating_point() and targets.dtype != torch.bool
+    targets = targets.expand(batch) if whole and targets.ndim == 0 else targets
     shape = tuple(targets.shape)
     if whole and targets.ndim in (1, 2) and shape[0] == batch:
         targets = targets.long().to(logits.device)

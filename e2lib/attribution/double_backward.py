@@ -44,42 +44,37 @@ class Exact(TorchFunctionMode):
         if self.dynamic and self.twice:
             if function is torch.Tensor.detach:
                 _refuse_checkpoints()
-                return self._mark(_Gate.apply(args[0], self))
-            marked = [self._marked(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.requires_grad]
+                return _mark(_Gate.apply(args[0], self))
+            marked = [_marked(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.requires_grad]
             if marked and all(marked):
-                return self._mark(function(*args, **kwargs))
+                return _mark(function(*args, **kwargs))
             if any(marked):
-                args, kwargs = tree_map(lambda x: _Gate.apply(x, self) if self._marked(x) else x, (args, kwargs))
+                args, kwargs = tree_map(lambda x: _Gate.apply(x, self) if _marked(x) else x, (args, kwargs))
         if self.found and self.twice and function in _FORMS:
             _refuse_checkpoints()
             return _FORMS[function](self, *args, **kwargs)
         return _norm(function, *args, **kwargs) if function in _NORMS else function(*args, **kwargs)
 
-    def _mark(self, result):
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor):
-                x.dynamic_weight = True
-        return result
-
-    def _marked(self, x) -> bool:
-        return isinstance(x, Tensor) and x.requires_grad and hasattr(x, "dynamic_weight")
-
     def gradients(self, logits: Tensor, layer: Tensor, weights: Tensor, create_graph: bool) -> list[Tensor]:
         """Gradients (like layer), one per target, of the scores Σ_c weights (B, K, C) · logits (B, C)."""
         self.closed = True
         try:
-            last = weights.shape[1] - 1
-            return [
-                torch.autograd.grad(
-                    (logits * weights[:, k]).sum(),
-                    layer,
-                    create_graph=create_graph,
-                    retain_graph=create_graph or k < last,
-                )[0]
-                for k in range(last + 1)
-            ]
+            scores, last = (logits[:, None] * weights).sum((0, 2)), weights.shape[1] - 1
+            keep = [create_graph or k < last for k in range(last + 1)]
+            return [torch.autograd.grad(s, layer, None, k, create_graph)[0] for s, k in zip(scores, keep, strict=True)]
         finally:
             self.closed = False
+
+
+def _mark(result):
+    for x in tree_leaves(result):
+        if isinstance(x, Tensor):
+            x.dynamic_weight = True
+    return result
+
+
+def _marked(x) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad and hasattr(x, "dynamic_weight")
 
 
 def _refuse_checkpoints() -> None:
