@@ -1,14 +1,17 @@
-"""What guidance costs: ratios to plain training and to plain evaluation, medians within one run; and memory."""
+"""What guidance costs, and how much faster the chosen form is: medians of interleaved rounds; and memory."""
 
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -17,37 +20,55 @@ from tqdm import tqdm
 
 from e2lib import datasets, models, training
 from e2lib.guidance import Guide
+from e2lib.memory import keep_memory
 from tests.bench.readme import Row
 
 SIZE, BATCH, ROUNDS = 224, 8, 7
 LABELS = {1: 34, 2: 38, 3: 24}  # evaluated images with so many classes: 1.9 on average, as in VOC
+Form = Callable[..., AbstractContextManager]
 
 
-def trainer(model: nn.Module, step: training.Step, batch: datasets.Batch) -> Callable[[], None]:
-    """One step as in `training.fit`: forward, backward, clip, Adam."""
-    parameters = list(model.parameters())
+@contextmanager
+def plainly(model: nn.Module, precision: str = "auto", gradients: bool = True) -> Iterator[Callable]:
+    """In place of `training.formed`: float32, contiguous."""
+    yield nullcontext
+
+
+FORMS: dict[str, Form] = {"float32, contiguous": plainly, "chosen": training.formed}
+
+
+def trainer(
+    model: nn.Module, step: training.Step, batch: datasets.Batch, form: Form = training.formed
+) -> Callable[[], float]:
+    """One step as in `training.fit`: forward, backward, clip, Adam; it tells the seconds that it took."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=0.0)  # the weights stay as they are
 
-    def once() -> None:
+    def once() -> float:
         model.train()
-        loss = sum(step(model, batch).values())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        with form(model) as cast:
+            start = time.perf_counter()
+            with cast():
+                terms = step(model, batch)
+            optimizer.zero_grad(set_to_none=True)
+            sum(terms.values()).backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            return time.perf_counter() - start
 
     return once
 
 
-def rounds(name: str, jobs: dict[str, Callable[[], object]], count: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of each job, `count` times in turn, after a round that does not count."""
+def rounds(name: str, jobs: dict[str, Callable[[], object]], count: int | None = None) -> dict[str, list[float]]:
+    """Seconds of each job, `count` times in turn, after a round that does not count; a job may tell its own time."""
     times: dict[str, list[float]] = {job: [] for job in jobs}
+    count = min(count or ROUNDS, ROUNDS)
     for number in tqdm(range(count + 1), desc=name, unit="round", leave=False):
         for job, run in jobs.items():
             start = time.perf_counter()
-            run()
+            own = run()
             if number:
-                times[job].append(time.perf_counter() - start)
+                times[job].append(own if isinstance(own, float) else time.perf_counter() - start)
     return times
 
 
@@ -56,28 +77,86 @@ def ratio(over: list[float], under: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def scenes(length: int) -> datasets.Scenes:
+def faster(what: str, times: dict[str, list[float]], images: int, limit: float) -> Row:
+    """A row of two forms: medians in ms per image, and how many times as fast the chosen one is."""
+    before, now = (times[form] for form in FORMS)
+    each = " → ".join(f"{1000 * statistics.median(x) / images:.1f}" for x in (before, now))
+    return what, f"{each} ms per image, {ratio(before, now):.2f} ×", f"{limit:.2f} ×"
+
+
+def scenes(length: int, size: int = SIZE) -> datasets.Scenes:
     """Composed photographs with one to three objects."""
-    return datasets.Scenes("train", length, SIZE)
+    return datasets.Scenes("train", length, size)
 
 
-def step_times(name: str, depths: list[str], count: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of a plain step, and of guided ones at some depths, all images annotated."""
-    dataset = scenes(BATCH)
-    model, batch = models.build(name, len(dataset.classes)), datasets.collate([dataset[i] for i in range(BATCH)])
+def steps(
+    name: str, ratios: dict[str, float], speeds: dict[str, float], size: int = SIZE, batch_size: int = BATCH
+) -> tuple[list[Row], list[Row]]:
+    """Guided steps, all images annotated: rows of ratios to the plain step, and rows of the chosen form's speed.
+
+    ratios, speeds: limits at depths; speeds also has one of the "plain" step.
+    """
+    dataset = scenes(batch_size, size)
+    model = models.build(name, len(dataset.classes))
+    batch = datasets.collate([dataset[i] for i in range(batch_size)])
     method = "bcos" if model.is_bcos else "ixg"
-    jobs = {"plain": trainer(model, training.classify, batch)}
-    jobs |= {at: trainer(model, Guide(method=method, at=at), batch) for at in depths}
-    return rounds(name, jobs, count)
-
-
-def steps(name: str, limits: dict[str, float]) -> list[Row]:
-    """Guided steps at the depths that have a limit, all images annotated."""
-    times = step_times(name, list(limits))
-    what = f"guided step at {{}} ÷ plain step, {name}, batch {BATCH}"
-    return [
-        (what.format(at), f"{ratio(times[at], times['plain']):.2f}", f"{limit:.2f}") for at, limit in limits.items()
+    kinds = {"plain": training.classify} | {at: Guide(method=method, at=at) for at in dict.fromkeys([*ratios, *speeds])}
+    kinds["plain"] = training.classify  # speeds may name it too
+    jobs = {(kind, form): trainer(model, step, batch, FORMS[form]) for kind, step in kinds.items() for form in FORMS}
+    times = rounds(name, jobs)
+    what = f"guided step at {{}} ÷ plain step, {name}, {size} px, batch {batch_size}"
+    plain = times["plain", "chosen"]
+    first = [
+        (what.format(at), f"{ratio(times[at, 'chosen'], plain):.2f}", f"{at_most:.2f}")
+        for at, at_most in ratios.items()
     ]
+    second = [
+        faster(
+            f"{name}, {size} px, batch {batch_size}: {'plain step' if kind == 'plain' else f'step guided at {kind}'}",
+            {form: times[kind, form] for form in FORMS},
+            batch_size,
+            at_least,
+        )
+        for kind, at_least in speeds.items()
+    ]
+    return first, second
+
+
+def features(name: str, at_least: float, batch_size: int = 16) -> list[Row]:
+    """What a frozen trunk makes of images, in both forms."""
+    trunk, _ = models.split(models.build(name, 10), SIZE)
+    dataset = scenes(batch_size)
+    images = datasets.collate([dataset[i] for i in range(batch_size)]).images
+
+    def run(form: Form) -> float:
+        with form(trunk, gradients=False) as cast, torch.no_grad(), cast():
+            start = time.perf_counter()
+            trunk(images)
+            return time.perf_counter() - start
+
+    times = rounds(name, {label: lambda form=form: run(form) for label, form in FORMS.items()})
+    return [faster(f"features of {name}, {SIZE} px", times, batch_size, at_least)]
+
+
+def without_kept_memory(name: str, kept: bool, batch_size: int = 16) -> float:
+    """Seconds that the features of a batch take in this process, float32 and contiguous."""
+    if kept:
+        keep_memory()
+    torch.set_num_threads(2)
+    trunk, images = models.split(models.build(name, 10), SIZE)[0], torch.rand(batch_size, 3, SIZE, SIZE)
+    with torch.no_grad():
+        return statistics.median(rounds(name, {"features": lambda: trunk(images)}, 5)["features"])
+
+
+def kept_memory(name: str, at_least: float) -> list[Row]:
+    """What `keep_memory` saves: each in a fresh process, as it cannot be undone."""
+    found = {}
+    for kept in (False, True):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            found[kept] = fresh.submit(without_kept_memory, name, kept).result()
+    each = " → ".join(f"{1000 * x / 16:.1f}" for x in found.values())
+    what = f"features of {name}, {SIZE} px, float32: memory kept by glibc"
+    return [(what, f"{each} ms per image, {found[False] / found[True]:.2f} ×", f"{at_least:.2f} ×")]
 
 
 def few_boxes(name: str, limit: float, batch_size: int = 16, fraction: float = 0.01) -> list[Row]:
@@ -96,23 +175,23 @@ def few_boxes(name: str, limit: float, batch_size: int = 16, fraction: float = 0
     return [(what, f"{ratio(epoch, times['plain']):.2f}", f"{limit:.2f}")]
 
 
-def evaluation(name: str, limit: float) -> list[Row]:
-    """F1, EPG and IoU of every present class against F1 alone."""
+def evaluation(name: str, limit: float, at_least: float, size: int = 8) -> tuple[list[Row], list[Row]]:
+    """F1, EPG and IoU of every present class against F1 alone, and in both forms."""
     whole = scenes(400)
     labels = whole.targets.sum(1)
     chosen = [i for count, images in LABELS.items() for i in (labels == count).nonzero()[:images, 0].tolist()]
     dataset = datasets.Selection(whole, np.sort(chosen))
     model, labels = models.build(name, len(dataset.classes)), dataset.targets.sum(1).float().mean().item()
-    rows = []
-    for size in (8, 32):
-        jobs = {
-            str(how): lambda how=how, size=size: training.evaluate(model, dataset, size, method=how)
-            for how in (None, "ixg")
-        }
-        times = rounds(f"{name}, evaluation by {size}", jobs, 3)
-        what = f"F1, EPG and IoU at Input ÷ F1 alone, {name}, {labels:.1f} labels an image, batch {size}"
-        rows.append((what, f"{ratio(times['ixg'], times['None']):.2f}", f"{limit:.2f}"))
-    return rows
+
+    def run(form: Form, method: str | None) -> None:
+        with mock.patch.object(sys.modules["e2lib.training.evaluate"], "formed", form):
+            training.evaluate(model, dataset, size, method=method)
+
+    jobs = {label: lambda form=form: run(form, "ixg") for label, form in FORMS.items()}
+    times = rounds(f"{name}, evaluation", jobs | {"F1": lambda: run(training.formed, None)}, 3)
+    what = f"F1, EPG and IoU at Input ÷ F1 alone, {name}, {labels:.1f} labels per image, batch {size}"
+    first = [(what, f"{ratio(times['chosen'], times['F1']):.2f}", f"{limit:.2f}")]
+    return first, [faster(f"evaluation, F1 + EPG + IoU at Input, {name}, {SIZE} px", times, len(dataset), at_least)]
 
 
 def many(folder: Path, count: int, distinct: int = 50) -> datasets.VOC:
