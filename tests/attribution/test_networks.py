@@ -17,7 +17,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from e2lib import models
-from e2lib.attribution import explain
+from e2lib.attribution import Exact, explain
 from tests.attribution.finite import assert_exact
 
 SIZE = 32
@@ -221,6 +221,20 @@ def test_distributed_networks_count_as_the_network_inside(tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     torch.testing.assert_close(found, explain(net, x, targets, at="Final").maps)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_one_image_has_exact_parameter_gradients_of_its_logits_too(training):
+    net = build("tokens").train(training)
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 0.0
+
+    def value():
+        with Exact():
+            return net(images(1))[0, 1]
+
+    assert_exact(net, value, value)
 
 
 class Checkpointed(nn.Module):
