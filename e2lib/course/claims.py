@@ -24,7 +24,7 @@ T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2
 class Ours(BaseModel, extra="forbid", frozen=True):
     """One number per seed: a metric of results.csv in the row that `where` describes, minus that of another row."""
 
-    run: str  # as in presets/results.yaml
+    run: str  # as in sweeps/results.yaml
     where: dict[str, str | float]  # column, or name of a setting -> value
     value: str  # a metric, in per cent or points
     minus: dict[str, str | float] | None = None  # how the other row differs from `where`
