@@ -8,6 +8,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import torch
 
 import e2lib
 from e2lib import datasets, models
@@ -59,6 +60,14 @@ def test_each_module_of_the_library_has_its_name():
     assert set(dir(e2lib)) == set(e2lib.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         e2lib.nothing  # noqa: B018
+
+
+def test_a_method_that_needs_captum_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum", None)
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    model = models.build("test_resnet", 2)
+    with pytest.raises(ImportError, match=r"pip install 'e2lib\[captum\]'"):
+        e2lib.explain(model, torch.rand(1, 3, 64, 64), torch.tensor([0]), method="occlusion")
 
 
 # ---- the wheel

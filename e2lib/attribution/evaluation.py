@@ -34,7 +34,7 @@ def _captum():
     try:
         import captum.attr
     except ImportError as error:
-        raise ImportError("occlusion, deeplift and gradient_shap need captum: pip install captum") from error
+        raise ImportError("occlusion, deeplift and gradient_shap need captum: pip install 'e2lib[captum]'") from error
     return captum.attr
 
 
