@@ -16,29 +16,16 @@ History = list[dict[str, float]]
 
 
 class Checkpoint:
-    """The file of one training.
+    """The file of one training; with path None nothing is kept.
 
-    Args:
-        path: of the file; None for a training that is not kept.
-        about: name -> plain value: the settings that tell this training from others. The network's weights at the
-            start, which parameters learn, the schedule and the data set's fingerprint are added to them.
-        dataset: the training images.
-        model: the network, as it is at the start.
-        parts: what else the next epoch depends on, by name; those without `state_dict` have nothing to keep.
-        order: the generator of the images' order.
-
-    Raises:
-        ValueError: a data set without fingerprint.
+    `about` (name -> plain value) tells this training from others. The schedule, the data set's fingerprint and the
+    network's weights, as they are at the start, are added to it. `parts` is what else the next epoch depends on; parts
+    without `state_dict` have nothing to keep. `order` draws the images' order.
+    Raises ValueError for a data set without fingerprint.
     """
 
     def __init__(
-        self,
-        path: str | Path | None,
-        about: dict[str, Any],
-        dataset: Dataset,
-        model: nn.Module,
-        parts: dict[str, Any],
-        order: torch.Generator,
+        self, path, about: dict[str, Any], dataset: Dataset, model: nn.Module, parts: dict, order: torch.Generator
     ):
         self.path, self.about, self.order = path and Path(path), dict(about), order
         if self.path is None:
@@ -59,10 +46,7 @@ class Checkpoint:
         }
 
     def resume(self) -> History:
-        """Load what the file holds; returns the history of the finished epochs, [] where there is no file.
-
-        Raises ValueError for the file of another training, naming what differs.
-        """
+        """Load the file, where there is one; the history of finished epochs. ValueError for another training's."""
         if self.path is None or not self.path.exists():
             return []
         content = torch.load(self.path, map_location="cpu", weights_only=True)

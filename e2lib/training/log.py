@@ -16,11 +16,8 @@ _numbers = itertools.count(1)  # of the trainings that this process logs
 class Log(contextlib.ExitStack):
     """A bar with the terms of the loss; with a folder in E2LIB_TENSORBOARD also their curves there.
 
-    Args:
-        about: the training's settings, which are shown as text.
-        steps: of the whole training.
-        done: steps that an earlier call has done.
-        quiet: show and write nothing.
+    `about` holds the training's settings, which are shown as text. `steps` counts those of the whole training, `done`
+    those of an earlier call. `quiet` shows and writes nothing.
     """
 
     def __init__(self, about: dict[str, Any], steps: int, done: int, quiet: bool):

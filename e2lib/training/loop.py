@@ -61,11 +61,10 @@ def fit(
     restored at the end.
 
     Several processes (`processes`) share each batch, in torch's DistributedDataParallel. They step by the gradient of
-    the whole batch: that of one process, for losses that are means over images. GroupDRO, DIST and CRD compare images;
-    each process compares those of its share. Each process draws random numbers of its own. Norm layers learn from the
-    first process's share, whose buffers the others take over before each step. Frozen parameters take no part. All
-    processes call `after_epoch`; the first one writes the checkpoint, from which only a single process goes on bit for
-    bit.
+    the whole batch: that of one process, for losses that are means over images. (GroupDRO, DIST and CRD compare the
+    images of each share.) Each process draws random numbers of its own. Norm layers learn from the first process's
+    share: the others take over its buffers before each step. Frozen parameters take no part. All processes call
+    `after_epoch`; the first one writes the checkpoint. Only a single process goes on from it bit for bit.
 
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
@@ -79,18 +78,16 @@ def fit(
         precision: float32; bfloat16, for convolutions and products; or auto, see `form`.
         workers: processes that load images. Random transforms give other images with another number of them.
         checkpoint: file that is replaced after every epoch. Where it exists, training goes on from it, and ends as if
-            it had never stopped: on a CPU, with as many threads, bit for bit. It holds the state of the model, of the
-            optimizer, of the schedule, and of a step with `state_dict`. It knows its training by these arguments, by
-            the network's weights at the start and by `dataset.fingerprint()`; the step by its name or repr, which has
-            to be a telling one, as that of a dataclass.
+            it had never stopped: on a CPU, with as many threads, bit for bit. It holds a step's state too, where that
+            has `state_dict`. It knows its training by these arguments, by the network's weights at the start and by
+            `dataset.fingerprint()`; the step by its name, or by its repr, which has to tell its settings.
         after_epoch: called after each epoch with its number, 1 for the first, for example to measure. Random numbers
             that it draws do not change the training. Scores that it returns, as a dict, are logged.
         optimizer: parameters -> torch optimizer, or an optimizer; None for Adam.
         schedule: (optimizer, number of steps) -> scheduler, which steps once per batch; None for a cosine to 0.
 
-    With the environment variable E2LIB_TENSORBOARD naming a folder, TensorBoard (which pip installs) finds there, below
-    a folder for each process and training, the terms of every step, the learning rate, the scores of every epoch, and
-    the arguments.
+    Where the environment variable E2LIB_TENSORBOARD names a folder, TensorBoard finds there, below a folder for each
+    process and training, the terms of every step, the learning rate, the scores of every epoch, and the arguments.
 
     Returns:
         The mean of each term, one dict per epoch.

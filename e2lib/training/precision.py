@@ -27,29 +27,22 @@ def form(model: nn.Module, precision: str = "auto", gradients: bool = True) -> F
     on a CPU for networks of a million parameters or more that have such convolutions, and without `gradients` also if
     some convolve each channel alone; on a GPU for all. Otherwise it is float32.
 
-    Args:
-        model: any network with parameters.
-        precision: one of `PRECISIONS`.
-        gradients: whether anything is differentiated: explaining and training. In bfloat16 on a CPU the backward pass
-            of convolutions that take each channel alone is slower than in float32.
-
-    Raises:
-        ValueError: another precision. In float16, gradients of explanations overflow.
+    `gradients` says whether anything is differentiated, as in training and explaining. In bfloat16 on a CPU the
+    backward pass of convolutions that take each channel alone is slower than in float32. Raises ValueError for a
+    precision that is not one of `PRECISIONS`.
     """
     if precision not in PRECISIONS:
         why = ": gradients of explanations overflow in it" if precision == "float16" else ""
         raise ValueError(f"precision is {precision!r}; it must be float32, bfloat16 or auto{why}")
-    device = next(model.parameters()).device
+    device, low = next(model.parameters()).device, precision == "bfloat16"
     wide = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
     alone = any(m.groups == m.in_channels > 1 for m in wide)
     on_cpu = device.type == "cpu"
-    low = precision == "bfloat16"
     if precision == "auto" and has_bfloat16(device):
         large = sum(p.numel() for p in model.parameters()) >= SMALL
         low = not on_cpu or (bool(wide) and large and not (alone and gradients))
-    return Form(
-        torch.channels_last if wide and on_cpu else torch.preserve_format, torch.bfloat16 if low else torch.float32
-    )
+    memory_format = torch.channels_last if wide and on_cpu else torch.preserve_format
+    return Form(memory_format, torch.bfloat16 if low else torch.float32)
 
 
 def has_bfloat16(device: torch.device) -> bool:
