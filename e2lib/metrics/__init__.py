@@ -5,8 +5,8 @@ boxes, or the segmentation, of these classes. Only positive attribution A⁺ = m
 not matter. Functions give a value per pair of an image and a class, (B, K) float. Classes are torchmetrics that average
 over the pairs of all batches and processes.
 
-Nothing is NaN: a map without positive attribution scores 0, and so does a metric that has seen no pair (its state
-`pairs` tells). A wrong shape or dtype, and NaN or infinity in maps, are a ValueError that names the argument.
+Nothing is NaN: a map without positive attribution scores 0, and so does a metric that has seen no pair (`pairs` tells).
+A wrong shape or dtype, and NaN or infinity in maps, are a ValueError that names the argument.
 """
 
 from collections.abc import Callable

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
@@ -24,61 +25,42 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels hold {labels.min()} to {labels.max()}; each must be 0 or 1")
 
 
-class F1(Metric):
+class F1(MultilabelF1Score):
     """Multi-label F1 in [0, 1] of C classes; a label is predicted when its logit is > 0. 0 before the first batch.
 
     `average="micro"` counts all labels together, as the code published by Rao et al. (ICCV 2023) does; `"macro"`
     averages the F1 of the classes, 0 for a class that has neither labels nor predictions.
     """
 
-    full_state_update = False
-    counts: Tensor
-
     def __init__(self, num_labels: int, average: str = "micro"):
-        super().__init__()
         if average not in ("micro", "macro"):
             raise ValueError(f"average is {average!r}; it must be micro or macro")
-        self.average = average
-        self.add_state("counts", torch.zeros(2, num_labels, dtype=torch.int64), dist_reduce_fx="sum")
+        super().__init__(num_labels, average=average, validate_args=False)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, C) float, labels (B, C), 0 or 1."""
         check_logits(logits, labels)
-        said, there = logits > 0, labels.bool()
-        self.counts += torch.stack([2 * (said & there).sum(0), said.sum(0) + there.sum(0)])
-
-    def compute(self) -> Tensor:
-        """F1 = 2 TP / (2 TP + FP + FN) of all labels so far."""
-        right, all_of_them = self.counts.sum(1) if self.average == "micro" else self.counts
-        return (right / all_of_them.clamp(min=1)).mean()
+        super().update((logits > 0).long(), labels.long())
 
 
-class MeanAP(Metric):
+class MeanAP(MultilabelAveragePrecision):
     """Mean average precision in [0, 1] over the classes that have a positive label; 0 when none has one.
 
-    Only the order of the logits matters, at any scale. torchmetrics alone would take their sigmoid, which makes equals
-    of large logits.
+    Only the order of the logits matters. torchmetrics alone would take their sigmoid, which makes equals of large ones.
     """
 
-    full_state_update = False
-    logits: list[Tensor]
-    labels: list[Tensor]
-
     def __init__(self, num_labels: int):
-        super().__init__()
-        self.num_labels = num_labels
-        for state in ("logits", "labels"):
-            self.add_state(state, [], dist_reduce_fx="cat")
+        super().__init__(num_labels, validate_args=False)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, C) float, labels (B, C), 0 or 1."""
         check_logits(logits, labels)
-        self.logits.append(logits)
-        self.labels.append(labels.to(torch.uint8))
+        self.preds.append(logits)
+        self.target.append(labels.to(torch.uint8))
 
     def compute(self) -> Tensor:
-        """Mean over the classes with a positive label. Raises ValueError before the first batch."""
-        logits, labels = dim_zero_cat(self.logits), dim_zero_cat(self.labels).bool()
+        """The mean so far. Raises ValueError before the first batch."""
+        logits, labels = dim_zero_cat(self.preds), dim_zero_cat(self.target).bool()
         logits, labels = (x[:, labels.any(0)].T.contiguous() for x in (logits, labels))
         if not len(labels):
             return torch.zeros((), device=labels.device)
@@ -90,11 +72,8 @@ class MeanAP(Metric):
 class GroupAccuracy(Metric):
     """Accuracy by group of single-label data whose groups (bird x place, ...) differ in frequency between splits.
 
-    Args:
-        groups: their names; an image's group is an index into them.
-        seen: how many training images each group has; None where it is not known.
-
-    `compute` returns, each in [0, 1], where there are images to tell:
+    groups: their names; an image's group is an index into them. seen: how many training images each has, if known.
+    `compute` returns, each in [0, 1], where there are images to tell: each group's accuracy by its name, and
 
     - accuracy: over all images.
     - worst group, mean of groups: over the groups that have images here.
@@ -102,10 +81,6 @@ class GroupAccuracy(Metric):
       al., ICLR 2020).
     - in distribution, out of distribution: over the images of all groups that have training images, and of all that
       have none (Parchami-Araghi et al., ECCV 2024, section 4.2); with `seen` alone.
-    - each group, by name.
-
-    Raises:
-        ValueError: no groups, or `seen` of another length; in `update` labels, groups or logits that do not fit.
     """
 
     full_state_update = False
@@ -117,11 +92,11 @@ class GroupAccuracy(Metric):
         if not groups or (seen is not None and len(seen) != len(groups)):
             raise ValueError(f"groups are {groups}, seen is {seen}; there must be a group at least, and a number each")
         self.groups, self.seen = list(groups), None if seen is None else torch.as_tensor(seen).double()
-        self.add_state("hits", torch.zeros(len(groups), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros(len(groups), dtype=torch.int64), dist_reduce_fx="sum")
+        for state in ("hits", "images"):
+            self.add_state(state, torch.zeros(len(groups), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, groups: Tensor) -> None:
-        """Add a batch: logits (B, C) float, labels (B, C) integer, one-hot, groups (B,) int64, indices of the names."""
+        """Add a batch: logits (B, C) float, labels (B, C) one-hot, groups (B,) int64; else ValueError."""
         check_logits(logits, labels)
         if not (labels.sum(1) == 1).all():
             raise ValueError(f"labels hold {labels.sum(1).tolist()} classes per image; they must be one-hot")

@@ -37,14 +37,11 @@ def deletion_insertion(
     Args:
         model: network from images to logits (B, C); runs in eval mode, its modes are restored.
         images: (B, 3, H, W) float in [0, 1], at least 6 pixels a side.
-        maps: (B, 1, H, W) float; equal pixels go in reading order.
-        targets: (B,) int64, classes.
+        maps: (B, 1, H, W) float, finite; equal pixels go in reading order.
+        targets: classes, int64 (B,).
         steps: equal shares of the pixels that are changed one after the other; areas follow the trapezoidal rule.
         multilabel: the probability is the sigmoid of the logit instead of the softmax.
-        batch_size: images in a forward pass, but at least B; bounds the memory.
-
-    Raises:
-        ValueError: wrong shape, dtype or range, NaN or infinity in maps.
+        batch_size: images in a forward pass, but at least B.
 
     Notes:
         Deleted pixels take the mean colour of their image; in the authors' code that of the data set. Insertion starts,
@@ -61,8 +58,7 @@ def deletion_insertion(
     if steps < 1:
         raise ValueError(f"steps is {steps}; it must be at least 1")
     rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view(b, 1, h, w)
-    removed = images.mean((2, 3), keepdim=True)
-    blurred = gaussian_blur(images, [11, 11], [5.0, 5.0])
+    removed, blurred = images.mean((2, 3), keepdim=True), gaussian_blur(images, [11, 11], [5.0, 5.0])
     changes = torch.linspace(0, h * w, steps + 1, device=images.device).round().split(max(1, batch_size // b))
     curves: list[list[Tensor]] = [[], []]
     with modes_restored(model):

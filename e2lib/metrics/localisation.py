@@ -21,8 +21,7 @@ def epg(maps: Tensor, masks: Tensor) -> Tensor:
 def on_object_epg(maps: Tensor, boxes: Tensor, segments: Tensor) -> Tensor:
     """The share of the positive attribution in the boxes M that is on the object S: Σ(S·M·A⁺) / Σ(M·A⁺) (Rao et al.).
 
-    maps (B, K, H, W) float, boxes and segments (B, K, H, W) bool -> (B, K) in [0, 1]; 0 where the boxes hold no
-    positive attribution. Segments outside the boxes do not count.
+    As `epg`, with two masks; 0 where the boxes hold no positive attribution. Segments outside boxes do not count.
     """
     in_box = _positive(maps, boxes=boxes, segments=segments) * boxes
     total = in_box.sum((2, 3))
@@ -30,14 +29,10 @@ def on_object_epg(maps: Tensor, boxes: Tensor, segments: Tensor) -> Tensor:
 
 
 def iou(maps: Tensor, masks: Tensor, threshold: float) -> Tensor:
-    """Intersection over union of the mask with the pixels where A⁺ / max A⁺ > threshold.
+    """Intersection over union of the mask with the pixels where A⁺ / max A⁺ > threshold, in [0, 1); otherwise as `epg`.
 
-    maps (B, K, H, W) float, masks (B, K, H, W) bool, threshold in [0, 1) (else ValueError) -> (B, K) in [0, 1]; 0 for a
-    map without positive attribution.
-
-    Notes:
-        The paper chooses the threshold on held-out data: see `IoUCurve`. A fixed 0.5 misleads at Input: so few pixels
-        reach half the maximum that the IoU is near 0 whatever the map shows.
+    Notes: the paper chooses the threshold on held-out data, see `IoUCurve`. A fixed 0.5 misleads at Input: so few
+    pixels reach half the maximum that the IoU is near 0 whatever the map shows.
     """
     return _ious(maps, masks, _increasing([threshold]))[..., 0]
 
@@ -45,8 +40,7 @@ def iou(maps: Tensor, masks: Tensor, threshold: float) -> Tensor:
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
     """1 where the maximum of the map is inside the mask, else 0 (Zhang et al., IJCV 2018, without a tolerance margin).
 
-    maps (B, K, H, W) float, masks (B, K, H, W) bool -> (B, K). A map without positive attribution is a miss, and so is
-    a maximum that is reached outside the mask as well.
+    As `epg`. A map without positive attribution is a miss, and so is a maximum that is reached outside the mask too.
     """
     positive = _positive(maps, masks=masks)
     return ((positive * masks).amax((2, 3)) > (positive * ~masks).amax((2, 3))).to(positive.dtype)
@@ -54,15 +48,12 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
 
 def _ious(maps: Tensor, masks: Tensor, thresholds: Sequence[float]) -> Tensor:
     """`iou` at each of T increasing thresholds: (B, K, T)."""
-    positive = _positive(maps, masks=masks).flatten(2)
-    # A histogram per pair: pixels by how many thresholds they exceed, inside and outside the mask.
-    exceeded = torch.bucketize(positive, positive.new_tensor(thresholds))
-    shape = (*positive.shape[:2], len(thresholds) + 1, 2)
-    pair = torch.arange(shape[0] * shape[1], device=maps.device).view(*shape[:2], 1)
-    bins = ((pair * shape[2] + exceeded) * 2 + masks.flatten(2)).flatten()
-    counts = bins.bincount(minlength=pair.numel() * shape[2] * 2).view(shape)
-    above = counts.flip(2).cumsum(2).flip(2)[:, :, 1:]
-    return above[..., 1] / (above[..., 0] + masks.sum((2, 3))[..., None]).clamp(min=1)
+    positive, inside = _positive(maps, masks=masks).flatten(2), masks.flatten(2).float()
+    exceeded = torch.bucketize(positive, positive.new_tensor(thresholds))  # by each pixel: 0 to T of the thresholds
+    none = inside.new_zeros(*inside.shape[:2], len(thresholds) + 1)
+    counts = (none.scatter_add(2, exceeded, pixels) for pixels in (inside, 1 - inside))
+    hits, misses = (count.flip(2).cumsum(2).flip(2)[..., 1:] for count in counts)  # above each threshold
+    return hits / (misses + inside.sum(2, keepdim=True)).clamp(min=1)
 
 
 def _increasing(thresholds: Sequence[float]) -> list[float]:
@@ -78,9 +69,14 @@ def _positive(maps: Tensor, **masks: Tensor) -> Tensor:
     for name, mask in masks.items():
         if mask.dtype != torch.bool or mask.shape != maps.shape:
             raise ValueError(f"{name} is {kind(mask)}; it must be torch.bool {tuple(maps.shape)}, the maps' shape")
-    positive = maps.to(torch.promote_types(maps.dtype, torch.float32)).clamp(min=0)
+    positive = wide(maps).clamp(min=0)
     peak = positive.amax((2, 3), keepdim=True)
     return positive / torch.where(peak > 0, peak, 1)
+
+
+def wide(x: Tensor) -> Tensor:
+    """A float tensor in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def kind(x: Tensor) -> str:
@@ -100,10 +96,10 @@ class Average(Metric):
     """Mean of `function` over pairs of an image and a class, or over images, of all batches and processes.
 
     Args:
-        function: of the maps and masks (B, K, H, W), as those above, or of what `update` is given by name. It returns
-            one value per pair, (B, K, *size), or per image, (B,).
-        name: what the function measures. Metrics of one MetricCollection need different ones: it takes those whose
-            states are equal after a batch for one and the same.
+        function: of the maps and masks (B, K, H, W), or of what `update` is given by name. It returns one value per
+            pair, (B, K, *size), or per image, (B,).
+        name: what it measures. Metrics of one MetricCollection need different ones: it takes those whose states are
+            equal after a batch for one and the same.
         size: the shape of a value.
     """
 
@@ -157,9 +153,9 @@ class IoUCurve(Average):
     """Mean `iou` (T,) at each of T increasing thresholds, by default 0, 0.05, …, 0.95, in one pass over the data."""
 
     def __init__(self, thresholds: Sequence[float] = tuple(t / 20 for t in range(20))):
-        increasing = _increasing(thresholds)
-        super().__init__(partial(_ious, thresholds=increasing), f"IoU {increasing}", (len(increasing),))
-        self.thresholds = increasing
+        self.thresholds = _increasing(thresholds)
+        function = partial(_ious, thresholds=self.thresholds)
+        super().__init__(function, f"IoU {self.thresholds}", [len(self.thresholds)])
 
     def best_threshold(self) -> float:
         """The threshold of the largest mean IoU, the lowest of equals. Raises ValueError when no pair was seen."""

@@ -19,15 +19,17 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     """
     if maps.shape != others.shape:
         raise ValueError(f"maps has shape {tuple(maps.shape)} and others {tuple(others.shape)}; they must be equal")
-    centred = []
-    for name, m in (("maps", maps), ("others", others)):
-        check_maps(name, m)
-        flat = m.detach().flatten(2).contiguous()
-        ordered = flat.sort(-1).values
-        below, upto = torch.searchsorted(ordered, flat), torch.searchsorted(ordered, flat, right=True)
-        # Twice the distance of the mean rank from the middle rank: an integer, so exactly 0 for a constant map.
-        centred.append((below + upto - flat.shape[2]).float())
-    return F.cosine_similarity(*centred, dim=2).clamp(-1, 1)
+    check_maps("maps", maps)
+    check_maps("others", others)
+    return F.cosine_similarity(_ranks(maps), _ranks(others), dim=2).clamp(-1, 1)
+
+
+def _ranks(maps: Tensor) -> Tensor:
+    """Twice the distance of pixels' mean ranks from the middle rank: integers, so exactly 0 for a constant map."""
+    flat = maps.detach().flatten(2).contiguous()
+    ordered = flat.sort(-1).values
+    below, upto = torch.searchsorted(ordered, flat), torch.searchsorted(ordered, flat, right=True)
+    return (below + upto - flat.shape[2]).float()
 
 
 def shift_similarity(explain_fn: Callable[[Tensor], Tensor], images: Tensor, most: int = 16) -> Tensor:
@@ -37,7 +39,6 @@ def shift_similarity(explain_fn: Callable[[Tensor], Tensor], images: Tensor, mos
     explanation of each, `explain_fn(window)` (B, K, H - most, W - most), is compared with that of the first window in
     the pixels that both show: float (most + 1, B) in [-1, 1], 0 for a map that is zero there. A network that sees
     patches of n pixels repeats itself every n (Parchami-Araghi et al., ECCV 2024, section 4).
-    Raises ValueError for `most` below 1, or images that leave no window with anything in common.
     """
     height, width = (side - most for side in images.shape[2:])
     if most < 1 or min(height, width) <= most:
@@ -60,7 +61,7 @@ def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], s
     The given model and the random number generators are left as they were.
 
     Args:
-        model: with `depths` as from `models.build`, or with children that are registered in the order they run.
+        model: with `depths`, as from `models.build`, or with children that are registered in the order they run.
         explain_fn: from a model to maps (B, K, H, W) of the same images and targets each time. They are compared as
             given, signed or not. Every call sees the same random numbers of PyTorch.
         seed: of the new weights.
@@ -68,9 +69,6 @@ def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], s
     Returns:
         `rank_correlation` (B, K) with the maps of `model`: "none" (nothing is randomised), then named by the stage that
         was added last: "logits" (all after the last depth), "Final" (all after Mid3), …, "Mid1" (everything).
-
-    Raises:
-        ValueError: a model without parameters; maps of wrong shape or dtype, or not finite.
 
     Notes:
         A parameter tensor is drawn anew from the normal distribution with its own mean and standard deviation, not from
@@ -80,32 +78,25 @@ def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], s
     stages = _stages(bare(randomised))
     if not stages:
         raise ValueError(f"model {type(model).__name__} has no parameters to randomise")
-    generator = torch.Generator().manual_seed(seed)
-
-    def explained() -> Tensor:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            return explain_fn(randomised).detach()
-
-    original = explained()
-    similarity = {"none": rank_correlation(original, original)}
-    for stage, parameters in tqdm(stages.items(), desc="randomisation", delay=5, leave=False):
+    generator, similarity, original = torch.Generator().manual_seed(seed), {}, None
+    for stage, parameters in tqdm(({"none": []} | stages).items(), desc="randomisation", delay=5, leave=False):
         with torch.no_grad():
             for p in parameters:
                 p.copy_(p.mean() + p.std(correction=0) * torch.randn(p.shape, generator=generator).to(p))
-        similarity[stage] = rank_correlation(original, explained())
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            maps = explain_fn(randomised).detach()
+        original = maps if original is None else original
+        similarity[stage] = rank_correlation(original, maps)
     return similarity
 
 
 def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters after each depth and up to the next, by the name of the upper one; last first, none empty."""
-    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    modules = dict(model.named_modules())
     depths = getattr(model, "depths", None) or {name: name for name, _ in model.named_children()}
-    ends = sorted(
-        (max(i for name, i in order.items() if f"{name}.".startswith(f"{path}.")), depth)
-        for depth, path in depths.items()
-    )
-    stages: dict[str, list[nn.Parameter]] = {depth: [] for depth in ["logits", *(depth for _, depth in ends[::-1])]}
-    for name, parameter in model.named_parameters():
-        owner = order[name.rpartition(".")[0]]
-        stages[next((depth for end, depth in ends if owner <= end), "logits")].append(parameter)
+    last = {path: i for path in depths.values() for i, at in enumerate(modules) if f"{at}.".startswith(f"{path}.")}
+    ends = [*sorted((last[path], depth) for depth, path in depths.items()), (len(modules), "logits")]
+    stages: dict[str, list[nn.Parameter]] = {depth: [] for _, depth in reversed(ends)}
+    for i, module in enumerate(modules.values()):
+        stages[next(depth for end, depth in ends if i <= end)] += module.parameters(recurse=False)
     return {depth: parameters for depth, parameters in stages.items() if parameters}
