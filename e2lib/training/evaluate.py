@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from e2lib.attribution import against_others, explain, logits_of, modes_restored
-from e2lib.datasets import Batch, collate
+from e2lib.attribution import METHODS, against_others, explain, logits_of, modes_restored
+from e2lib.datasets import collate
 from e2lib.metrics import EPG, F1, METRICS, GroupAccuracy, IoU, IoUCurve, MeanAP, OnObjectEPG
 from e2lib.metrics.accuracy import check_logits
-from e2lib.metrics.localisation import Average
+from e2lib.metrics.localisation import Average, wide
 from e2lib.training.precision import formed
 from e2lib.training.processes import processes
 
@@ -55,14 +55,13 @@ def evaluate(
         contrast: explain the class against the others, as `guidance.Guide`.
         outside: the attribution is to lie outside the boxes, as `guidance.Guide`; on-object EPG stays as it is.
         seen: how many training images each group has, for `metrics.GroupAccuracy`.
-        teacher: for agreement, a network of the same classes, which runs in eval mode on the same images; or its logits
-            (N, C) of these images.
+        teacher: for agreement, a network of the same classes, or its logits (N, C) of these images.
         metrics: further metrics, as names of `metrics.METRICS`, or functions by name. The parameters of a function say
             what it is given: maps (B, K, H, W) of the K classes explained per image, and where they are to lie, masks;
             boxes and segments of these classes, all bool like maps; targets int64 (B, K), the classes, -1 for none;
             logits and labels (B, C); groups (B,); images; model. It returns a value per image, (B,), or per image and
             class, (B, K).
-        precision: as for `fit`.
+        precision: as for `fit`; methods of the score alone (`attribution.Method`) run in float32.
 
     Returns:
         F1 (logit threshold 0, all classes pooled) and mAP. For single-label data "accuracy", the share of images whose
@@ -70,24 +69,20 @@ def evaluate(
         "agreement", the share of images on which both have the same top class (Parchami-Araghi et al., ECCV 2024,
         section 4), and for data with groups "agreement, out of distribution" and the like. With a method EPG, IoU and
         its "IoU threshold" (a fraction), averaged over pairs of an image and a present class with boxes, and
-        "on-object EPG" where the data has segmentation masks. Each of `metrics`, averaged over images, or over pairs
-        of an image and a class for which no mask that it is given is empty.
+        "on-object EPG" where the data has segmentation masks, soft ones from 0.5 on. Each of `metrics`, averaged over
+        images, or over pairs of an image and a class for which no mask that it is given is empty.
 
-    Raises:
-        ValueError: an empty data set; a method, and data without boxes; a metric that is unknown, has other parameters
-            or finds nothing to measure; NaN among the logits; teacher's logits of another number of images.
-
-    Notes:
-        Soft segmentation masks count from 0.5 on.
+    Raises ValueError for fewer images than processes; a method, and data without boxes; a metric that is unknown, has
+    other parameters or finds nothing to measure; NaN among the logits; teacher's logits of another number of images.
     """
+    rank, world = processes()
     if len(dataset) == 0:
         raise ValueError("dataset is empty; at least one image is needed")
+    if len(dataset) < world:
+        raise ValueError(f"dataset has {len(dataset)} images, fewer than the {world} processes that measure")
     said = teacher if isinstance(teacher, Tensor) else None
     if said is not None and len(said) != len(dataset):
         raise ValueError(f"teacher holds the logits of {len(said)} images, the data set has {len(dataset)}")
-    rank, world = processes()
-    if len(dataset) < world:
-        raise ValueError(f"dataset has {len(dataset)} images, fewer than the {world} processes that measure")
     device, networks = next(model.parameters()).device, [model, teacher] if isinstance(teacher, nn.Module) else [model]
     groups = list(getattr(dataset, "groups", ()))
     with ExitStack() as stack:
@@ -100,6 +95,8 @@ def evaluate(
         if method and hasattr(dataset, "targets"):
             # A batch costs as many backward passes as its fullest image has classes: equally full ones go together.
             order = dataset.targets.sum(1, dtype=torch.int64).argsort(stable=True)
+        if method in METHODS and METHODS[method].of_score:  # which compare scores, or take gradients between modules
+            precision = "float32"
         if method and device.type == "cpu":  # where a large batch takes longer to allocate than it saves
             batch_size = max(1, min(batch_size, CPU_PIXELS // first.image[0].numel()))
         order = order[rank::world]
@@ -111,25 +108,30 @@ def evaluate(
         parts = iter(() if said is None else said[order.to(said.device)].to(device).split(batch_size))
         for batch in tqdm(loader, desc="measuring", unit="batch", leave=False, disable=rank > 0):
             batch = batch.to(device)
-            given = {"images": batch.images, "groups": batch.groups, "model": model} | _where(batch, outside, averages)
+            given = {"images": batch.images, "groups": batch.groups, "model": model}
+            if averages:
+                given["targets"] = targets = batch.present()
+                given["boxes"] = boxes = batch.class_masks(targets)
+                given["masks"] = ~boxes if outside else boxes
+                if batch.masks is not None:
+                    given["segments"] = batch.class_masks(targets, segmentation=True) >= 0.5
             with forms[0]():
                 if method:
-                    targets = given["targets"]
                     wanted = (lambda z, c=targets: against_others(c, z.shape[1])) if contrast else targets
-                    logits, given["maps"] = map(_wide, explain(model, batch.images, wanted, method, at))
+                    logits, given["maps"] = map(wide, explain(model, batch.images, wanted, method, at))
                 else:
-                    logits = _wide(logits_of(model(batch.images)))
+                    logits = wide(logits_of(model(batch.images)))
             classes = logits.shape[1]
-            given |= {"logits": logits, "labels": batch.hot(classes)}
+            given |= {"logits": logits, "labels": (labels := batch.hot(classes))}
             accuracy = accuracy or {"F1": F1(classes).to(device), "mAP": MeanAP(classes).to(device)}
             for metric in accuracy.values():
-                metric.update(logits, given["labels"])
+                metric.update(logits, labels)
             if groups or single:
-                right.update(logits, given["labels"], batch.groups.clamp(min=0))
+                right.update(logits, labels, batch.groups.clamp(min=0))
             if teacher is not None:
                 with forms[-1]():
                     there = logits_of(teacher(batch.images)) if said is None else next(parts)
-                check_logits(there, given["labels"])
+                check_logits(there, labels)
                 alike.update(logits, F.one_hot(there.argmax(1), classes), batch.groups.clamp(min=0))
             for metric in averages.values():
                 _add(metric, given)
@@ -140,18 +142,18 @@ def evaluate(
     if teacher is not None:
         shares = alike.compute()
         scores["agreement"] = 100 * shares["accuracy"].item()
-        pooled = [name for name in ("in distribution", "out of distribution", "worst group") if groups]
-        scores |= {f"agreement, {name}": 100 * shares[name].item() for name in pooled if name in shares}
+        pooled = shares.keys() & {"in distribution", "out of distribution", "worst group"} if groups else ()
+        scores |= {f"agreement, {name}": 100 * shares[name].item() for name in sorted(pooled)}
     for name, metric in averages.items():
         if metric.count():
             scores[name] = 100 * metric.compute().max().item()  # of the IoU at each threshold
-            if name == "IoU":
-                scores["IoU threshold"] = metric.best_threshold() if threshold is None else threshold
         elif name != "on-object EPG" or name in metrics:
             raise ValueError(
                 f"{name} finds nothing to measure: no image has a box, or a segmentation where it asks for one, of a "
                 "class that it shows; without a method `evaluate` measures accuracy alone"
             )
+    if method:
+        scores["IoU threshold"] = averages["IoU"].best_threshold() if threshold is None else threshold
     return scores
 
 
@@ -162,9 +164,8 @@ def _averages(method: str | None, threshold: float | None, metrics) -> dict[str,
     for name in metrics:
         function = metrics[name] if isinstance(metrics, Mapping) else METRICS.get(name)
         if function is None:
-            raise ValueError(
-                f"metric {name!r} is unknown; known are {', '.join(METRICS)}, and functions {{name: function}}"
-            )
+            known = f"known are {', '.join(METRICS)}, and functions {{name: function}}"
+            raise ValueError(f"metric {name!r} is unknown; {known}")
         parameters = inspect.signature(function).parameters
         if other := [p for p in parameters if p not in GIVEN and parameters[p].default is inspect.Parameter.empty]:
             raise ValueError(f"metric {name!r} has the parameter {other[0]!r}; it can be given {', '.join(GIVEN)}")
@@ -174,30 +175,11 @@ def _averages(method: str | None, threshold: float | None, metrics) -> dict[str,
     return found
 
 
-def _where(batch: Batch, outside: bool, averages: dict[str, Average]) -> dict[str, Tensor]:
-    """The classes of each image and where they are, if anything is averaged that may ask for it."""
-    if not averages:
-        return {}
-    targets = batch.present()
-    boxes = batch.class_masks(targets)
-    found = {"targets": targets, "boxes": boxes, "masks": ~boxes if outside else boxes}
-    if batch.masks is not None:
-        found["segments"] = batch.class_masks(targets, segmentation=True) >= 0.5
-    return found
-
-
 def _add(metric: Average, given: dict[str, Tensor]) -> None:
     """Add a batch. Pairs count where the explained class has whatever masks the metric asks for, in common pixels."""
     asked = inspect.signature(metric.function).parameters.keys() & GIVEN
-    if not asked <= given.keys():  # no image of this batch has a segmentation
-        return
-    shown = [given["boxes"]] if asked & {"masks", "boxes"} else []
-    shown += [given["segments"]] if "segments" in asked else []
-    valid = given["targets"] >= 0
-    if shown:
-        valid = valid & torch.stack(shown).all(0).flatten(2).any(2)
-    metric.update(valid=valid, **{name: given[name] for name in asked})
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    if asked <= given.keys():  # else no image of this batch has a segmentation
+        shown = {"masks": "boxes", "boxes": "boxes", "segments": "segments"}
+        masks = [given[shown[name]] for name in asked & shown.keys()]
+        valid = torch.stack(masks).all(0).flatten(2).any(2) if masks else given["targets"] >= 0
+        metric.update(valid=valid, **{name: given[name] for name in asked})

@@ -100,3 +100,9 @@ def test_gradients_of_a_guided_step_point_the_same_way_in_each_form(at, method):
         found[precision] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert torch.isfinite(found["bfloat16"]).all()
     assert torch.cosine_similarity(*found.values(), dim=0) > 0.97
+
+
+def test_methods_on_the_score_are_measured_in_float32(able):
+    dataset, model = Scenes("val", 2, 64), models.build("resnet10t", 10)
+    found = [training.evaluate(model, dataset, method="deeplift", precision=p) for p in ("auto", "float32")]
+    assert found[0] == pytest.approx(found[1])
