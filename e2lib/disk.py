@@ -1,11 +1,12 @@
 """Files that are there whole or not at all, and what is computed once and kept."""
 
+import ast
 import contextlib
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,21 @@ def write(path: Path, text: str) -> None:
 def digest(value: Any, length: int = 16) -> str:
     """Hex digits that tell a JSON value from others."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """Digest of the names and contents of files."""
+    return digest([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths])
+
+
+def essence(source: str) -> str:
+    """Python code without docstrings and comments, as text that tells it from other code."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        named = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if named and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.dump(tree)
 
 
 def once(path: Path, make: Callable[[Path], None], wait: bool = True) -> Path:

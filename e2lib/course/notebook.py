@@ -1,15 +1,13 @@
 """Notebooks as files: their cells, and all that their numbers come from."""
 
-import ast
 import functools
-import hashlib
 import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from e2lib.disk import digest
+from e2lib.disk import digest, digest_of_files, essence
 
 if TYPE_CHECKING:
     import nbformat  # imported where it is used: that takes two seconds, and an opened notebook does not need it
@@ -74,21 +72,11 @@ def _code(package: Path, shown: tuple[str, ...]) -> str:
     return digest([(path.relative_to(package).as_posix(), essence(path.read_text("utf-8"))) for path in files])
 
 
-def essence(source: str) -> str:
-    """Python code without docstrings and comments, as text that tells it from other code."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        named = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if named and ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
-    return ast.dump(tree)
-
-
 @functools.cache
 def _embedded(package: Path) -> str:
     folders = (package / "data", package.parent / "data")  # of the wheel, of the repository
     files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix not in ("", ".py", ".md")]
-    return digest([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])
+    return digest_of_files(files)
 
 
 @functools.cache

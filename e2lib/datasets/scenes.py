@@ -11,13 +11,12 @@ no crop crosses a border. About a fifth of the cut-outs of each category (`split
 test_unseen only, on the regions of test. The other splits share the other cut-outs.
 """
 
-import ast
-import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from e2lib.boxes import mask_box
 from e2lib.datasets.files import Transform, check_value, read_rows
 from e2lib.datasets.sample import Sample, Samples
 from e2lib.datasets.waterbirds import GROUPS, TASKS
-from e2lib.disk import DATA, digest
+from e2lib.disk import DATA, digest, digest_of_files, essence
 
 HOMES = {  # background group -> the two categories that are at home in it
     "water": ["bird", "sea"],
@@ -107,12 +106,8 @@ def _pool(part: str | None = None, **wanted: str) -> list[int]:
 @lru_cache
 def _made_of() -> str:
     """Hash of what all scenes are made by and of: the code of this file, the lists and the photographs."""
-    code = ast.parse(Path(__file__).read_text(encoding="utf-8"))
-    for node in ast.walk(code):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            node.value.value = ""  # a docstring
     files = sorted([*DATA.glob("*.csv"), *DATA.rglob("*.webp")])
-    return digest([ast.dump(code), [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]])
+    return digest([essence(Path(__file__).read_text(encoding="utf-8")), digest_of_files(files)])
 
 
 @lru_cache
@@ -154,21 +149,31 @@ def _between(bounds: tuple[float, float], u: float) -> float:
     return bounds[0] + u * (bounds[1] - bounds[0])
 
 
+@dataclass(eq=False)
 class _Composed(Samples):
     """What Scenes and SceneBirds share. `_choose` gives backgrounds, context, cut-outs and labels, group."""
 
-    kind: str  # first part of every item's name
-    stream: int  # differs between the data sets, so that none repeats another's random numbers
-    area: tuple[float, float]  # square root of an object's opaque area, of the image side
+    kind: ClassVar[str]  # first part of every item's name
+    stream: ClassVar[int]  # differs between the data sets, so that none repeats another's random numbers
+    area: ClassVar[tuple[float, float]]  # square root of an object's opaque area, of the image side
+    least: ClassVar[float]  # value of `correlation`
 
-    def __init__(self, split: str, length: int, size: int, seed: int, transform: Transform):
-        check_value(split in SPLITS, "split", split, f"one of {list(SPLITS)}")
-        check_value(length >= 1, "length", length, "1 or more")
-        check_value(size in range(64, 225), "size", size, "a whole number from 64 to 224 (pixels)")
-        check_value(seed >= 0, "seed", seed, "0 or more")
-        self.split, self.length, self.size, self.seed, self.transform = split, length, size, seed, transform
-        self.part = "unseen" if split == "test_unseen" else "seen"
-        self._cache: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]] = {}
+    split: str  # train, val, test or test_unseen
+    length: int
+    size: int = 128  # pixels per side, 64 to 224
+    correlation: float = 0.8
+    seed: int = 0
+    transform: Transform = None
+    _cache: dict[int, tuple] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self):
+        check_value(self.split in SPLITS, "split", self.split, f"one of {list(SPLITS)}")
+        check_value(self.length >= 1, "length", self.length, "1 or more")
+        check_value(self.size in range(64, 225), "size", self.size, "a whole number from 64 to 224 (pixels)")
+        check_value(self.seed >= 0, "seed", self.seed, "0 or more")
+        name, within = f"correlation of {type(self).__name__}", self.least <= self.correlation <= 1
+        check_value(within, name, self.correlation, f"from {self.least} to 1")
+        self.part = "unseen" if self.split == "test_unseen" else "seen"
 
     def __len__(self) -> int:
         return self.length
@@ -191,9 +196,8 @@ class _Composed(Samples):
         return np.array([self._choose(self._random(i))[3] for i in range(self.length)])
 
     def fingerprint(self) -> str:
-        """Tells these images from others: the settings, and a hash of what they are composed by and of."""
-        settings = {k: v for k, v in vars(self).items() if k[0] != "_" and k not in ("targets", "group_of")}
-        return f"{self.kind} {settings} {_made_of()}"
+        """Tells these images from others: the settings, and what they are composed by and of."""
+        return f"{self} {_made_of()}"
 
     def _place(self, objects: list[tuple[list[int], int]], random: Callable[[], float]) -> list[SceneObject]:
         """Draw cut-outs and places so that each object lies inside the image and stays at least half visible."""
@@ -255,54 +259,46 @@ class _Composed(Samples):
         if i not in self._cache:
             record = self.record(i)
             pixels, things = self._compose(record), range(1, len(record.objects) + 1)
-            boxes = torch.stack([mask_box(pixels[3] == k) for k in things]).float()
-            self._cache[i] = pixels, boxes, torch.tensor([thing.label for thing in record.objects]), record.group
-        pixels, boxes, box_labels, group = self._cache[i]
-        # Cloned, as a transform may write into what it is given.
-        image, boxes, box_labels = tv_tensors.Image(pixels[:3].clone()), boxes.clone(), box_labels.clone()
-        masks = tv_tensors.Mask(pixels[3] == torch.arange(1, len(boxes) + 1)[:, None, None])
-        labels, name = torch.zeros(len(self.classes), dtype=torch.uint8), f"{self.kind}-{self.split}-{i}"
-        labels[box_labels] = 1
-        sample = Sample(image, labels, boxes, box_labels, masks, group, name)
+            self._cache[i] = record, pixels, torch.stack([mask_box(pixels[3] == k) for k in things]).float()
+        record, pixels, boxes = self._cache[i]
+        box_labels = torch.tensor([thing.label for thing in record.objects])
+        sample = Sample(
+            image=tv_tensors.Image(pixels[:3].clone()),  # cloned, as a transform may write into what it is given
+            boxes=boxes.clone(),
+            labels=torch.zeros(len(self.classes), dtype=torch.uint8).index_fill(0, box_labels, 1),
+            box_labels=box_labels,
+            masks=tv_tensors.Mask(pixels[3] == torch.arange(1, len(box_labels) + 1)[:, None, None]),
+            group=record.group,
+            name=f"{self.kind}-{self.split}-{i}",
+        )
         return sample if self.transform is None else self.transform(sample)
 
 
+@dataclass(eq=False)
 class Scenes(_Composed):
     """Scenes: one to three objects of ten categories on a background that goes with them; multi-label data.
 
     The background's group g is drawn uniformly from the five of HOMES, then each object's category: with probability
     `correlation` one of the two at home in g, else one of the other eight, uniformly. Hence every category is equally
     frequent, and P(g is the category's home) = correlation: 0.2 is independence, 1 a perfect shortcut, 0 its reverse.
-    Two objects may be of one category. Later objects lie on earlier ones; each stays at least half visible. A process
-    keeps the images that it has composed, 4 size^2 bytes each, besides 90 MB of decoded photographs.
-
-    split: train, val, test or test_unseen; size: 64 to 224 pixels; correlation: 0 to 1; objects: the most in a scene,
-    1 to 3 (1: single-label data); categories: all ten, or five, one of each home. ValueError for anything else.
+    Two objects may be of one category. Later objects lie on earlier ones. Each stays at least half visible. A process
+    keeps the images that it has composed, 4 size² bytes each, besides 90 MB of decoded photographs.
+    Raises ValueError for a value outside the ranges that stand beside the fields.
     """
 
     classes, multilabel = CATEGORIES, True  # unless `categories` and `objects` say otherwise
-    kind, stream = "scene", 0
-    area = (0.18, 0.33)
+    kind, stream, area, least = "scene", 0, (0.18, 0.33), 0
 
-    def __init__(
-        self,
-        split: str,
-        length: int,
-        size: int = 128,
-        correlation: float = 0.8,
-        seed: int = 0,
-        transform: Transform = None,
-        objects: int = 3,
-        categories: Sequence[str] = CATEGORIES,
-    ):
-        super().__init__(split, length, size, seed, transform)
-        check_value(0 <= correlation <= 1, "correlation of Scenes", correlation, "from 0 to 1 (0.2: independent)")
-        check_value(objects in (1, 2, 3), "objects of Scenes", objects, "1, 2 or 3")
-        homes = [[c for c in pair if c in categories] for pair in HOMES.values()]
-        right = sorted(categories) == sorted(sum(homes, [])) and len({*map(len, homes)}) == 1 and len(categories) > 0
-        check_value(right, "categories of Scenes", list(categories), f"all, or one of each of {[*HOMES.values()]}")
-        self.correlation, self.objects = correlation, objects
-        self.classes, self.multilabel = list(categories), objects > 1
+    objects: int = 3  # the most in a scene, 1 to 3; 1 makes single-label data
+    categories: Sequence[str] = tuple(CATEGORIES)  # all ten, or five, one of each home
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_value(self.objects in (1, 2, 3), "objects of Scenes", self.objects, "1, 2 or 3")
+        self.classes, self.multilabel = list(self.categories), self.objects > 1
+        homes = [[c for c in pair if c in self.classes] for pair in HOMES.values()]
+        right = sorted(self.classes) == sorted(sum(homes, [])) and len({*map(len, homes)}) == 1 and self.classes
+        check_value(bool(right), "categories of Scenes", self.classes, f"all, or one of each of {[*HOMES.values()]}")
 
     def _choose(self, random: Callable[[], float]) -> tuple[list[int], str, list[tuple[list[int], int]], int]:
         group = _pick(list(HOMES), random())
@@ -315,39 +311,28 @@ class Scenes(_Composed):
         return _pool(group=group), group, objects, -1
 
 
+@dataclass(eq=False)
 class SceneBirds(_Composed):
     """The recipe of Waterbirds (Sagawa et al. 2020, sec. 3) on the embedded photographs: bird type x place.
 
     Land birds and water birds are equally frequent, and P(place matches the bird) = correlation, so that 1.0 leaves
     two of the four groups empty and 0.5 makes bird and place independent. Group = 2 * (bird is a water bird) + (place
-    is water). Every image holds one bird, its box and its mask. Memory as for Scenes.
-
-    task: "bird" (classes landbird, waterbird) or "place" (classes land, water; the box is the bird's all the same and
-    carries the place's label); correlation: 0.5 to 1; the rest as for Scenes. ValueError for anything else.
+    is water). Every image holds one bird, its box and its mask. Memory and errors are those of Scenes.
 
     Notes: Waterbirds has 3.3 land birds per water bird. Here both are equally frequent, so that accuracy needs no
     reweighting and chance is 50 %.
     """
 
-    groups = GROUPS
-    multilabel = False
-    kind, stream = "bird", 1
-    area = (0.20, 0.36)
+    groups, multilabel = GROUPS, False
+    kind, stream, area, least = "bird", 1, (0.20, 0.36), 0.5
 
-    def __init__(
-        self,
-        split: str,
-        length: int,
-        size: int = 128,
-        correlation: float = 1.0,
-        task: str = "bird",
-        seed: int = 0,
-        transform: Transform = None,
-    ):
-        super().__init__(split, length, size, seed, transform)
-        check_value(0.5 <= correlation <= 1, "correlation of SceneBirds", correlation, "from 0.5 to 1")
-        check_value(task in TASKS, "task", task, f"one of {list(TASKS)}")
-        self.correlation, self.task, self.classes = correlation, task, TASKS[task]
+    correlation: float = 1.0
+    task: str = "bird"  # or "place" (classes land, water); the box is the bird's all the same, with the place's label
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_value(self.task in TASKS, "task", self.task, f"one of {list(TASKS)}")
+        self.classes = TASKS[self.task]
 
     def _choose(self, random: Callable[[], float]) -> tuple[list[int], str, list[tuple[list[int], int]], int]:
         bird = int(2 * random())
