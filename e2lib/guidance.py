@@ -1,17 +1,16 @@
 """Model guidance: losses that pull attribution into bounding boxes, and the step that trains with them.
 
 Rao, Böhle, Parchami-Araghi, Schiele: Studying How to Efficiently and Effectively Guide Models with Explanations, ICCV
-2023. The losses are pure functions of maps A (B, 1, H, W), signed floats of any scale, and masks M (B, 1, H, W) of the
-explained class, bool or float in [0, 1]. They give one value per image, (B,) float32 or wider. A⁺ = max(A, 0), and
-Â = A / max|A| of each map. Values and gradients are finite for every finite map and every mask; an all-zero map has no
-gradient. A wrong shape, type or range is a ValueError.
+2023. The losses are pure functions of maps A, signed floats of any scale, and masks M of the explained class, bool or
+float in [0, 1], both (B, 1, H, W). They give one value per image, (B,) float. A⁺ = max(A, 0), and Â = A / max|A|.
+Values and gradients are finite for every finite map and every mask; an all-zero map has no gradient.
 """
 
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -23,6 +22,7 @@ from e2lib.attribution import against_others, explain, grid_size, logits_of, mod
 from e2lib.datasets import Batch, collate
 from e2lib.distillation.losses import bce, cross_entropy
 from e2lib.metrics import EPG
+from e2lib.metrics.localisation import kind, wide
 
 FLOOR = 1e-6  # of Â⁺ in the logarithm of PPCE; attribution below it counts as this much and has no gradient
 NOTHING = 1e-30  # a map that is nowhere larger is an all-zero map
@@ -42,10 +42,7 @@ def l1(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def ppce(maps: Tensor, masks: Tensor) -> Tensor:
-    """−1/|M| Σ M·log Â⁺, in [0, 13.8]: per-pixel cross entropy in the box (HAICS, Shen et al. 2021); 0 for no box.
-
-    Notes: the logarithm is taken of at least 1e-6, so the loss is finite where the box holds negative attribution.
-    """
+    """−1/|M| Σ M·log Â⁺, in [0, 13.8]: per-pixel cross entropy in the box (HAICS, Shen et al. 2021); 0 for no box."""
     logarithm = _normalised(maps, masks).clamp(min=FLOOR).log()
     total = masks.sum((1, 2, 3))
     return -(logarithm * masks).sum((1, 2, 3)) / torch.where(total > 0, total, 1)
@@ -57,6 +54,7 @@ def rrr(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"energy": energy, "l1": l1, "ppce": ppce, "rrr": rrr}
+CLASSIFICATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bce": bce, "cross_entropy": cross_entropy}
 
 
 def _inverse(masks: Tensor) -> Tensor:
@@ -66,18 +64,15 @@ def _inverse(masks: Tensor) -> Tensor:
 def _scaled(maps: Tensor, masks: Tensor, by: Callable[[Tensor], Tensor]) -> Tensor:
     """The maps over the maximum of `by(maps)`, which counts as a constant; zeros for an all-zero map."""
     if maps.ndim != 4 or maps.shape[1] != 1 or not maps.is_floating_point():
-        raise ValueError(f"maps is {maps.dtype} {tuple(maps.shape)}; it must be a float tensor (B, 1, H, W)")
+        raise ValueError(f"maps is {kind(maps)}; it must be a float tensor (B, 1, H, W)")
     soft = masks.is_floating_point()
     if not (soft or masks.dtype == torch.bool) or masks.shape != maps.shape:
-        raise ValueError(
-            f"masks is {masks.dtype} {tuple(masks.shape)}; it must be bool or float {tuple(maps.shape)}, as maps"
-        )
+        raise ValueError(f"masks is {kind(masks)}; it must be bool or float {tuple(maps.shape)}, as maps")
     if soft and not ((masks >= 0) & (masks <= 1)).all():
         raise ValueError(f"masks lie in [{masks.min():.3g}, {masks.max():.3g}]; soft masks must be in [0, 1]")
-    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    peak = by(maps.detach()).amax((1, 2, 3), keepdim=True)
+    peak = by(wide(maps.detach())).amax((1, 2, 3), keepdim=True)
     # The losses do not depend on a map's scale, so this changes no gradient; it keeps tiny maps from vanishing.
-    return maps / torch.where(peak > NOTHING, peak, torch.inf)
+    return wide(maps) / torch.where(peak > NOTHING, peak, torch.inf)
 
 
 def _normalised(maps: Tensor, masks: Tensor) -> Tensor:
@@ -87,9 +82,6 @@ def _normalised(maps: Tensor, masks: Tensor) -> Tensor:
     return maps / torch.where(peak > NOTHING, peak, 1)
 
 
-CLASSIFICATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bce": bce, "cross_entropy": cross_entropy}
-
-
 @dataclass(frozen=True, repr=False)
 class Guide:
     """A training step: classification(logits, labels) + λ · L_loc(A_c, M_c) (Rao et al., section 3).
@@ -97,39 +89,32 @@ class Guide:
     In every image that is `annotated`, one class c is drawn uniformly (by torch's global generator) from those that
     have boxes. Only these images are explained. The network runs in eval mode, so that a map depends on its image alone
     and one forward pass serves logits and map: norm layers use, and keep, their running statistics; dropout is off.
+    Without boxes a step trains plainly. It warns when none has come where `fraction` leads one to expect 20.
 
     Args:
         loss: a name of `LOSSES`, or a function (maps (B, 1, H, W) float32, masks (B, 1, H, W)) -> (B,).
-        method: a differentiable method of `explain`.
-        at: where it explains, a depth of the model or a module path.
+        method, at: a differentiable method of `explain`, and where it explains.
         weight: λ. L_loc is averaged over annotated images, so λ does not depend on the size of the batch. 0 trains
             in the same way without explaining: the baseline.
         fraction: the part of an epoch's images that are annotated, `dataset.annotated.mean()`. L_loc of a batch is
             its sum over annotated images divided by their expected number, fraction · B. Its mean over batches of one
-            size is then the mean over annotated images, also when a batch holds one or none. In a smaller last batch
-            an image counts more, as it does for the classification.
+            size is then the mean over annotated images, also when a batch holds one or none.
         absolute: explain with |A| instead of A in the loss. Grad-CAM's maps can escape a strong energy loss by becoming
-            zero everywhere, where there is no gradient. The absolute value of IxG at Final cannot; it is Grad-CAM
-            before its ReLU where average pooling and a linear layer follow. `evaluate` measures A all the same.
+            zero everywhere, where there is no gradient. |IxG| at Final cannot; IxG is Grad-CAM before its ReLU where
+            average pooling and a linear layer follow. `evaluate` measures A all the same.
         contrast: explain the class's logit less the mean of the others: what speaks for this class rather than another.
         outside: M is the complement: for classes that are told by what surrounds the object in the box.
         dropout: the share of the explained layer's channels that a step sets to zero, drawn anew for each image; the
             others are scaled up. The map then has to hold with any of them. Not for tokens (B, N, C).
         classification: bce, cross_entropy (for single-label data), or a function (logits (B, C) float32, multi-hot
             labels (B, C) float32) -> scalar.
-        masks: boxes, or segmentation: M is the union of the class's segmentation masks, which may be soft, and images
-            without them are not explained.
+        masks: boxes, or segmentation: M is then the union of the class's masks; images without them are not explained.
         keep_modes: leave each module in train or eval mode: for networks whose norm layers still learn their
             statistics. One pass takes the whole batch then, and maps before such a layer depend on all of its images.
-
-    Raises:
-        ValueError: an unknown loss, method, classification or kind of masks, a weight below 0, a fraction outside
-            (0, 1], dropout outside [0, 1).
 
     Notes:
         The authors' code sums L_loc over the batch with a weight λ_sum. The same gradient is had with
         λ = λ_sum · fraction · B: 5e-4 ... 5e-3 at B = 64 with all boxes are λ = 0.032 ... 0.32.
-        Without boxes a step trains plainly. It warns when none has come where `fraction` leads one to expect 20.
     """
 
     loss: str | Callable[[Tensor, Tensor], Tensor] = "energy"
@@ -155,7 +140,7 @@ class Guide:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(table)}")
         if self.method not in trainable():
             raise ValueError(f"method is {self.method!r}; one can train through {', '.join(trainable())}")
-        if not 0 <= self.weight < float("inf"):
+        if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight is {self.weight}; it must be 0 or more")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction is {self.fraction}; it must be in (0, 1]")
@@ -184,8 +169,7 @@ class Guide:
                 targets = (lambda z: against_others(chosen, z.shape[1])) if self.contrast else chosen
                 how = {"create_graph": True, "keep_modes": self.keep_modes}
                 explanation = explain(model, batch.images[explained], targets, self.method, self.at, **how)
-                maps = explanation.maps[guided[explained]]
-                maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+                maps = wide(explanation.maps[guided[explained]])
                 masks = batch.class_masks(classes, segmentation)[guided]
                 loss = self.loss if callable(self.loss) else LOSSES[self.loss]
                 values = loss(maps.abs() if self.absolute else maps, _inverse(masks) if self.outside else masks)
@@ -206,34 +190,23 @@ class Guide:
             self.missing["images"] = -math.inf
         elif self.missing["images"] >= EXPECTED:
             self.missing["images"] = -math.inf
-            share = f"fraction={self.fraction} of all images should have them"
-            warnings.warn(
-                f"Guide has found no {self.masks} to guide with, where {share}: it trains plainly", stacklevel=3
-            )
+            found = f"Guide has found no {self.masks} to guide with, where fraction={self.fraction}"
+            warnings.warn(f"{found} of all images should have them: it trains plainly", stacklevel=3)
 
-    @contextmanager
-    def _dropping(self, model: nn.Module) -> Iterator[None]:
+    def _dropping(self, model: nn.Module) -> AbstractContextManager:
         """Dropout of channels at the explained layer, before `explain` catches it: by a hook, because of eval mode."""
-        if not self.dropout:
-            yield
-            return
-        handle = module_at(model, self.at).register_forward_hook(lambda module, inputs, output: self._dropped(output))
-        try:
-            yield
-        finally:
-            handle.remove()
 
-    def _dropped(self, layer: Tensor) -> Tensor:
-        if layer.ndim != 4:
-            raise ValueError(f"dropout is {self.dropout}; at {self.at!r} are tokens {tuple(layer.shape)}, it must be 0")
-        return F.dropout2d(layer, self.dropout)
+        def drop(module, inputs, layer: Tensor) -> Tensor:
+            if layer.ndim != 4:
+                shape = tuple(layer.shape)
+                raise ValueError(f"dropout is {self.dropout}; at {self.at!r} are tokens {shape}, it must be 0")
+            return F.dropout2d(layer, self.dropout)
+
+        return module_at(model, self.at).register_forward_hook(drop) if self.dropout else nullcontext()
 
     @staticmethod
     def choose(batch: Batch, segmentation: bool = False) -> Tensor:
-        """A class with boxes, drawn at random, of each annotated image: int64 (B,), -1 where there is none.
-
-        With `segmentation` images without masks have none.
-        """
+        """A class with boxes, and masks if asked, drawn at random, of each annotated image: int64 (B,), -1 for none."""
         classes = torch.full((len(batch.names),), -1)
         for i, labels in enumerate(batch.box_labels):
             candidates = labels.unique().cpu()
@@ -250,11 +223,9 @@ def ceiling(model: nn.Module, dataset: Dataset, at: str = "Input", batch_size: i
     Such a map is the box mask, averaged over each cell of the layer's grid and brought back to the images' size as
     `explain` does. At Input it is 100. A map that keeps to the middle of large boxes can score higher.
     """
-    device, metric = next(model.parameters()).device, EPG()
-    grid = None
+    metric = EPG()
+    grid = grid_size(model, collate([dataset[0]]).images.to(next(model.parameters()).device), at)
     for batch in DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator()):
-        if grid is None:
-            grid = grid_size(model, batch.images[:1].to(device), at)
         masks = batch.class_masks(batch.present())
         cells = F.adaptive_avg_pool2d(masks.float(), grid)
         if cells.shape != masks.shape:

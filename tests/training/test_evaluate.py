@@ -331,6 +331,18 @@ def test_what_is_not_finite_or_not_there_is_named(method):
         training.evaluate(Linear(1.0, 3), birds, method=method)
 
 
+@pytest.mark.parametrize("past", [5e-4, 5e-3])
+def test_collate_and_explain_agree_on_how_far_float_images_may_leave_the_unit_interval(past):
+    network, image = models.build("test_resnet", 2), torch.linspace(-past, 1 + past, 3 * 32 * 32).view(3, 32, 32)
+    calls = [lambda: collate([Sample(image, torch.tensor(0))]), lambda: explain(network, image[None], 0)]
+    for call in calls:
+        if past < 1e-3:
+            call()
+        else:
+            with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
+                call()
+
+
 @pytest.mark.parametrize("threshold", [None, 0.5])
 def test_explanations_without_boxes_cannot_be_measured(threshold):
     boxless = [replace(s, boxes=s.boxes[:0], box_labels=s.box_labels[:0], masks=None) for s in SceneBirds("val", 3, 64)]
