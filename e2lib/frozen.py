@@ -18,7 +18,8 @@ from torchvision import tv_tensors
 
 from e2lib.attribution import modes_restored
 from e2lib.datasets import Batch, Sample, Selection, eval_transform, with_transform
-from e2lib.distillation import NOTHING, explanation, top_class
+from e2lib.distillation import explanation, top_class
+from e2lib.distillation.losses import NOTHING
 from e2lib.features import keep, key, names_in
 from e2lib.training.precision import form, formed
 

@@ -5,25 +5,7 @@ Explanation-Enhanced Knowledge Distillation, ECCV 2024.
 """
 
 from e2lib.distillation.distill import TERMS, Distill, Term, class_maps, explanation, top_class
-from e2lib.distillation.learned import Contrast, Hint, Review
-from e2lib.distillation.losses import (
-    NOTHING,
-    at,
-    bce,
-    cat_kd,
-    crd,
-    cross_entropy,
-    dist,
-    dkd,
-    e2kd,
-    fitnet,
-    hierarchical_context,
-    kd,
-    multi_label_kd,
-)
+from e2lib.distillation.losses import at, bce, cat_kd, crd, cross_entropy, dist, dkd, e2kd, fitnet, kd, multi_label_kd
 
-__all__ = [
-    "NOTHING", "TERMS", "Contrast", "Distill", "Hint", "Review", "Term", "at", "bce", "cat_kd", "class_maps", "crd",
-    "cross_entropy", "dist", "dkd", "e2kd", "explanation", "fitnet", "hierarchical_context", "kd", "multi_label_kd",
-    "top_class",
-]  # fmt: skip
+__all__ = ["TERMS", "Distill", "Term", "at", "bce", "cat_kd", "class_maps", "crd", "cross_entropy", "dist", "dkd"]
+__all__ += ["e2kd", "explanation", "fitnet", "kd", "multi_label_kd", "top_class"]

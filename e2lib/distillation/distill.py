@@ -4,7 +4,9 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from torchvision.transforms import v2
 from e2lib.attribution import against_others, as_grid, dynamic_weights, explain, modes_restored, trainable
 from e2lib.attribution.forward import bare, logits_of, module_at
 from e2lib.datasets import Batch
-from e2lib.distillation import learned, losses
+from e2lib.datasets.files import check_value
+from e2lib.distillation import losses
 from e2lib.models import head_prefixes, weights_key
 
 
@@ -23,12 +26,10 @@ from e2lib.models import head_prefixes, weights_key
 class Term:
     """One term of `Distill`: a function, and what of student and teacher it compares.
 
-    function: takes, by name, any of `student`, `teacher`, `labels` (B, C), `temperature` and `count`. It returns one
-        value per image, or any float tensor, whose mean is taken. A Module class is a term that learns: it is built
-        from widths, as those in `learned` are, and its `forward` is the function.
+    function: takes, by name, any of `student`, `teacher`, `labels` (B, C), `temperature` and `count`. The term is the
+        mean of the tensor that it returns. A Module class, as `losses.Hint`, is a term that learns.
     of: `logits` (B, C); `explanation` (B, K, h, w) of the teacher's top class; `maps` (B, C, h, w), class activation
-        maps of all classes; or `features` (B, C, h, w). A function compares features depth by depth, and the mean over
-        depths is taken; a Module gets lists with those of all depths.
+        maps; or `features` (B, C, h, w), of which a function gets depth by depth, and a Module lists with all depths.
     depths: of the features, the finest first. Those that both networks have are compared; Final, where they have none.
     """
 
@@ -57,37 +58,30 @@ TERMS: dict[str, Term] = {
     "e2kd": Term(losses.e2kd, "explanation"),
     "cat_kd": Term(losses.cat_kd, "maps"),
     "at": Term(losses.at, "features", EACH),
-    "fitnet": Term(learned.Hint, "features", ["Mid2"]),
-    "review_kd": Term(learned.Review, "features", EACH),
-    "crd": Term(learned.Contrast, "features"),
+    "fitnet": Term(losses.Hint, "features", ["Mid2"]),
+    "review_kd": Term(losses.Review, "features", EACH),
+    "crd": Term(losses.Contrast, "features"),
 }
 
 
 class Distill(nn.Module):
-    """A training step that distils: the sum of terms of `TERMS`, each with its weight λ; `e2kd` is added to any other.
+    """A training step that distils: the sum of terms of `TERMS`, each with its weight λ.
 
-    The student is trained as `fit` sets it, so norm layers learn their statistics. One forward pass serves all terms.
-    What a term learns besides the student is part of this module, so `fit` trains and saves it too.
+    One forward pass of the student, in its own modes, serves all terms. What terms learn is part of this module, which
+    `fit` trains and saves. ValueError for values out of range, and networks that a term cannot compare.
 
     Args:
-        teacher: a network with the student's classes. It is copied, and runs in eval mode without a graph. None: its
-            logits and maps come with the batch (`frozen.freeze`).
-        student: the network to be trained. Here only the width of its features is looked at.
-        images: (B, 3, H, W) float, a few that the student takes, to look at.
+        teacher: is copied. None: its logits and maps come with the batch (`frozen.freeze`).
+        student: is looked at, for the width of its features.
+        images: (B, 3, H, W) float, a few that the student takes.
         weights: λ of each term, above 0, by its name in `TERMS`.
         temperature: τ of the terms that have one.
-        method, at: of the explanations, as for `explain` with create_graph; or `weights`, the dynamic weights W(x) of
-            B-cos networks at Input (all six channels).
-        every: terms of explanations are computed in each `every`-th step, from the first on, and are 0 in the others.
+        method, at: as for `explain`; or method `weights`: dynamic weights W(x) of B-cos networks, all six channels.
+        every: explanations are compared in each `every`-th step, from the first on; in the others their terms are 0.
         contrast: explain the difference between the teacher's top class and the others, as `guidance.Guide` does.
         teacher_size: pixels a side to which images are resized for the teacher; None: as the student's.
         count: number of images in the training data, for `crd`.
-        mixup: α of the Beta distribution that mixes images, and labels, of a batch, for student and teacher alike
-            (Zhang et al., ICLR 2018); 0: no mixing.
-
-    Raises:
-        ValueError: unknown terms or methods, values out of range, networks that a term cannot compare. Features need
-            `depths`: `models.wrap` gives them to networks that `models.build` has not made.
+        mixup: α of the Beta distribution that mixes images, and labels (Zhang et al., ICLR 2018); 0: no mixing.
     """
 
     def __init__(
@@ -107,55 +101,51 @@ class Distill(nn.Module):
     ):
         super().__init__()
         methods = [*trainable(), "weights"]
+        check_value(method in methods, "method", method, f"one of {', '.join(methods)}")
         if not weights or weights.keys() - TERMS.keys():
             raise ValueError(f"weights are {weights}; terms are {', '.join(TERMS)}")
-        if method not in methods:
-            raise ValueError(f"method is {method!r}; it must be one of {', '.join(methods)}")
-        above = {f"weights[{name!r}]": weight for name, weight in weights.items()} | {"temperature": temperature}
-        for name, value in above.items():
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} is {value}; it must be above 0")
+        for name, weight in weights.items():
+            check_value(0 < weight < inf, f"weights[{name!r}]", weight, "above 0")
+        check_value(0 < temperature < inf, "temperature", temperature, "above 0")
         for name, value, least in (("every", every, 1), ("count", count, 1), ("mixup", mixup, 0)):
-            if value is not None and not least <= value < float("inf"):
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
-        self.terms = {name: TERMS[name] for name in weights}
-        self.explaining = [name for name, term in self.terms.items() if term.of == "explanation"]
-        self.taught = [name for name, term in self.terms.items() if "teacher" in term.asks or name in self.explaining]
-        deep = {name: term for name, term in self.terms.items() if term.of in ("features", "maps")}
+            check_value(value is None or least <= value < inf, name, value, f"at least {least}")
+        self.terms = terms = {name: TERMS[name] for name in weights}
+        self.explaining = [name for name, term in terms.items() if term.of == "explanation"]
+        self.taught = [name for name, term in terms.items() if "teacher" in term.asks or term.of == "explanation"]
+        deep = {name: term for name, term in terms.items() if term.of in ("features", "maps")}
         if every > 1 and len(self.explaining) == len(weights):
             raise ValueError(f"every is {every}, but there is no term for the other steps besides {', '.join(weights)}")
-        if count is None and (needs := [name for name, term in self.terms.items() if "count" in term.asks]):
+        if count is None and (needs := [name for name, term in terms.items() if "count" in term.asks]):
             raise ValueError(f"count is None; {', '.join(needs)} needs the number of images in the training data")
         if teacher is None and (needs := [name for name in self.taught if mixup or name in deep]):
             raise ValueError(f"teacher is None; {', '.join(needs)} needs it, for its features or for mixed images")
         self.weights, self.temperature = {name: float(weight) for name, weight in weights.items()}, float(temperature)
-        self.method, self.at, self.every, self.contrast = method, at, int(every), contrast
         self.teacher_size, self.count, self.mixup = teacher_size, count, float(mixup)
+        self.method, self.at, self.every, self.contrast = method, at, int(every), contrast
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # In a list, so that it is no part of this module: neither trained nor saved.
         self.teachers = [] if teacher is None else [copy.deepcopy(bare(teacher)).requires_grad_(False).eval()]
         self.known = None if teacher is None else weights_key(self.teachers[0])
         networks = [bare(student), *(teacher.to(images.device) for teacher in self.teachers)]
         self.depths = {name: _common(name, term.depths, networks) for name, term in deep.items()}
-        self.learned = nn.ModuleDict()
         with torch.no_grad(), modes_restored(student):
             student.eval()
-            here = there = self._seen(networks[0], images, check=True)
-            if self.teachers:
-                there = self._seen(networks[1], self._for_teacher(images), check=True)
-        self.classes, classes = (seen["logits"].shape[1] for seen in (here, there))
-        if self.classes != classes:
-            raise ValueError(f"student and teacher have {self.classes} and {classes} classes")
+            seen = [self._seen(networks[0], images, check=True)]
+            seen += [self._seen(teacher, self._for_teacher(images), check=True) for teacher in networks[1:]]
+        classes = [found["logits"].shape[1] for found in seen]
+        if classes[0] != classes[-1]:
+            raise ValueError("student and teacher have {} and {} classes".format(*classes))
+        self.classes, self.learned = classes[0], nn.ModuleDict()
         for name in (name for name in deep if deep[name].learns):
-            widths = [tuple(seen["features"][at].shape[1] for seen in (here, there)) for at in self.depths[name]]
+            widths = [tuple(seen[k]["features"][at].shape[1] for k in (0, -1)) for at in self.depths[name]]
             self.learned[name] = deep[name].function(widths)
         self.to(images.device)
 
     def extra_repr(self) -> str:
         """What `fit` knows a training by."""
-        known = ["weights", "temperature", "teacher_size", "count", "mixup"]
-        known += ["method", "at", "every", "contrast"] if self.explaining else []  # else these make no difference
-        return ", ".join([f"teacher={self.known!r}", *(f"{name}={getattr(self, name)!r}" for name in known)])
+        names = ["weights", "temperature", "teacher_size", "count", "mixup"]
+        names += ["method", "at", "every", "contrast"] if self.explaining else []  # else these make no difference
+        return ", ".join([f"teacher={self.known!r}", *(f"{name}={getattr(self, name)!r}" for name in names)])
 
     def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss by name, weighted, each the mean over the batch."""
@@ -193,26 +183,21 @@ class Distill(nn.Module):
 
     def _seen(self, model: nn.Module, images: Tensor, targets=None, create_graph=False, check=False) -> dict[str, Any]:
         """What terms compare of a network, by the names of `Term.of`; None for what no term asks for."""
-        maps, features, handles, graph = None, {}, [], torch.is_grad_enabled()
+        maps, features, graph = None, {}, torch.is_grad_enabled()
 
         def catch(at: str, module: nn.Module, inputs, output: Tensor) -> None:
             if graph and not torch.is_grad_enabled():
                 raise ValueError(f"{at} is computed without a graph; checkpoint with use_reentrant=False")
             if at not in features:  # of the first pass; a clone, as the network may go on in place
-                features[at] = as_grid(output.clone(), model, images)
+                features[at] = as_grid((output if create_graph else output.detach()).clone(), model, images)
 
-        try:
+        with ExitStack() as hooks:
             for at in {at for depths in self.depths.values() for at in depths}:
-                handles.append(module_at(model, at).register_forward_hook(partial(catch, at)))
+                hooks.enter_context(module_at(model, at).register_forward_hook(partial(catch, at)))
             if targets is None:
                 logits = logits_of(model(images))
             else:
                 logits, maps = explanation(model, images, targets, self.method, self.at, create_graph)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not create_graph:  # where `explain` needed one
-            features = {at: layer.detach() for at, layer in features.items()}
         seen = {"logits": logits, "explanation": maps, "features": features, "maps": None}
         for depths in (depths for name, depths in self.depths.items() if self.terms[name].of == "maps"):
             seen["maps"] = class_maps(model, features[depths[-1]], logits if check else None)
@@ -227,12 +212,9 @@ class Distill(nn.Module):
 
 def top_class(contrast: bool = False) -> Callable[[Tensor], Tensor]:
     """Logits (B, C) -> targets for `explain`: the top class, or with `contrast` how it differs from the others."""
-
-    def targets(logits: Tensor) -> Tensor:
-        top = logits.argmax(1)
-        return against_others(top, logits.shape[1])[:, 0] if contrast else top
-
-    return targets
+    if contrast:
+        return lambda logits: against_others(logits.argmax(1), logits.shape[1])[:, 0]
+    return lambda logits: logits.argmax(1)
 
 
 def explanation(
@@ -247,19 +229,17 @@ def explanation(
 def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None) -> Tensor:
     """Class activation maps (B, C, h, w): the classifier applied to every cell of the features at Final (B, D, h, w).
 
-    Their mean over cells is the logits less the bias, for networks that average features before one linear layer
-    (Zhou et al., CVPR 2016) and for B-cos networks that average after it. ValueError where no such layer is found, or
-    where the maps do not add up to `logits`, if these are given.
+    Their mean over cells is the logits less the bias (Zhou et al., CVPR 2016). ValueError where no linear layer takes
+    the features' mean, or where it does not make `logits` of it, if given. B-cos networks average after that layer.
     """
     if getattr(model, "is_bcos", False):
         path = head_prefixes(model.net)[0].removesuffix(".weight").removesuffix(".").removesuffix(".linear")
         return model.net.get_submodule(path)(features)
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if layers and layers[-1].in_features == features.shape[1]:
-        maps = F.conv2d(features, layers[-1].weight[:, :, None, None])
-        bias = 0 if layers[-1].bias is None else layers[-1].bias
-        if logits is None or torch.allclose(maps.mean((2, 3)) + bias, logits, 1e-3, 1e-3 * float(logits.abs().max())):
-            return maps
+    *_, last = (None, *(module for module in model.modules() if isinstance(module, nn.Linear)))
+    if last is not None and last.in_features == features.shape[1]:
+        found = last(features.mean((2, 3)))
+        if logits is None or torch.allclose(found, logits, 1e-3, 1e-3 * float(logits.abs().max())):
+            return F.conv2d(features, last.weight[:, :, None, None])
     name = getattr(model, "name", type(getattr(model, "net", model)).__name__)
     raise ValueError(f"class_maps: {name!r} must average its features at Final, and then apply one nn.Linear")
 
@@ -267,12 +247,11 @@ def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None)
 def _common(term: str, depths: Sequence[str], networks: Sequence[nn.Module]) -> list[str]:
     """Those of `depths` that all networks have, else Final."""
     named = [list(getattr(model, "depths", None) or []) for model in networks]
-    shared = set.intersection(*map(set, named))
-    found = [at for at in depths if at in shared] or [at for at in ("Final",) if at in shared]
-    if not found:
-        has = " and ".join(f"{type(model).__name__} {names}" for model, names in zip(networks, named, strict=True))
-        raise ValueError(
-            f"{term} compares features at {', '.join(depths)}, or Final; the depths are {has}; "
-            "models.wrap(net, depths={'Final': 'path of a module'}) names them"
-        )
-    return found
+    shared = set(named[0]).intersection(*named)
+    if found := [at for at in depths if at in shared] or [*shared & {"Final"}]:
+        return found
+    has = " and ".join(f"{type(model).__name__} {names}" for model, names in zip(networks, named, strict=True))
+    raise ValueError(
+        f"{term} compares features at {', '.join(depths)}, or Final; the depths are {has}; "
+        "models.wrap(net, depths={'Final': 'path of a module'}) names them"
+    )

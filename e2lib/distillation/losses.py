@@ -1,13 +1,18 @@
-"""What a student can be asked to match, as pure functions of what student and teacher give for the same images.
+"""What a student can be asked to match: pure functions of what student and teacher give, then terms that learn.
 
 Each function returns one value per image, (B,) float32 or wider, unless it says otherwise. Logits z are (B, C) and
 features (B, C, h, w), all float; the temperature τ is above 0. The teacher's side is data: it gets no gradient. Inputs
 in half precision are brought to float32 first. A wrong shape or temperature is a ValueError.
+
+A Module is built from `widths`, a pair per depth, the finest first: the student's channels and the teacher's. Its
+parameters are trained with the student. `forward` takes the features of both at these depths.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 NOTHING = 1e-30  # a map that is nowhere larger is an all-zero map
 
@@ -16,12 +21,12 @@ def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
     """−Σ_c y_c log softmax(z_S)_c, nats, of labels (B, C) that add up to 1 per image: one-hot, or mixtures of these."""
     if not ((sums := labels.sum(1)) - 1).abs().max() < 1e-3:
         raise ValueError(f"labels add up to {sums.tolist()} per image; cross_entropy needs 1, bce takes any sum")
-    return F.cross_entropy(student.to(_wide(student)), labels.to(_wide(student)), reduction="none")
+    return F.cross_entropy(_wide(student), _wide(labels), reduction="none")
 
 
 def bce(student: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy of σ(z_S) per class, nats, (B, C), for labels (B, C) in [0, 1] of any sum."""
-    student = student.to(_wide(student))
+    student = _wide(student)
     return F.binary_cross_entropy_with_logits(student, labels.to(student), reduction="none")
 
 
@@ -50,35 +55,34 @@ def dkd(
     target = F.one_hot(labels, student.shape[1]).bool() if labels.ndim == 1 else labels == 1
     if target.shape != student.shape or not (target.sum(1) == 1).all():
         raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}; dkd needs exactly one label per image")
-    there, here = teacher.log_softmax(1), student.log_softmax(1)
-
-    def outcomes(log: Tensor) -> Tensor:
-        return torch.stack([log[target], log.masked_fill(target, -torch.inf).logsumexp(1)], 1)  # (B, 2)
-
-    others = [z[~target].view(len(z), -1).log_softmax(1) for z in (teacher, student)]
-    tckd, nckd = _divergence(outcomes(there), outcomes(here)), _divergence(*others)
-    return temperature**2 * (alpha * tckd + beta * nckd)
+    outcomes, others = [], []
+    for z in (teacher, student):
+        log = z.log_softmax(1)
+        outcomes.append(torch.stack([log[target], log.masked_fill(target, -torch.inf).logsumexp(1)], 1))  # (B, 2)
+        others.append(z[~target].view(len(z), -1).log_softmax(1))
+    return temperature**2 * (alpha * _divergence(*outcomes) + beta * _divergence(*others))
 
 
 def dist(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """τ² (inter + intra), a scalar, of p = softmax(z/τ) (Huang et al.: DIST, NeurIPS 2022, both weights 1).
 
     Inter is 1 − Pearson's correlation over the classes of an image, averaged over images. Intra is the same over the
-    images of a class, averaged over classes.
+    images of a class, averaged over classes. What is constant correlates with nothing.
     """
     student, teacher = (z.softmax(1) for z in _logits(student, teacher, temperature))
-    inter, intra = (1 - _correlation(a, b).mean() for a, b in ((student, teacher), (student.T, teacher.T)))
+    pairs = (student, teacher), (student.T, teacher.T)
+    inter, intra = (1 - (_standard(a) * _standard(b)).sum(1).mean() for a, b in pairs)
     return temperature**2 * (inter + intra)
 
 
 def e2kd(student: Tensor, teacher: Tensor) -> Tensor:
     """1 − cos(E_S, E_T) of flattened explanations, in [0, 2] (Parchami-Araghi et al., section 3.2).
 
-    Maps (B, K, h, w), signed, of any scale. Where either is zero everywhere, it is 1 and has no gradient. It is added,
-    times λ, to any other loss.
+    Maps (B, K, h, w), signed, of any scale. Where either is zero everywhere, it is 1 and has no gradient.
     """
-    _check(student.ndim == 4 and student.shape == teacher.shape, "maps", student, teacher, "(B, K, h, w) of one shape")
-    student, teacher = (_unit(x.flatten(1)) for x in (student, teacher.detach()))
+    right = student.ndim == 4 and student.shape == teacher.shape
+    maps = _checked(right, "maps", student, teacher.detach(), "(B, K, h, w) of one shape")
+    student, teacher = (_unit(x.flatten(1)) for x in maps)
     return 1 - (student * teacher).sum(1)
 
 
@@ -87,8 +91,8 @@ def cat_kd(student: Tensor, teacher: Tensor, cells: int = 2) -> Tensor:
 
     Maps (B, C, h, w) of all classes, averaged to `cells` x `cells`. Their heights and widths may differ.
     """
-    student, teacher = (F.adaptive_avg_pool2d(x, cells).flatten(2) for x in _features(student, teacher))
-    return (_unit(student) - _unit(teacher)).square().sum(2).mean(1)
+    student, teacher = (_unit(x.flatten(2)) for x in _features(student, teacher, cells))
+    return (student - teacher).square().sum(2).mean(1)
 
 
 def at(student: Tensor, teacher: Tensor) -> Tensor:
@@ -97,33 +101,31 @@ def at(student: Tensor, teacher: Tensor) -> Tensor:
     Widths may differ; the finer one is averaged to the cells of the other. Notes: the paper has the norm, not its
     square. The norm has no gradient at 0.
     """
-    student, teacher = (x.square().sum(1).flatten(1) for x in _same_cells(*_features(student, teacher)))
-    return (_unit(student) - _unit(teacher)).square().sum(1)
+    student, teacher = (_unit(x.square().sum(1).flatten(1)) for x in _features(student, teacher))
+    return (student - teacher).square().sum(1)
 
 
-def fitnet(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of (F_S − F_T)², the finer averaged to the cells of the other, of one width (FitNets, Romero 2015)."""
-    student, teacher = _same_cells(*_features(student, teacher))
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"features have {student.shape[1]} and {teacher.shape[1]} channels; they must have the same number"
-        )
+def fitnet(student: Tensor, teacher: Tensor, cells: int | None = None) -> Tensor:
+    """Mean of (F_S − F_T)² of one width (FitNets, Romero 2015).
+
+    Both are averaged to `cells` a side, where they are given; else the finer one is to the cells of the other.
+    """
+    student, teacher = _features(student, teacher, cells)
+    if (mine := student.shape[1]) != (others := teacher.shape[1]):
+        raise ValueError(f"features have {mine} and {others} channels; they must have the same number")
     return (student - teacher).square().mean((1, 2, 3))
 
 
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of (F_S − F_T)² at several resolutions: HCL of ReviewKD (Chen et al., CVPR 2021).
+    """`fitnet` at several resolutions: HCL of ReviewKD (Chen et al., CVPR 2021).
 
-    The resolutions are the features' own, and 4, 2 and 1 cells a side where these are fewer. Each is weighted half as
-    much as the one before; the weights add up to 1.
+    The resolutions are the features' own, and 4, 2 and 1 cells a side where these are fewer. The weights add up to 1;
+    each is half of the one before.
     """
-    student, teacher = _features(student, teacher)
-    losses, weights = [fitnet(student, teacher)], [1.0]
-    for cells in (4, 2, 1):
-        if cells < min(student.shape[-2:] + teacher.shape[-2:]):
-            losses.append(fitnet(*(F.adaptive_avg_pool2d(x, cells) for x in (student, teacher))))
-            weights.append(weights[-1] / 2)
-    return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+    student, teacher = _wide(student), _wide(teacher)  # also for the sum of their gradients
+    sizes = [None, *(cells for cells in (4, 2, 1) if cells < min(student.shape[2:] + teacher.shape[2:]))]
+    total = sum(fitnet(student, teacher, cells) / 2**k for k, cells in enumerate(sizes))
+    return total / sum(0.5**k for k in range(len(sizes)))
 
 
 def crd(student: Tensor, teacher: Tensor, images: int, temperature: float = 0.1) -> Tensor:
@@ -135,7 +137,7 @@ def crd(student: Tensor, teacher: Tensor, images: int, temperature: float = 0.1)
     of the batch. The paper draws 16,384 from a memory.
     """
     right = student.ndim == 2 and student.shape == teacher.shape and len(student) > 1
-    _check(right, "embeddings", student, teacher, "(B, D), B at least 2")
+    student, teacher = _checked(right, "embeddings", student, teacher, "(B, D), B at least 2")
     with torch.autocast(student.device.type, enabled=False):  # which would multiply in half precision
         scores = _unit(student) @ _unit(teacher).T / temperature  # (B, B)
     scores = scores - torch.log(torch.tensor((len(student) - 1) / images, device=scores.device))
@@ -144,22 +146,85 @@ def crd(student: Tensor, teacher: Tensor, images: int, temperature: float = 0.1)
     return losses.sum(1) + losses.sum(0)
 
 
-def _check(right: bool, what: str, student: Tensor, teacher: Tensor, form: str) -> None:
+class Hint(nn.Module):
+    """`fitnet`, after a 1 x 1 convolution that gives the student's features the teacher's width."""
+
+    def __init__(self, widths: Sequence[tuple[int, int]]):
+        super().__init__()
+        self.convolution = nn.Conv2d(*widths[0], 1)
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        return fitnet(self.convolution(student[0]), teacher[0])
+
+
+class Contrast(nn.Module):
+    """`crd` of the features' means, each embedded by a linear layer in 128 numbers. 0 for a batch of one image."""
+
+    def __init__(self, widths: Sequence[tuple[int, int]]):
+        super().__init__()
+        self.embed = nn.ModuleList(nn.Linear(width, 128) for width in widths[0])
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], count: int) -> Tensor:
+        student, teacher = (layer(x[0].mean((2, 3))) for layer, x in zip(self.embed, (student, teacher), strict=True))
+        if len(student) == 1:  # there are no negatives, but DistributedDataParallel wants every gradient
+            return 0 * (student + teacher).sum(1)
+        return crd(student, teacher, count)
+
+
+class Review(nn.Module):
+    """ReviewKD (Chen et al., CVPR 2021): deeper features review finer ones; the sum of `hierarchical_context`.
+
+    From the deepest depth on, the student's features pass a 1 x 1 convolution. Two learned attention maps mix them with
+    what came from the deeper depths. The mixture passes a 3 x 3 convolution and is compared with the teacher's.
+    """
+
+    def __init__(self, widths: Sequence[tuple[int, int]]):
+        super().__init__()
+
+        def convolution(width: int, new: int, size: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(width, new, size, padding=size // 2, bias=False), nn.BatchNorm2d(new))
+
+        self.reduce = nn.ModuleList(convolution(mine, 128, 1) for mine, _ in widths)
+        self.attend = nn.ModuleList(nn.Conv2d(2 * 128, 2, 1) for _ in widths[:-1])
+        self.expand = nn.ModuleList(convolution(128, others, 3) for _, others in widths)
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        total, deeper = 0, None
+        for k in reversed(range(len(student))):
+            x = self.reduce[k](student[k])
+            if deeper is not None:
+                deeper = F.interpolate(deeper, x.shape[2:])
+                attention = self.attend[k](torch.cat([x, deeper], 1)).sigmoid()  # (B, 2, h, w)
+                x = x * attention[:, :1] + deeper * attention[:, 1:]
+            total, deeper = total + hierarchical_context(self.expand[k](x), teacher[k]), x
+        return total
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _checked(right: bool, what: str, student: Tensor, teacher: Tensor, form: str) -> tuple[Tensor, Tensor]:
     if not right:
         raise ValueError(f"{what} are {tuple(student.shape)} and {tuple(teacher.shape)}; both must be {form}")
+    return _wide(student), _wide(teacher)
 
 
 def _logits(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Both over τ, in float32 or wider; the teacher's detached."""
     right = student.ndim == 2 and student.shape == teacher.shape and student.shape[1] > 1
-    _check(right, "logits", student, teacher, "(B, C), C at least 2")
+    student, teacher = _checked(right, "logits", student, teacher.detach(), "(B, C), C at least 2")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    return student.to(_wide(student)) / temperature, teacher.detach().to(_wide(teacher)) / temperature
+    return student / temperature, teacher / temperature
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _features(student: Tensor, teacher: Tensor, cells: int | None = None) -> list[Tensor]:
+    """Both averaged to `cells` a side, or the finer one to the cells of the other."""
+    right = student.ndim == teacher.ndim == 4 and len(student) == len(teacher)
+    both = _checked(right, "features", student, teacher.detach(), "(B, C, h, w), with one B")
+    size = cells or tuple(map(min, student.shape[2:], teacher.shape[2:]))
+    return [x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in both]
 
 
 def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
@@ -167,32 +232,15 @@ def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
 
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, over the last dimension; 0 where either is constant."""
-    return (_unit(_centred(a)) * _unit(_centred(b))).sum(-1)
-
-
-def _centred(x: Tensor) -> Tensor:
-    c = x - x.mean(-1, keepdim=True)
-    noise = 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # what rounding leaves of equal numbers
-    return torch.where(c.abs().amax(-1, keepdim=True) > noise, c, 0)
-
-
 def _unit(x: Tensor) -> Tensor:
     """x over its norm in the last dimension; zeros stay zeros, without gradient."""
-    x = x.to(_wide(x))
     peak = x.detach().abs().amax(-1, keepdim=True)
     x = x / torch.where(peak > NOTHING, peak, torch.inf)  # else squares of small numbers vanish
     return x / torch.where(peak > NOTHING, x.square().sum(-1, keepdim=True), 1).sqrt()
 
 
-def _features(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32 or wider; the teacher's detached."""
-    right = student.ndim == teacher.ndim == 4 and len(student) == len(teacher)
-    _check(right, "features", student, teacher, "(B, C, h, w), with one B")
-    return student.to(_wide(student)), teacher.detach().to(_wide(teacher))
-
-
-def _same_cells(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    cells = tuple(map(min, student.shape[2:], teacher.shape[2:]))
-    return tuple(x if x.shape[2:] == cells else F.adaptive_avg_pool2d(x, cells) for x in (student, teacher))
+def _standard(x: Tensor) -> Tensor:
+    """`_unit` of x less its mean in the last dimension, and zeros where x is constant."""
+    centred = x - x.mean(-1, keepdim=True)
+    noise = 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # what rounding leaves of equal numbers
+    return _unit(torch.where(centred.abs().amax(-1, keepdim=True) > noise, centred, 0))
