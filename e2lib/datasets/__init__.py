@@ -24,7 +24,7 @@ DATASETS |= {"voc": VOC, "coco": COCO, "waterbirds": Waterbirds, "imagefolder": 
 def load(
     data: str, root: str | Path | None, split: str, size: int, length: int | None = None, seed: int = 0, **kwargs
 ) -> Samples:
-    """Data set by name, all images of one size: what a notebook or a script with a parameter `data` needs.
+    """Data set by name, all images of one size: what a notebook with a parameter `data` needs.
 
     Args:
         data: a name in `DATASETS`.
@@ -35,8 +35,7 @@ def load(
         seed: of the composition, or of the choice of images.
         kwargs: further arguments of the data set (`correlation`, `task`, `classes`, …).
 
-    Raises:
-        ValueError: unknown name, missing or superfluous root, missing length.
+    Raises ValueError for an unknown name, a missing or superfluous root, a missing length.
     """
     if data not in DATASETS:
         raise ValueError(f"unknown data {data}; known: {', '.join(DATASETS)}")
@@ -52,14 +51,7 @@ def load(
 
 
 def load_splits(
-    data: str,
-    root: str | Path | None,
-    size: int,
-    length: int,
-    held_out: int,
-    seed: int = 0,
-    crops: bool = False,
-    **kwargs,
+    data: str, root: str | Path | None, size: int, length: int, held_out: int, seed: int = 0, crops=False, **kwargs
 ) -> tuple[Samples, Samples, Samples]:
     """Training, validation and test images of a data set by name; no image is in two of them.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes
-from e2lib.datasets.files import FileDataset, Item, Transform, need
+from e2lib.datasets.files import FileDataset, Item, Transform, flatten, need
 
 FIELDS = {
     "categories": ("id", "name"),
@@ -27,15 +27,8 @@ class COCO(FileDataset):
     Input: photographs of about 640 x 480 pixels. Label: which of 80 classes are present. 2014: train 82,783, val
     40,504 images. Source: cocodataset.org; annotations CC BY 4.0, the photographs under Flickr's terms of use.
 
-    Args:
-        root: the folder everything is in.
-        split: train or val.
-        year: "2014" or "2017".
-        annotations: instances JSON relative to root; None: annotations/instances_<split><year>.json.
-        images: image folder relative to root; None: <split><year>.
-        transform: Sample -> Sample.
-
-    Raises FileNotFoundError naming what is missing; ValueError naming the file and the entry that is wrong.
+    `annotations` and `images` name another JSON file of instances and another image folder, relative to root.
+    Raises FileNotFoundError naming what is missing, ValueError naming the file and the entry that is wrong.
 
     Notes: a crowd annotation (iscrowd) gives its label but no box, as its region is not one object; so do the official
     file's two boxes without height. Images without objects stay. An image with an unsegmented box has masks None.
@@ -63,39 +56,41 @@ class COCO(FileDataset):
             raise ValueError(f"{path} is not JSON: {error}") from error
         categories, pictures, objects = (_by_id(path, content, section) for section in FIELDS)
         class_of = {number: c for c, number in enumerate(sorted(categories))}
-        items = {i: Item(pictures[i]["file_name"], []) for i in sorted(pictures)}
-        shapes = {i: [] for i in items}  # JSON of the segmentation of each box
-        for a in tqdm(objects.values(), desc=f"COCO {split}", delay=5):
-            where = f"{path}: annotation {a['id']} of image {a['image_id']}"
-            if a["image_id"] not in items:
+        items = {i: Item(p["file_name"], [], size=(p["height"], p["width"])) for i, p in sorted(pictures.items())}
+        shapes: dict[int, list[bytes]] = {i: [] for i in items}  # JSON of the segmentation of each box
+        for number, a in tqdm(objects.items(), desc=f"COCO {split}", delay=5):
+            image, kind, where = (
+                a["image_id"],
+                a["category_id"],
+                f"{path}: annotation {number} of image {a['image_id']}",
+            )
+            if image not in items:
                 raise ValueError(f"{where}: no such image in its images section")
-            if a["category_id"] not in class_of:
-                raise ValueError(f"{where}: unknown class {a['category_id']}; known ids: {sorted(class_of)}")
+            if kind not in class_of:
+                raise ValueError(f"{where}: unknown class {kind}; known ids: {sorted(class_of)}")
             if len(a["bbox"]) != 4:
                 raise ValueError(f"{where}: bbox is {a['bbox']}; need x, y, width, height")
-            item, (x, y, w, h) = items[a["image_id"]], a["bbox"]
-            item.labels.append(class_of[a["category_id"]])
-            if not a.get("iscrowd") and not (h == 0 and (a["image_id"], y) in EMPTY_IN_COCO):
-                item.boxes.append([x, y, x + w, y + h])
-                item.box_labels.append(item.labels[-1])
-                shapes[a["image_id"]].append(json.dumps(a.get("segmentation", [])).encode())
+            x, y, w, h = a["bbox"]
+            items[image].labels.append(class_of[kind])
+            if not a.get("iscrowd") and not (h == 0 and (image, y) in EMPTY_IN_COCO):
+                items[image].boxes.append([x, y, x + w, y + h])
+                items[image].box_labels.append(class_of[kind])
+                shapes[image].append(json.dumps(a.get("segmentation", [])).encode())
         for i, item in items.items():
-            item.size = pictures[i]["height"], pictures[i]["width"]
             check_boxes(torch.tensor(item.boxes).reshape(-1, 4), item.size, f"{path}: image {i} ({item.file})")
-        names = [categories[number]["name"] for number in class_of]
-        super().__init__(folder, list(items.values()), names, transform)
-        shapes = [shape for one in shapes.values() for shape in one]
-        self.ends, self.shapes = np.cumsum([0, *map(len, shapes)]), np.frombuffer(b"".join(shapes), dtype=np.uint8)
+        super().__init__(folder, [*items.values()], [categories[i]["name"] for i in class_of], transform)
+        _, texts = flatten([*shapes.values()])
+        self.ends, self.shapes = np.cumsum([0, *map(len, texts)]), np.frombuffer(b"".join(texts), dtype=np.uint8)
 
     def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
         """The decoded segmentations. Raises ImportError without pycocotools."""
-        found = [torch.zeros(0, *size, dtype=torch.bool)]
+        found = [torch.zeros(size, dtype=torch.bool)]
         for k in range(boxes.start, boxes.stop):
             shape = json.loads(self.shapes[self.ends[k] : self.ends[k + 1]].tobytes())
             if not shape:
                 return None
-            found.append(_decode(shape, size, os.fsdecode(self.files[i]))[None])
-        return torch.cat(found)
+            found.append(_decode(shape, size, os.fsdecode(self.files[i])))
+        return torch.stack(found)[1:]
 
 
 def _by_id(path: Path, content: dict, section: str) -> dict[int, dict]:

@@ -28,9 +28,9 @@ def export_voc(dataset: Samples, folder: str | Path, split: str = "train") -> Pa
     Photographs become JPEG of quality 95. VOC(folder, split) reads boxes, labels and masks back exactly. The list
     ImageSets/Main/<split>.txt is written last: without it the split does not exist.
 
-    Raises FileExistsError naming a split or an image that is there already; ValueError for a folder of other classes,
-    or naming a sample that the format cannot hold: overlapping masks, more than 254 boxes or classes, a label without
-    a box, equal names.
+    Raises FileExistsError naming a split or an image that is there already. Raises ValueError for a folder of other
+    classes, and naming a sample that the format cannot hold: overlapping masks, more than 254 boxes or classes, a
+    label without a box, equal names.
     """
     base, classes, main = Path(folder) / "VOCdevkit" / "VOC2007", list(dataset.classes), f"ImageSets/Main/{split}.txt"
     if (base / main).exists():
@@ -41,8 +41,7 @@ def export_voc(dataset: Samples, folder: str | Path, split: str = "train") -> Pa
     lists = {"classes.txt": classes, f"ImageSets/Segmentation/{split}.txt": [], main: []}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
         work = Path(temporary)
-        for i in tqdm(range(len(dataset)), desc=f"export {split}", delay=5):
-            sample = dataset[i]
+        for sample in map(dataset.__getitem__, tqdm(range(len(dataset)), desc=f"export {split}", delay=5)):
             for path, content in _files(sample, classes).items():
                 if (base / path).exists():
                     raise FileExistsError(f"{base / path} exists; choose another folder")
@@ -76,10 +75,9 @@ def _files(sample: Sample, classes: list[str]) -> dict[str, str | Image.Image]:
         objects += OBJECT.format(escape(classes[c]), *corners)
     text = XML.format(escape(name), masks is not None, *picture.size, objects)
     files = {f"JPEGImages/{name}.jpg": picture, f"Annotations/{name}.xml": text}
-    for kind, values in {"Object": range(1, len(labels) + 1), "Class": [c + 1 for c in labels]}.items():
-        if masks is not None:
-            numbers = torch.tensor(values, dtype=torch.uint8)[:, None, None]
-            indices = (masks * numbers).sum(0, dtype=torch.uint8)
+    if masks is not None:
+        for kind, values in {"Object": range(1, len(labels) + 1), "Class": [c + 1 for c in labels]}.items():
+            indices = (masks * torch.tensor(values, dtype=torch.uint8)[:, None, None]).sum(0, dtype=torch.uint8)
             files[f"Segmentation{kind}/{name}.png"] = Image.fromarray(indices.numpy())
     return files
 

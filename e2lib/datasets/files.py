@@ -89,7 +89,12 @@ class FileDataset(Samples):
     def __init__(self, folder: Path, items: Sequence[Item], classes: Sequence[str], transform: Transform = None):
         if not items:
             raise ValueError(f"{folder}: the split is empty")
-        check_files(folder, [item.file for item in items])
+        present: dict[Path, set[str]] = {}  # the names in each folder; on some disks asking for each file is slow
+        for path in (folder / item.file for item in items):
+            if path.parent not in present:
+                present[path.parent] = {*os.listdir(need(path.parent, f"image {path}"))}
+            if path.name not in present[path.parent]:
+                raise FileNotFoundError(f"image {path} is missing")
         self.folder, self.classes, self.transform = folder, list(classes), transform
         self.files = np.array([os.fsencode(item.file) for item in items])
         self.sizes, self.group_of = np.array([item.size for item in items]), np.array([item.group for item in items])
@@ -138,22 +143,10 @@ class FileDataset(Samples):
             raise ValueError(f"image {file} has {w} x {h} pixels, its annotations {width} x {height}{turned}")
         own_labels, own = (slice(*np.searchsorted(of, [i, i + 1])) for of in (self.label_of, self.box_of))
         boxes, masks = check_boxes(self.boxes[own], size, str(self.folder / file)), self.masks(i, size, own)
-        labels, name = torch.zeros(len(self.classes), dtype=torch.uint8), os.path.splitext(file)[0]
-        labels[self.labels[own_labels]] = 1
-        masks = None if masks is None else tv_tensors.Mask(masks)
+        labels = torch.zeros(len(self.classes), dtype=torch.uint8).index_fill(0, self.labels[own_labels], 1)
+        masks, name = None if masks is None else tv_tensors.Mask(masks), os.path.splitext(file)[0]
         sample = Sample(image, labels, boxes, self.box_labels[own], masks, int(self.group_of[i]), name, self.boxed)
         return sample if self.transform is None else self.transform(sample)
-
-
-def check_files(folder: Path, files: Sequence[str]) -> None:
-    """Raises FileNotFoundError naming the first of `files` that is not in `folder`."""
-    present: dict[Path, set[str]] = {}
-    for file in files:
-        path = folder / file
-        if path.parent not in present:
-            present[path.parent] = {*os.listdir(need(path.parent, f"image {file}"))}
-        if path.name not in present[path.parent]:
-            raise FileNotFoundError(f"image {path} is missing")
 
 
 def flatten(lists: Sequence[Sequence]) -> tuple[np.ndarray, list]:

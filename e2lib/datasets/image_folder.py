@@ -17,14 +17,9 @@ class ImageFolder(FileDataset):
     A class is a folder with images, named by its path: n01440764 (ImageNet), b/balcony/exterior (SUN397). Files with
     other suffixes are not data, nor is anything hidden (its name begins with a dot) or in __MACOSX.
 
-    Args:
-        root: folder that holds <split>/<class>/*.jpg, or without a split <class>/*.jpg.
-        split: folder under root.
-        classes: class names in order; None: the class folders of all splits together (the folders beside `split`),
-            sorted, so that a class has one index in every split.
-        transform: Sample -> Sample.
-
-    Raises FileNotFoundError naming a missing folder; ValueError naming an unknown class, a class folder without
+    root holds <split>/<class>/*.jpg, or without a split <class>/*.jpg. By default `classes`, the names in order, are
+    the class folders of all splits (the folders beside `split`), sorted, so that a class has one index in every split.
+    Raises FileNotFoundError naming a missing folder, ValueError naming an unknown class, a class folder without
     images, or an image outside a class folder.
     """
 

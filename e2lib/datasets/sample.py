@@ -9,11 +9,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 
-from e2lib.boxes import box_mask, check_boxes, mask_box
+from e2lib.boxes import box_masks, check_boxes, mask_box
 
 ROUNDING = 1e-3  # by which resized float images may leave [0, 1]
 
@@ -40,7 +41,7 @@ class Sample:
 
     def __post_init__(self):
         boxes, masks = self.boxes, self.masks
-        if masks is not None and len(masks) and not len(boxes):
+        if masks is not None and len(masks) > len(boxes) == 0:
             boxes = torch.stack([mask_box(mask > 0) for mask in masks])
         self.boxes = _xyxy(boxes, (self.image if masks is None else masks).shape[-2:])
         if len(boxes) and not len(self.box_labels):
@@ -117,9 +118,7 @@ class Batch:
     labels: Tensor  # uint8 (B, C), multi-hot; or class indices int64 (B,)
     boxes: list[Tensor]  # B x float32 (N, 4)
     box_labels: list[Tensor]  # B x int64 (N,)
-    masks: (
-        list[Tensor | None] | None
-    )  # B x bool or float (N, H, W), None for images without; None when no image has any
+    masks: list[Tensor | None] | None  # B x bool or float (N, H, W), or None; None where no image has any
     groups: Tensor  # int64 (B,)
     annotated: Tensor  # bool (B,)
     names: list[str]
@@ -142,19 +141,11 @@ class Batch:
     ) -> "Batch":
         """A Batch of tensors, for a training loop of your own; images and labels are enough.
 
-        Args:
-            images: (B, 3, H, W), uint8 or float in [0, 1]; or features (B, C, h, w).
-            labels: class indices int64 (B,), or multi-hot (B, C).
-            boxes: one per image, (B, 4), or for each image (N, 4) or None; xyxy in pixels, or BoundingBoxes.
-            box_labels: for each image int64 (N,), the class of each box; by default the image's only class.
-            masks: one per image, (B, H, W), where an empty one means none; or for each image (N, H, W) or None.
-            groups: the index of each image's group, by default -1.
-            annotated: whether the boxes of each image may be used; by default all may.
-            names: of the images, for messages; by default their positions.
-            size: of the images, where `images` are features.
-
-        Raises:
-            ValueError: an argument of another length than `images`, and what `Sample` and `collate` refuse.
+        Each argument but `size`, the (H, W) of images that are given as features, has one entry per image, as in a
+        Sample, or None. Boxes may also be (B, 4), one per image, and masks (B, H, W), where an empty one means none.
+        Images may be uint8. By default there are no boxes and masks, box labels are the image's only class, groups
+        are -1, all boxes may be used, and names are positions.
+        Raises ValueError for an argument of another length than `images`, and for what Sample and `collate` refuse.
         """
         size, count = tuple(size or images.shape[-2:]), len(images)
         if isinstance(boxes, Tensor):
@@ -203,7 +194,7 @@ class Batch:
             return self.labels[:, None]
         found = [labels.nonzero()[:, 0] for labels in self.labels]
         found.append(found[0].new_empty(1))  # so that K is at least 1
-        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1)[:-1]
+        return pad_sequence(found, batch_first=True, padding_value=-1)[:-1]
 
     def class_masks(self, classes: Tensor, segmentation: bool = False) -> Tensor:
         """Where each class is: classes int64 (B,) or (B, K) -> bool (B, 1 or K, H, W), or float of soft masks.
@@ -217,30 +208,25 @@ class Batch:
         nowhere = torch.zeros(1, *self.size, dtype=torch.bool, device=self.images.device)
         result = []
         for i, wanted in enumerate(classes.reshape(len(self.names), -1).tolist()):
+            shapes = self.masks[i] if segmentation else box_masks(self.boxes[i], self.size)
             for c in wanted:
-                chosen = self.box_labels[i] == c
-                if not segmentation:
-                    result.append(box_mask(self.boxes[i][chosen], self.size))
-                else:
-                    found = nowhere if self.masks[i] is None or not chosen.any() else self.masks[i][chosen]
-                    result.append(found.amax(0))
+                of_class = [] if shapes is None else [shapes[self.box_labels[i] == c]]
+                result.append(torch.cat([nowhere, *of_class]).amax(0))
         return torch.stack(result).unflatten(0, (len(self.names), -1))  # (B*K, H, W) -> (B, K, H, W)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a Batch.
 
-    Raises ValueError naming the image: another size than the first, boxes given for another size, inverted, empty or
-    not finite, float pixels outside [0, 1]. Features are of any range.
+    Raises ValueError naming an image of another size than the first, with boxes that are given for another size,
+    inverted, empty or not finite, or with float pixels outside [0, 1]. Features are of any range.
     """
     shape, size = samples[0].image.shape, samples[0].boxes.canvas_size
     pixels = samples[0].image.dtype == torch.uint8
     for s in samples:
         if s.image.shape != shape:
-            raise ValueError(
-                f"images of one batch must have one size: {samples[0].name} is {tuple(shape)}, "
-                f"{s.name} is {tuple(s.image.shape)}; give the data set a transform that resizes"
-            )
+            found = f"{samples[0].name} is {tuple(shape)}, {s.name} is {tuple(s.image.shape)}"
+            raise ValueError(f"images of one batch must have one size: {found}; give the data set a resizing transform")
         if s.boxes.canvas_size != (wanted := tuple(shape[-2:]) if pixels else size):
             raise ValueError(f"boxes of {s.name} are given for {s.boxes.canvas_size} pixels (H, W), not for {wanted}")
     boxes = [s.boxes.as_subclass(Tensor) for s in samples]

@@ -19,20 +19,22 @@ from e2lib.datasets.sample import Sample, Samples
 
 
 class Selection(Samples):
-    """Some images of a data set, in the given order.
+    """The images of a data set of Samples at the positions `indices`, int (n,).
 
-    Args:
-        dataset: any data set of Samples.
-        indices: int (n,) positions in it.
-        annotated: bool (n,): which of them may use their boxes; None: those which could before.
+    annotated, bool (n,), says which of them may use their boxes; of those no more than could before.
     """
 
     def __init__(self, dataset: Samples, indices: np.ndarray, annotated: np.ndarray | None = None):
-        inner = getattr(dataset, "annotated", None)
-        if inner is not None:
-            annotated = inner[indices] if annotated is None else inner[indices] & annotated
+        before = getattr(dataset, "annotated", None)
+        if before is not None:
+            annotated = before[indices] & (True if annotated is None else annotated)
         self.dataset, self.indices, self.annotated = dataset, indices, annotated
         self.classes, self.groups, self.multilabel = dataset.classes, dataset.groups, dataset.multilabel
+
+    @property
+    def transform(self) -> Transform:
+        """That of the data set that it selects from."""
+        return self.dataset.transform
 
     @property
     def group_of(self) -> np.ndarray:
@@ -108,10 +110,7 @@ def with_boxes(dataset: Samples, fraction: float, seed: int = 0, repeats: int = 
 
 
 def with_transform(dataset: Samples, transform: Transform) -> Samples:
-    """The data set with another transform.
-
-    Raises ValueError for a data set that has none. A Selection, and every data set of this package, has one.
-    """
+    """The data set with another transform. Raises ValueError for one without: all of this package have one."""
     if isinstance(dataset, Selection):
         return Selection(with_transform(dataset.dataset, transform), dataset.indices, dataset.annotated)
     if not hasattr(dataset, "transform"):
@@ -135,9 +134,7 @@ class _Dilate:
 def dilated(dataset: Samples, fraction: float) -> Samples:
     """The data set with boxes widened and heightened by `fraction` (0.1, 0.25, 0.5), before its transform.
 
-    Raises ValueError for a fraction outside (0, 1].
+    Raises ValueError for a fraction outside (0, 1], and for a data set without transform.
     """
     check_value(0 < fraction <= 1, "dilation", fraction, "in (0, 1]: 0.1 widens boxes by 10 %")
-    if isinstance(dataset, Selection):
-        return Selection(dilated(dataset.dataset, fraction), dataset.indices, dataset.annotated)
-    return with_transform(dataset, _Dilate(fraction, dataset.transform))
+    return with_transform(dataset, _Dilate(fraction, getattr(dataset, "transform", None)))

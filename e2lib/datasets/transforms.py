@@ -21,18 +21,13 @@ class Joint:
     def __call__(self, sample: Sample) -> Sample:
         image, boxes, masks, maps = self.steps(sample.image, sample.boxes, sample.masks, sample.maps)
         kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        return replace(
-            sample,
-            image=image,
-            maps=maps,
-            boxes=tv_tensors.wrap(boxes[kept], like=boxes),
-            box_labels=sample.box_labels[kept],
-            masks=None if masks is None else tv_tensors.Mask(masks[kept]),
-        )
+        boxes, box_labels = tv_tensors.wrap(boxes[kept], like=boxes), sample.box_labels[kept]
+        masks = None if masks is None else tv_tensors.Mask(masks[kept])
+        return replace(sample, image=image, boxes=boxes, box_labels=box_labels, masks=masks, maps=maps)
 
 
 def eval_transform(size: int) -> Joint:
-    """Resize to size x size pixels (aspect ratio not kept: every object stays in the image)."""
+    """Resize to size x size pixels; the aspect ratio is not kept, so that every object stays in the image."""
     return Joint(v2.Resize((size, size)))
 
 
@@ -42,5 +37,5 @@ def train_transform(size: int) -> Joint:
 
 
 def crop_transform(size: int) -> Joint:
-    """A random part of the image (8 to 100 % of its area) resized to size x size pixels, flip every other image."""
+    """Resize a random part of the image (8 to 100 % of its area) to size x size pixels, flip every other image."""
     return Joint(v2.Compose([v2.RandomResizedCrop((size, size)), v2.RandomHorizontalFlip()]))

@@ -28,24 +28,16 @@ class VOC(FileDataset):
     test 4952 images, of which 209, 213 and 210 have masks. Source: host.robots.ox.ac.uk/pascal/VOC; the photographs
     are under Flickr's terms of use.
 
-    Args:
-        root: folder that holds VOCdevkit/VOC<year>, or itself JPEGImages, Annotations and ImageSets/Main.
-        split: train, val, trainval, test, or any list in ImageSets/Main.
-        year: "2007" ... "2012".
-        classes: class names; for segmentation in the order of the indices 1, 2, ... in SegmentationClass. None: those
-            of a file classes.txt beside Annotations, one per line, as `export_voc` writes it, else VOC's own.
-        transform: Sample -> Sample.
-        download: let torchvision fetch the data when the split is not there.
-
+    root holds VOCdevkit/VOC<year>, or itself JPEGImages, Annotations and ImageSets/Main; split is any list in the last.
+    By default `classes` are the lines of a file classes.txt beside Annotations, as `export_voc` writes it, else VOC's
+    own. SegmentationClass numbers them from 1. With `download`, torchvision fetches a split that is not there.
     Raises FileNotFoundError naming what is missing, ValueError naming the file of an annotation that is wrong.
 
     Notes: objects marked difficult keep box and label. VOC does not segment them, so their masks are empty.
     """
 
-    layout = (
-        "VOCdevkit/VOC2007 (or another year) with JPEGImages/*.jpg, Annotations/*.xml, ImageSets/Main/<split>.txt, "
-    )
-    layout += "as the archives of host.robots.ox.ac.uk/pascal/VOC unpack; download=True fetches them"
+    layout = "VOCdevkit/VOC2007 (or another year) with JPEGImages/*.jpg, Annotations/*.xml, ImageSets/Main/<split>.txt"
+    layout += ", as the archives of host.robots.ox.ac.uk/pascal/VOC unpack; download=True fetches them"
     multilabel = True
 
     def __init__(
@@ -94,17 +86,17 @@ class VOC(FileDataset):
         for k in sorted({*objects.unique().tolist()} - {0, VOID}):
             mask = objects == k
             c, tight = int(classes[mask].bincount().argmax()) - 1, mask_box(mask).float()
-            fit = box_iou(tight[None], boxes)[0]
+            fit = box_iou(tight[None], boxes)[0].where(labels == c, -1)
             own = k <= len(boxes) and labels[k - 1] == c and (tight - boxes[k - 1]).mul(INWARD).min() >= -1
             if own:
                 fit[k - 1] = 2  # above any other
             found.append((not own, k, mask, c, fit))
         for _, k, mask, c, fit in sorted(found, key=lambda one: one[:2]):  # no other object takes an own box first
-            fit[~free | (labels != c)] = -1
-            if len(boxes) == 0 or fit.max() < 0:
+            if not (free & (fit >= 0)).any():
                 kind = self.classes[c] if 0 <= c < len(self.classes) else f"index {c + 1}, outside the range of classes"
                 raise ValueError(f"{file}: object {k} ({kind}) has no box of its class in Annotations/{name}.xml")
-            masks[fit.argmax()], free[fit.argmax()] = mask, False
+            best = fit.where(free, -1).argmax()
+            masks[best], free[best] = mask, False
         return masks
 
 
@@ -120,8 +112,9 @@ def _item(base: Path, name: str, classes: Sequence[str]) -> Item:
         raise ValueError(f"{path} is not XML: {error}") from error
     boxes, labels = [], []
     for number, item in enumerate(root.findall("object"), 1):
-        where = f"{path}: object {number} ({item.findtext('name')})"
-        if (kind := item.findtext("name")) not in classes:
+        kind = item.findtext("name")
+        where = f"{path}: object {number} ({kind})"
+        if kind not in classes:
             raise ValueError(f"{where}: unknown class {kind}; known: {', '.join(classes)} (classes=[...] sets others)")
         x1, y1, x2, y2 = (_number(item, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
         boxes.append([x1 - 1, y1 - 1, x2, y2])
