@@ -112,9 +112,8 @@ class Guide:
         keep_modes: leave each module in train or eval mode: for networks whose norm layers still learn their
             statistics. One pass takes the whole batch then, and maps before such a layer depend on all of its images.
 
-    Notes:
-        The authors' code sums L_loc over the batch with a weight λ_sum. The same gradient is had with
-        λ = λ_sum · fraction · B: 5e-4 ... 5e-3 at B = 64 with all boxes are λ = 0.032 ... 0.32.
+    Notes: the authors' code sums L_loc over the batch, with a weight λ_sum. λ = λ_sum · fraction · B gives the same
+    gradient: 5e-4 ... 5e-3 at B = 64 with all boxes are λ = 0.032 ... 0.32.
     """
 
     loss: str | Callable[[Tensor, Tensor], Tensor] = "energy"
@@ -148,9 +147,8 @@ class Guide:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
 
     def __repr__(self) -> str:  # by which checkpoints know a step: a function's name, not its address
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        said = (f"{name}={getattr(value, '__qualname__', repr(value))}" for name, value in values.items())
-        return f"Guide({', '.join(said)})"
+        values = ((f.name, getattr(self, f.name)) for f in fields(self) if f.init)
+        return f"Guide({', '.join(name + '=' + getattr(x, '__qualname__', repr(x)) for name, x in values)})"
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, scalars: classification, and guidance (weighted by λ)."""

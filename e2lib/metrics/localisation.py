@@ -96,10 +96,8 @@ class Average(Metric):
     """Mean of `function` over pairs of an image and a class, or over images, of all batches and processes.
 
     Args:
-        function: of the maps and masks (B, K, H, W), or of what `update` is given by name. It returns one value per
-            pair, (B, K, *size), or per image, (B,).
-        name: what it measures. Metrics of one MetricCollection need different ones: it takes those whose states are
-            equal after a batch for one and the same.
+        function: of what `update` is given -> one value per pair, (B, K, *size), or per image, (B,).
+        name: what it measures; different in each metric of a MetricCollection, which shares states that seem equal.
         size: the shape of a value.
     """
 
@@ -113,10 +111,7 @@ class Average(Metric):
         self.add_state("pairs", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, *inputs: Tensor, valid: Tensor | None = None, **named) -> None:
-        """Add a batch. Pairs count where `valid`, bool (B, K), says so; by default where all masks share a pixel.
-
-        Raises ValueError for `valid` of another shape or type, and for a value that is NaN or infinite.
-        """
+        """Add a batch. Pairs count where `valid`, bool (B, K), says so; by default where all masks share a pixel."""
         values = self.function(*inputs, **named)
         if values.ndim == 1:
             valid = torch.ones_like(values, dtype=torch.bool)

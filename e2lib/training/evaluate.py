@@ -40,8 +40,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Measure `model` in eval mode on `dataset`; everything in per cent, from one forward pass per image.
 
-    Several processes (`processes`) share the images, and all get the scores of all. Measuring leaves torch's random
-    number generator as it was.
+    Several processes (`processes`) share the images, and all get all scores. torch's generator stays as it was.
 
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
@@ -64,22 +63,19 @@ def evaluate(
         precision: as for `fit`; methods of the score alone (`attribution.Method`) run in float32.
 
     Returns:
-        F1 (logit threshold 0, all classes pooled) and mAP. For single-label data "accuracy", the share of images whose
-        top class is the right one. For data with groups what `metrics.GroupAccuracy` returns. With a teacher
-        "agreement", the share of images on which both have the same top class (Parchami-Araghi et al., ECCV 2024,
-        section 4), and for data with groups "agreement, out of distribution" and the like. With a method EPG, IoU and
-        its "IoU threshold" (a fraction), averaged over pairs of an image and a present class with boxes, and
-        "on-object EPG" where the data has segmentation masks, soft ones from 0.5 on. Each of `metrics`, averaged over
-        images, or over pairs of an image and a class for which no mask that it is given is empty.
+        F1 (logit threshold 0, all classes pooled) and mAP. For single-label data "accuracy", of the top class. For data
+        with groups what `metrics.GroupAccuracy` returns. With a teacher "agreement", the share of images on which both
+        have the same top class (Parchami-Araghi et al., ECCV 2024, section 4), and for data with groups "agreement, out
+        of distribution" and the like. With a method EPG, IoU and its "IoU threshold" (a fraction), averaged over pairs
+        of an image and a present class with boxes, and "on-object EPG" where the data has segmentation masks, soft ones
+        from 0.5 on. Each of `metrics`, averaged over images, or over pairs that have each mask it is given.
 
-    Raises ValueError for fewer images than processes; a method, and data without boxes; a metric that is unknown, has
-    other parameters or finds nothing to measure; NaN among the logits; teacher's logits of another number of images.
+    Raises ValueError for too few images; for a metric that is unknown, has other parameters or finds nothing to
+    measure, as with a method on data without boxes; for NaN among logits; for a teacher's logits of another number.
     """
     rank, world = processes()
-    if len(dataset) == 0:
-        raise ValueError("dataset is empty; at least one image is needed")
     if len(dataset) < world:
-        raise ValueError(f"dataset has {len(dataset)} images, fewer than the {world} processes that measure")
+        raise ValueError(f"dataset is empty or too small: it has {len(dataset)} images for {world} processes")
     said = teacher if isinstance(teacher, Tensor) else None
     if said is not None and len(said) != len(dataset):
         raise ValueError(f"teacher holds the logits of {len(said)} images, the data set has {len(dataset)}")
@@ -113,8 +109,8 @@ def evaluate(
                 given["targets"] = targets = batch.present()
                 given["boxes"] = boxes = batch.class_masks(targets)
                 given["masks"] = ~boxes if outside else boxes
-                if batch.masks is not None:
-                    given["segments"] = batch.class_masks(targets, segmentation=True) >= 0.5
+            if averages and batch.masks is not None:
+                given["segments"] = batch.class_masks(targets, segmentation=True) >= 0.5
             with forms[0]():
                 if method:
                     wanted = (lambda z, c=targets: against_others(c, z.shape[1])) if contrast else targets
@@ -135,23 +131,24 @@ def evaluate(
                 alike.update(logits, F.one_hot(there.argmax(1), classes), batch.groups.clamp(min=0))
             for metric in averages.values():
                 _add(metric, given)
-    scores = {name: 100 * metric.compute().item() for name, metric in accuracy.items()}
+    shares = {name: metric.compute() for name, metric in accuracy.items()}
     if groups or single:
-        shares = right.compute()
-        scores |= {name: 100 * share.item() for name, share in shares.items() if groups or name == "accuracy"}
+        found = right.compute()
+        shares |= found if groups else {"accuracy": found["accuracy"]}
     if teacher is not None:
-        shares = alike.compute()
-        scores["agreement"] = 100 * shares["accuracy"].item()
-        pooled = shares.keys() & {"in distribution", "out of distribution", "worst group"} if groups else ()
-        scores |= {f"agreement, {name}": 100 * shares[name].item() for name in sorted(pooled)}
+        found = alike.compute()
+        shares["agreement"] = found["accuracy"]
+        pooled = ("in distribution", "out of distribution", "worst group") if groups else ()
+        shares |= {f"agreement, {name}": found[name] for name in pooled if name in found}
     for name, metric in averages.items():
         if metric.count():
-            scores[name] = 100 * metric.compute().max().item()  # of the IoU at each threshold
+            shares[name] = metric.compute().max()  # of the IoU at each threshold
         elif name != "on-object EPG" or name in metrics:
             raise ValueError(
                 f"{name} finds nothing to measure: no image has a box, or a segmentation where it asks for one, of a "
                 "class that it shows; without a method `evaluate` measures accuracy alone"
             )
+    scores = {name: 100 * share.item() for name, share in shares.items()}
     if method:
         scores["IoU threshold"] = averages["IoU"].best_threshold() if threshold is None else threshold
     return scores
