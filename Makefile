@@ -10,7 +10,7 @@ JOBS ?= 0
 python := .venv/bin/python
 course := $(python) -m e2lib.course
 
-.PHONY: help setup run test lab notebooks results sweep bench site test-browser
+.PHONY: help setup run test lab notebooks results sweep bench site test-browser size
 
 help:
 	@echo "make run    execute the notebooks into runs/PRESET/; second time: only what is not done"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench      measure what guidance and distillation cost, and write the table in README.md (20 minutes, nothing beside it)"
 	@echo "make site       build the course site from the executed notebooks, into docs/_build/html"
 	@echo "make test-browser   open the site, and the widgets in JupyterLab, in Chromium (apt-get install chromium; minutes)"
+	@echo "make size   count the lines of the library and of the course"
 	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/, and the README picture"
 
 setup: .venv/ready
@@ -64,6 +65,10 @@ results: setup
 
 sweep: setup
 	@$(course) sweep "$(SWEEP)" --runs "$(RUNS)" --profile "$(PROFILE)" --jobs "$(JOBS)"
+
+# lines of Python: the library keeps to 5,000, the course to 2,800
+size:
+	@echo "library $$(find e2lib -name '*.py' -not -path 'e2lib/course/*' -exec cat {} + | wc -l), course $$(find e2lib/course -name '*.py' -exec cat {} + | wc -l)"
 
 bench: setup
 	$(python) -m tests.bench
