@@ -26,6 +26,7 @@ from e2lib.models import weights_key
 from e2lib.training.precision import form, formed
 
 SHARD = 512  # images in a file
+Compute = Callable[[Batch], dict[str, Tensor]]
 
 
 class Features(Samples):
@@ -98,6 +99,9 @@ def extract(
 ) -> Features:
     """The features of every image of `dataset`, from `folder` where they are known, else computed and kept there.
 
+    All are in memory: 31 kB a view for EfficientNet-Lite0 at 224 pixels. Segmentation masks are not kept. ValueError
+    for features that float16 cannot hold.
+
     Args:
         trunk: from images (B, 3, H, W) in [0, 1] to features (B, C, h, w), as from `models.split`; runs in eval mode.
         dataset: Samples of one size, with a transform that is not random.
@@ -105,14 +109,7 @@ def extract(
         mirrored: two views of each image, itself and its mirror image with mirrored boxes.
         batch_size: images per forward pass.
         workers: processes that load images.
-        precision: in which the trunk computes, as for `training.fit`; auto is bfloat16 where that is faster.
-
-    Returns:
-        `Features`, all of them in memory: float16, 31 kB a view for EfficientNet-Lite0 at 224 pixels. Segmentation
-        masks are not kept.
-
-    Raises:
-        ValueError: features that float16 cannot hold.
+        precision: as for `training.fit`.
     """
     dtype = form(trunk, precision, gradients=False).dtype
 
@@ -140,13 +137,7 @@ def extract(
 
 
 def keep(
-    folder: str | Path,
-    key: str,
-    dataset: Dataset,
-    compute: Callable[[Batch], dict[str, Tensor]],
-    batch_size: int,
-    workers: int,
-    what: str,
+    folder: str | Path, key: str, dataset: Dataset, compute: Compute, batch_size: int, workers: int, what: str
 ) -> list[Path]:
     """Files of what `compute` makes of the images of `dataset`, 512 images each, made where `folder` lacks them.
 
@@ -187,12 +178,12 @@ def key(network: nn.Module, dataset: Dataset, *others) -> str:
 
     Notes: of the functions given to `models.wrap` it knows code and closure, but no globals.
     """
-    network, read = bare(network), []
-    for name in ("depths", "prefix_tokens", "reshape", "logits"):
-        read.append(part := getattr(network, name, None))
+    network = bare(network)
+    read = [getattr(network, name, None) for name in ("depths", "prefix_tokens", "reshape", "logits")]
+    for i, part in enumerate(read):
         if code := getattr(part, "__code__", None):  # a function, which prints as its address
             closure = [cell.cell_contents for cell in part.__closure__ or ()]
-            read[-1] = (code.co_code, code.co_names, code.co_consts, closure)
+            read[i] = (code.co_code, code.co_names, code.co_consts, closure)
     return weights_key(network, f"{network} {read} {others} {dataset.fingerprint()}")
 
 
@@ -202,12 +193,10 @@ def join(first: Features, second: Features) -> Features:
     Heads of either network find theirs by `models.Head.channels`, so a teacher and a student can see the same views.
     Raises ValueError for other images, views, or cells.
     """
-    shapes = [(x.names, x.size, (*x.features.shape[:2], *x.features.shape[3:])) for x in (first, second)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"features are {tuple(first.features.shape)} and {tuple(second.features.shape)}, of images of "
-            f"{first.size} and {second.size} pixels; both must be of the same images, views and cells"
-        )
+    alike = [(x.names, x.size, (*x.features.shape[:2], *x.features.shape[3:])) for x in (first, second)]
+    if alike[0] != alike[1]:
+        shapes = " and ".join(f"{tuple(x.features.shape)} of {x.size} pixels" for x in (first, second))
+        raise ValueError(f"features are {shapes}; both must be of the same images, views and cells")
     result = copy.copy(first)
     result.key = f"{first.key} {second.key}"
     result.features = torch.cat([first.features, second.features], 2)
@@ -220,26 +209,24 @@ def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
     Logistic regression tells each cell of the features, by its channels, whether it lies in the box: as target the part
     of the cell that the box covers, all cells of all views of the annotated images. An image's box is the smallest that
     holds the pixels whose probability, averaged over views and brought to the images' size bilinearly, is at least half
-    of the image's largest. Annotated images keep their boxes.
+    of the image's largest. Annotated images keep their boxes. ValueError for data of another kind, or without any box.
 
     Args:
         data: what `datasets.with_boxes` makes of `Features` of single-label data, without repeats.
         penalty: of the squared weights (of standardised channels), nats a cell.
-
-    Raises:
-        ValueError: data of another kind, or multi-label; no annotated image has a box.
     """
     known = data.dataset if isinstance(data, Selection) else None
-    whole = known is not None and np.array_equal(data.indices, np.arange(len(known)))
-    if not whole or not isinstance(known, Features) or known.multilabel:
+    single = isinstance(known, Features) and not known.multilabel
+    if not single or not np.array_equal(data.indices, np.arange(len(known))):
         raise ValueError("data must be with_boxes(features, fraction), features being those of single-label images")
-    annotated = torch.as_tensor(known.annotated & data.annotated) & (torch.as_tensor(known.starts).diff() > 0)
+    counts = torch.as_tensor(known.starts).diff()
+    annotated = torch.as_tensor(known.annotated & data.annotated) & (counts > 0)
     if not annotated.any():
         raise ValueError("no annotated image has a box; there is nothing to learn boxes from")
-    some, spans = annotated.nonzero()[:, 0].tolist(), list(itertools.starmap(slice, itertools.pairwise(known.starts)))
-    masks = [torch.stack([box_mask(view, known.size) for view in known.boxes[:, spans[i]]]) for i in some]  # (V, H, W)
-    covered = F.adaptive_avg_pool2d(torch.stack(masks).float(), known.features.shape[3:]).flatten()
-    cells = known.features[some].float().movedim(2, -1).flatten(0, -2)  # (n·V·h·w, C)
+    boxes = list(known.boxes.split(counts.tolist(), 1))  # of each image (V, n, 4)
+    masks = [box_mask(view, known.size) for i in annotated.nonzero()[:, 0].tolist() for view in boxes[i]]
+    covered = F.adaptive_avg_pool2d(torch.stack(masks)[:, None].float(), known.features.shape[3:]).flatten()
+    cells = known.features[annotated].float().movedim(2, -1).flatten(0, -2)  # (n·V·h·w, C)
     mean, deviation = cells.mean(0), cells.std(0) + 1e-3
     weights = torch.zeros(cells.shape[1] + 1, requires_grad=True)
 
@@ -254,17 +241,13 @@ def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
 
     optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
     optimizer.step(loss)
-    result, boxes, starts = copy.copy(known), [], [0]
     with torch.no_grad():
-        for i, features in enumerate(known.features):
-            if annotated[i]:
-                found = known.boxes[:, spans[i]]
-            else:
-                chances = logits(features.float().movedim(1, -1)).sigmoid()  # (V, h, w)
-                found = _mirrored(_around(chances, known.size), known.size[1])[:, None][: len(features)]
-            boxes.append(found)
-            starts.append(starts[-1] + found.shape[1])
-    result.boxes, result.starts, result.annotated = torch.cat(boxes, 1), starts, np.ones(len(known), bool)
+        for i in (~annotated).nonzero()[:, 0].tolist():
+            chances = logits(known.features[i].float().movedim(1, -1)).sigmoid()  # (V, h, w)
+            boxes[i] = _mirrored(_around(chances, known.size), known.size[1])[: len(chances), None]
+    result = copy.copy(known)
+    result.boxes, result.annotated = torch.cat(boxes, 1), np.ones(len(known), bool)
+    result.starts = [0, *itertools.accumulate(found.shape[1] for found in boxes)]
     return result.labelled(known.classes, known.targets.argmax(1))
 
 

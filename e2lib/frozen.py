@@ -4,9 +4,10 @@ The teacher sees each whole image once. While the student trains, the map gets t
 the logits stay (Parchami-Araghi et al.: Good Teachers Explain, ECCV 2024).
 """
 
+import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from torchvision import tv_tensors
 
 from e2lib.attribution import modes_restored
 from e2lib.datasets import Batch, Sample, Selection, eval_transform, with_transform
+from e2lib.datasets.files import check_value
 from e2lib.distillation import explanation, top_class
 from e2lib.distillation.losses import NOTHING
 from e2lib.features import keep, key, names_in
@@ -31,22 +33,18 @@ class Frozen:
     """The transform that gives Samples the `maps` and `logits` that `freeze` has written for their images.
 
     Maps are float32 (K, H, W) in [-1, 1], each divided by its largest absolute value, brought to the image's size
-    before `then`. Each process opens a file when it first needs it.
+    before `then`. ValueError where the folder holds the files of several, and `store` names none of them.
 
     Args:
         folder: of the files.
-        then: transform of the Sample, which moves image, boxes and maps together (`datasets.Joint`). Its steps may move
-            pixels, but not change colours: they would change the maps too.
-        store: how the names of the files begin. It may be left out where the folder holds those of one `freeze` alone.
-
-    Raises:
-        ValueError: the folder holds the files of several, and `store` names none of them.
+        then: transform of the Sample, which moves image, boxes and maps together (`datasets.Joint`). It may not change
+            colours: it would change those of the maps too.
+        store: how the names of the files begin, where the folder holds those of more than one `freeze`.
     """
 
     folder: Path
     then: Callable[[Sample], Sample] | None = None
     store: str = ""
-    files: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         self.position = {}
@@ -61,17 +59,17 @@ class Frozen:
         if sample.name not in self.position:
             raise KeyError(f"{self.folder} holds no image {sample.name!r}: it was made of other data")
         path, i = self.position[sample.name]
-        opened = os.getpid(), path  # a file that was opened before a fork is not to be shared
-        if opened not in self.files:
-            self.files[opened] = safe_open(path, "pt")
-        maps, logits = (self.files[opened].get_slice(name)[i : i + 1] for name in ("maps", "logits"))
+        maps, logits = (_opened(path, os.getpid()).get_slice(name)[i : i + 1] for name in ("maps", "logits"))
         maps = (maps.float() - 128) / 127 if maps.dtype == torch.uint8 else maps.float()
         maps = F.interpolate(maps, tuple(sample.image.shape[1:]), mode="bilinear", align_corners=False)
         sample = replace(sample, maps=tv_tensors.Image(maps[0]), logits=logits[0].float())
         return sample if self.then is None else self.then(sample)
 
-    def __getstate__(self) -> dict:
-        return vars(self) | {"files": {}}
+
+@functools.cache
+def _opened(path: Path, process: int) -> safe_open:
+    """The file, opened once in each process: after a fork it is not to be shared."""
+    return safe_open(path, "pt")
 
 
 def freeze(
@@ -89,27 +87,18 @@ def freeze(
 ) -> Dataset:
     """Explain the teacher's top class of every image of `dataset`, once; the data set with these maps and logits.
 
-    Interrupted work goes on, and processes share it, as `features.keep` says. Another teacher, data set or way to
-    explain has files of its own.
+    Another teacher, data set or way to explain has files of its own, each made as `features.keep` says. The teacher runs
+    in eval mode. ValueError for two images of one name.
 
     Args:
-        teacher: images (B, 3, H, W) in [0, 1] to logits (B, C); runs in eval mode.
-        dataset: Samples whose images' names differ. Its own transform is kept, and moves the maps too.
-        folder: as for `features.keep`.
+        teacher: images (B, 3, H, W) in [0, 1] to logits (B, C).
+        dataset: its own transform is kept, and moves the maps too.
         size: pixels a side, to which whole images are resized for the teacher. Its maps have this size too.
-        method: as for `distillation.Distill`, as is contrast.
-        at: where `explain` explains.
         dtype: of the maps on disk, float16, or uint8 with 255 levels.
-        contrast: explain the difference between the top class and the others.
-        batch_size: images per forward pass.
-        workers: processes that load images.
-        precision: as for `training.fit`.
-
-    Raises:
-        ValueError: two images of one name; an unknown dtype.
+        method, at, contrast: as for `distillation.Distill`.
+        folder, batch_size, workers, precision: as for `features.extract`.
     """
-    if dtype not in TYPES:
-        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(TYPES)}")
+    check_value(dtype in TYPES, "dtype", dtype, f"one of {', '.join(TYPES)}")
     whole = with_transform(dataset, eval_transform(size))
     store = key(teacher, whole, method, at, contrast, dtype, form(teacher, precision).dtype)
 
@@ -117,7 +106,12 @@ def freeze(
         images = batch.images.to(next(teacher.parameters()).device)
         with cast():
             logits, maps = explanation(teacher, images, top_class(contrast), method, at)
-        return {"maps": _stored(maps.float().contiguous(), dtype), "logits": logits.float().cpu()}
+        maps = maps.float().contiguous()
+        peak = maps.abs().amax((1, 2, 3), keepdim=True)
+        maps = (maps / torch.where(peak > NOTHING, peak, torch.inf)).cpu()
+        # uint8: from 1 (-1) over 128 (0) to 255
+        maps = maps.half() if dtype == "float16" else (maps * 127 + 128).round().to(torch.uint8)
+        return {"maps": maps, "logits": logits.float().cpu()}
 
     with modes_restored(teacher), formed(teacher, precision) as cast:
         teacher.eval()
@@ -132,10 +126,3 @@ def freeze(
     if len(frozen.position) < len(whole):
         raise ValueError(f"dataset holds {len(whole)} images, of {len(frozen.position)} names; names must differ")
     return with_transform(dataset, frozen)
-
-
-def _stored(maps: Tensor, dtype: str) -> Tensor:
-    """Maps over their largest absolute value, as they are kept: float16, or uint8 from 1 (-1) over 128 (0) to 255."""
-    peak = maps.abs().amax((1, 2, 3), keepdim=True)
-    maps = (maps / torch.where(peak > NOTHING, peak, torch.inf)).cpu()
-    return maps.half() if dtype == "float16" else (maps * 127 + 128).round().to(torch.uint8)
