@@ -41,13 +41,7 @@ __version__ = "0.1.0"
 __all__ = ["Distill", "Guide", "evaluate", "explain", "fit"]
 __all__ += ["attribution", "boxes", "datasets", "disk", "distillation", "features", "figures", "frozen", "groups"]
 __all__ += ["guidance", "memory", "metrics", "models", "pareto", "training"]
-_HOMES = {
-    "Distill": "distillation",
-    "Guide": "guidance",
-    "evaluate": "training",
-    "explain": "attribution",
-    "fit": "training",
-}
+_HOMES = dict(Distill="distillation", Guide="guidance", evaluate="training", explain="attribution", fit="training")
 
 
 def __dir__() -> list[str]:

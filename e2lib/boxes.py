@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 OVERSHOOT = 0.1  # part of a box's side that annotators may draw outside the image (CUB goes up to 8 %)
 
@@ -39,15 +40,9 @@ def dilate(boxes: Tensor, fraction: float, size: tuple[int, int]) -> Tensor:
     """
     if not fraction >= 0:
         raise ValueError(f"dilation fraction is {fraction}; it must be 0 or more (0.1 widens by 10 %)")
-    x1, y1, x2, y2 = boxes.as_subclass(Tensor).reshape(-1, 4).unbind(1)
-    dx, dy = (x2 - x1) * fraction / 2, (y2 - y1) * fraction / 2
-    return clip(torch.stack([x1 - dx, y1 - dy, x2 + dx, y2 + dy], 1), size)
-
-
-def clip(boxes: Tensor, size: tuple[float, float]) -> Tensor:
-    """Cut boxes (N, 4) off at the borders of an image of size (H, W)."""
-    h, w = size
-    return boxes.clamp(min=0).minimum(boxes.new_tensor([w, h, w, h]))
+    boxes = boxes.as_subclass(Tensor).reshape(-1, 4)
+    wider = (boxes[:, 2:] - boxes[:, :2]) * fraction / 2
+    return clip_boxes_to_image(torch.cat([boxes[:, :2] - wider, boxes[:, 2:] + wider], 1), size)
 
 
 def mask_box(mask: Tensor) -> Tensor:
@@ -64,7 +59,7 @@ def check_boxes(boxes: Tensor, size: tuple[float, float], where: str) -> Tensor:
     Raises ValueError naming `where` and the box when it is not finite, inverted, empty, or reaches outside the image
     by more than one pixel and more than a tenth of its side. Published data sets have less, which is clipped.
     """
-    clipped = clip(boxes, size)
+    clipped = clip_boxes_to_image(boxes, size)
     for box, inner in zip(boxes.tolist(), clipped.tolist(), strict=True):
         sides = [box[2] - box[0], box[3] - box[1]]
         outside = [abs(a - b) > max(1, OVERSHOOT * side) for a, b, side in zip(box, inner, sides * 2, strict=True)]
@@ -76,8 +71,6 @@ def check_boxes(boxes: Tensor, size: tuple[float, float], where: str) -> Tensor:
             "lies outside the image": inner[2] <= inner[0] or inner[3] <= inner[1],
         }
         if found := [fault for fault, wrong in faults.items() if wrong]:
-            raise ValueError(
-                f"{where}: box (x1, y1, x2, y2) = {tuple(box)} {found[0]}; need 0 <= x1 < x2 <= {size[1]} (width) "
-                f"and 0 <= y1 < y2 <= {size[0]} (height)"
-            )
+            right = f"0 <= x1 < x2 <= {size[1]} (width) and 0 <= y1 < y2 <= {size[0]} (height)"
+            raise ValueError(f"{where}: box (x1, y1, x2, y2) = {tuple(box)} {found[0]}; need {right}")
     return clipped

@@ -40,20 +40,11 @@ def use_style() -> None:
 
 
 def show_samples(
-    samples: Sequence[Sample],
-    classes: Sequence[str],
-    columns: int = 6,
-    titles: Sequence[str] | None = None,
-    masks: bool = False,
+    samples: Sequence[Sample], classes: Sequence[str], columns: int = 6, titles: Sequence[str] = (), masks: bool = False
 ) -> plt.Figure:
-    """Photographs in a grid, each with its boxes in the colour of their class.
+    """Photographs in a grid, each with its boxes in the colour of their class, and with `masks` its segmentation.
 
-    Args:
-        samples: at least one.
-        classes: names of the classes. Without `titles` the title of an image lists the classes in it.
-        columns: images per row.
-        titles: one per sample.
-        masks: also tint the segmentation masks, where a sample has them.
+    By default the title of an image lists the classes in it.
     """
     columns = min(columns, len(samples))
     figure, axes = _grid(-(-len(samples) // columns), columns)
@@ -65,9 +56,7 @@ def show_samples(
             colour = COLOURS[label % len(COLOURS)]
             add_box(axis, box, colour)
             if masks and sample.masks is not None:
-                tint = np.zeros((*sample.masks.shape[1:], 4))
-                tint[sample.masks[n].numpy()] = (*colour, 0.5)
-                axis.imshow(tint)
+                axis.imshow(sample.masks[n, :, :, None] * torch.tensor([*colour, 0.5]))
         present = ", ".join(classes[c] for c in sample.labels.nonzero()[:, 0])
         axis.set_title(titles[i] if titles else present, fontsize=10)
     return figure
@@ -85,7 +74,7 @@ def show_maps(
     Args:
         images: (B, 3, H, W) float in [0, 1].
         maps: name of the column -> (B, 1, H, W) signed maps. The 99.5th percentile of |map| gets the full colour.
-        boxes: those of each image, (N, 4) xyxy. They are drawn on every picture of its row.
+        boxes: those of each image, (N, 4) xyxy, which are drawn on every picture of its row.
         titles: of the rows.
         notes: name of the column -> one line below each of its maps, for example its EPG.
     """
@@ -107,30 +96,25 @@ def show_maps(
     return figure
 
 
-def show_map(axis: plt.Axes, values: Tensor, photo: Tensor | None = None) -> None:
-    """One signed map (H, W) on `axis`, over the grey photograph (H, W, 3) if given: red for, blue against.
+def show_map(axis: plt.Axes, values: Tensor, photo: Tensor) -> None:
+    """One signed map (H, W) on `axis`, over the grey photograph (H, W, 3): red for, blue against.
 
     The map is smoothed for the eye: each pixel is averaged over a window of about a fiftieth of the map's width.
     """
     window = values.shape[1] // 50 // 2 * 2 + 1
     values = F.avg_pool2d(values.detach().cpu().float()[None], window, 1, window // 2, count_include_pad=False)[0]
     limit = torch.quantile(values.abs().flatten(), 0.995).clamp_min(1e-12).item()
-    if photo is not None:
-        axis.imshow(photo.mean(2), cmap="gray", vmin=-1, vmax=1.3)
+    axis.imshow(photo.mean(2), cmap="gray", vmin=-1, vmax=1.3)
     axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=(values.abs() / limit).clamp(0, 1) * 0.8 + 0.2)
 
 
 def colour_explanation(images: Tensor, weights: Tensor, smooth: int = 5) -> Tensor:
     """The dynamic weights of B-cos networks in the colours they look for: RGBA (B, H, W, 4) in [0, 1].
 
-    The positive weights on (r, g, b, 1-r, 1-g, 1-b) give a pixel's colour: channel c is w_c / (w_c + w_{1-c}).
-    The length of the weight vector gives its opacity, where the pixel speaks for the class. The opacity is averaged
-    over `smooth` pixels and scaled by its 99.5th percentile (Böhle et al., CVPR 2022, section 4.3).
-
-    Args:
-        images: (B, 3, H, W) float in [0, 1].
-        weights: (B, 6, H, W), from `attribution.dynamic_weights`.
-        smooth: odd width of the averaging window, in pixels.
+    `images` are (B, 3, H, W) in [0, 1], `weights` (B, 6, H, W) of `attribution.dynamic_weights`. The positive weights
+    on (r, g, b, 1-r, 1-g, 1-b) give a pixel's colour: channel c is w_c / (w_c + w_{1-c}). The length of the weight
+    vector gives its opacity, where the pixel speaks for the class. The opacity is averaged over `smooth` (odd) pixels
+    and scaled by its 99.5th percentile (Böhle et al., CVPR 2022, section 4.3).
     """
     positive = weights.clamp_min(0)
     rgb = positive[:, :3] / (positive[:, :3] + positive[:, 3:]).clamp_min(1e-12)
@@ -145,9 +129,10 @@ def show_front(
 ) -> plt.Figure:
     """Accuracy against localisation of the points of one or more `ParetoArchive`s. Rings mark each archive's front.
 
+    A line joins the epochs of one training. Its λ stands at the last one unless the colour tells it.
+
     Args:
-        points: as in `ParetoArchive.points`. A line joins the epochs of one training, and its λ stands at the last
-            one unless the colour tells it.
+        points: as in `ParetoArchive.points`.
         baseline: its scores, F1 and `y`, in per cent: a cross.
         floor: the lowest F1 that a chosen point may have: a dotted line.
         by: the field of the settings that colour and marker tell: weight (λ), loss, at, ...

@@ -26,15 +26,9 @@ def load(
 ) -> Samples:
     """Data set by name, all images of one size: what a notebook with a parameter `data` needs.
 
-    Args:
-        data: a name in `DATASETS`.
-        root: folder of the data on disk; None for embedded data.
-        split: as the data set names it.
-        size: pixels per side. Data on disk is resized, embedded data composed at this size.
-        length: how many images: required for embedded data; the most that are taken, at random, of data on disk.
-        seed: of the composition, or of the choice of images.
-        kwargs: further arguments of the data set (`correlation`, `task`, `classes`, …).
-
+    root is the folder of data on disk, None for embedded data; `size` is in pixels per side. Data on disk is resized,
+    and at most `length` of its images are taken, at random; embedded data is composed, `length` images of that size.
+    `seed` is that of the choice or the composition. kwargs go to the data set (`correlation`, `task`, `classes`, …).
     Raises ValueError for an unknown name, a missing or superfluous root, a missing length.
     """
     if data not in DATASETS:

@@ -67,18 +67,13 @@ class Samples(Dataset):
     """A data set of your own: `classes`, `__len__` and `__getitem__(i) -> Sample` are enough.
 
     `fit` and `evaluate` take any Dataset of Samples. Selections, checkpoints and stored features ask for the rest,
-    which is derived here by reading every item once. A data set that knows better defines its own.
-
-    Attributes:
-        classes: names of the classes, list[str].
-        groups: names of the groups, list[str]; empty where the data has none.
-        annotated: bool (len,) numpy, which images may use their boxes; None where only the Samples tell.
-        transform: a callable Sample -> Sample or None, which `__getitem__` applies; `with_transform` replaces it.
+    which is derived here by reading every item once. A data set that knows better defines its own. An attribute
+    `transform`, a callable Sample -> Sample or None that `__getitem__` applies, is what `with_transform` replaces.
     """
 
-    classes: Sequence[str]
-    groups: Sequence[str] = ()
-    annotated: np.ndarray | None = None
+    classes: Sequence[str]  # names
+    groups: Sequence[str] = ()  # names; none where the data has no groups
+    annotated: np.ndarray | None = None  # bool (len,), which images may use their boxes; None where only Samples tell
 
     @cached_property
     def targets(self) -> Tensor:
@@ -105,8 +100,8 @@ class Samples(Dataset):
         digest = hashlib.sha256()
         for i in range(len(self)):
             for value in vars(self[i]).values():
-                known = value.as_subclass(Tensor).numpy() if isinstance(value, Tensor) else None
-                digest.update(f"{value}".encode() if known is None else f"{known.shape}".encode() + known.tobytes())
+                array = value.as_subclass(Tensor).numpy() if isinstance(value, Tensor) else np.array(f"{value}")
+                digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
         return digest.hexdigest()
 
 

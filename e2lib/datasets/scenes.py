@@ -29,13 +29,9 @@ from e2lib.datasets.sample import Sample, Samples
 from e2lib.datasets.waterbirds import GROUPS, TASKS
 from e2lib.disk import DATA, digest, digest_of_files, essence
 
-HOMES = {  # background group -> the two categories that are at home in it
-    "water": ["bird", "sea"],
-    "green": ["insect", "flower"],
-    "autumn": ["furry", "fruit"],
-    "indoor": ["music", "tool"],
-    "open": ["hoofed", "vehicle"],
-}
+# background group -> the two categories that are at home in it
+HOMES = {"water": ["bird", "sea"], "green": ["insect", "flower"], "autumn": ["furry", "fruit"]}
+HOMES |= {"indoor": ["music", "tool"], "open": ["hoofed", "vehicle"]}
 CATEGORIES = ["bird", "sea", "insect", "hoofed", "furry", "flower", "fruit", "music", "vehicle", "tool"]
 REGIONS = {"train": (0.0, 0.38), "val": (0.38, 0.66), "test": (0.66, 1.0)}  # of a background's longer axis
 SPLITS = {"train": "train", "val": "val", "test": "test", "test_unseen": "test"}  # split -> region
@@ -127,10 +123,10 @@ def _region(photograph: Image.Image, region: str) -> tuple[int, int, int, int]:
 
 @lru_cache
 def _levels(part: str) -> list[tuple[list[Image.Image], float, float]]:
-    """What placing and drawing needs of each cut-out, decoded once per process.
+    """Of each cut-out: premultiplied pictures of full, half and quarter size, elongation, largest longest side.
 
-    Premultiplied pictures of full, half and quarter size; elongation, the longest side over the square root of the
-    opaque area; the longest side, of the image side, at which it is not enlarged in an image of NATIVE pixels.
+    Elongation is the longest side over the square root of the opaque area. At the largest longest side, of the image
+    side, a cut-out is not enlarged in an image of NATIVE pixels.
     """
     result = []
     for row in cutouts(part):
@@ -204,8 +200,8 @@ class _Composed(Samples):
         placed, hidden, areas = [], [], []
         for pool, label in objects:
             cutout = _pick(pool, random())
-            pictures, elongation, largest = _levels(self.part)[cutout]
-            w, h = pictures[0].size
+            (picture, *_), elongation, largest = _levels(self.part)[cutout]
+            w, h = picture.size
             longest = min(_between(self.area, random()) * elongation, largest, LONGEST)
             flip, brightness = random() < 0.5, int(_between(BRIGHTNESS, random()))
             while True:
@@ -216,9 +212,7 @@ class _Composed(Samples):
                 if all(c <= COVERED * area for c, area in zip(covered, areas, strict=True)):
                     break
                 longest *= 0.98  # so that the search ends also in a crowded scene
-            placed.append(new)
-            hidden = [*covered, 0.0]
-            areas.append((longest / elongation) ** 2)
+            placed, hidden, areas = [*placed, new], [*covered, 0.0], [*areas, (longest / elongation) ** 2]
         return placed
 
     def record(self, i: int) -> SceneRecord:
@@ -262,15 +256,13 @@ class _Composed(Samples):
             self._cache[i] = record, pixels, torch.stack([mask_box(pixels[3] == k) for k in things]).float()
         record, pixels, boxes = self._cache[i]
         box_labels = torch.tensor([thing.label for thing in record.objects])
-        sample = Sample(
-            image=tv_tensors.Image(pixels[:3].clone()),  # cloned, as a transform may write into what it is given
-            boxes=boxes.clone(),
-            labels=torch.zeros(len(self.classes), dtype=torch.uint8).index_fill(0, box_labels, 1),
-            box_labels=box_labels,
-            masks=tv_tensors.Mask(pixels[3] == torch.arange(1, len(box_labels) + 1)[:, None, None]),
-            group=record.group,
-            name=f"{self.kind}-{self.split}-{i}",
-        )
+        labels = torch.zeros(len(self.classes), dtype=torch.uint8).index_fill(0, box_labels, 1)
+        masks = tv_tensors.Mask(pixels[3] == torch.arange(1, len(boxes) + 1)[:, None, None])
+        image, boxes = (
+            tv_tensors.Image(pixels[:3].clone()),
+            boxes.clone(),
+        )  # a transform may write into what it is given
+        sample = Sample(image, labels, boxes, box_labels, masks, record.group, f"{self.kind}-{self.split}-{i}")
         return sample if self.transform is None else self.transform(sample)
 
 
