@@ -4,6 +4,7 @@ For the accuracy of single-label data without groups take `torchmetrics.classifi
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class F1(MultilabelF1Score):
     averages the F1 of the classes, 0 for a class that has neither labels nor predictions.
     """
 
-    def __init__(self, num_labels: int, average: str = "micro"):
+    def __init__(self, num_labels: int, average: Literal["micro", "macro"] = "micro"):
         if average not in ("micro", "macro"):
             raise ValueError(f"average is {average!r}; it must be micro or macro")
         super().__init__(num_labels, average=average, validate_args=False)
