@@ -12,11 +12,8 @@ from tqdm.auto import tqdm
 from e2lib.boxes import check_boxes
 from e2lib.datasets.files import FileDataset, Item, Transform, flatten, need
 
-FIELDS = {
-    "categories": ("id", "name"),
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-}
+FIELDS = {"categories": ["id", "name"], "images": ["id", "file_name", "height", "width"]}
+FIELDS |= {"annotations": ["id", "image_id", "category_id", "bbox"]}
 # The two boxes without height in the official train annotations: (image id, y).
 EMPTY_IN_COCO = {(200365, 388.33), (550395, 188.56)}
 
@@ -99,9 +96,8 @@ def _by_id(path: Path, content: dict, section: str) -> dict[int, dict]:
         raise ValueError(f"{path} lacks the section {section}")
     found = {}
     for entry in content[section]:
-        for field in FIELDS[section]:
-            if field not in entry:
-                raise ValueError(f"{path}: {section} entry {entry.get('id')} lacks the field {field}")
+        if lacking := [field for field in FIELDS[section] if field not in entry]:
+            raise ValueError(f"{path}: {section} entry {entry.get('id')} lacks the field {lacking[0]}")
         if found.setdefault(entry["id"], entry) is not entry:
             raise ValueError(f"{path}: two {section} with the id {entry['id']}: {found[entry['id']]} and {entry}")
     return found

@@ -5,7 +5,6 @@ whereas a touch of a Python object's reference count copies its memory page into
 """
 
 import csv
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from e2lib.boxes import check_boxes
-from e2lib.datasets.sample import Sample, Samples
+from e2lib.datasets.sample import Sample, Samples, hash_of
 
 Transform = Callable[[Sample], Sample] | None
 
@@ -122,12 +121,11 @@ class FileDataset(Samples):
         """Tells these images from others by their files' names, sizes and times, labels, boxes and transform."""
         folder = os.fsencode(self.folder)
         stats = [os.stat(os.path.join(folder, file)) for file in self.files.tolist()]
-        parts = [self.files, np.array([(s.st_size, s.st_mtime_ns) for s in stats]), self.label_of, self.box_of]
-        parts += [self.group_of, *(known.numpy() for known in (self.labels, self.boxes, self.box_labels))]
-        known = hashlib.sha256(f"{self.classes} {self.groups} {self.multilabel} {self.boxed}".encode())
-        for part in parts:
-            known.update(f"{part.dtype}{part.shape}".encode() + part.tobytes())
-        return f"{known.hexdigest()} {self.transform}"
+        stats = np.array([(s.st_size, s.st_mtime_ns) for s in stats])
+        about = [self.classes, self.groups, self.multilabel, self.boxed, self.transform, self.group_of]
+        return hash_of(
+            [*about, self.files, stats, self.label_of, self.labels, self.box_of, self.boxes, self.box_labels]
+        )
 
     def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
         """Segmentation of image `i` of size (H, W), one mask for each of its `boxes`: bool (N, H, W), or None."""

@@ -1,7 +1,7 @@
 """What every data set gives: one Sample per image, and their Batch."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -97,12 +97,17 @@ class Samples(Dataset):
 
     def fingerprint(self) -> str:
         """Tells these images, as they are transformed, and what is known about them, from others."""
-        digest = hashlib.sha256()
-        for i in range(len(self)):
-            for value in vars(self[i]).values():
-                array = value.as_subclass(Tensor).numpy() if isinstance(value, Tensor) else np.array(f"{value}")
-                digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
-        return digest.hexdigest()
+        return hash_of(value for i in range(len(self)) for value in vars(self[i]).values())
+
+
+def hash_of(values: Iterable) -> str:
+    """Hex digits that tell values from others: arrays and tensors by type, shape and bytes, others by their text."""
+    digest = hashlib.sha256()
+    for value in values:
+        value = value.as_subclass(Tensor).numpy() if isinstance(value, Tensor) else value
+        array = value if isinstance(value, np.ndarray) else np.array(f"{value}")
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 @dataclass

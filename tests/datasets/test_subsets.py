@@ -3,7 +3,17 @@ import pytest
 import torch
 
 from e2lib.boxes import dilate
-from e2lib.datasets import SceneBirds, at_most, collate, dilated, eval_transform, few_shot, with_boxes, with_transform
+from e2lib.datasets import (
+    SceneBirds,
+    Selection,
+    at_most,
+    collate,
+    dilated,
+    eval_transform,
+    few_shot,
+    with_boxes,
+    with_transform,
+)
 from e2lib.datasets.files import FileDataset, Item
 
 
@@ -121,8 +131,13 @@ def test_a_selection_of_a_selection_knows_which_images_are_annotated(toy):
 
 
 def test_a_data_set_without_a_transform_is_refused(toy):
-    with pytest.raises(ValueError, match="Subset"):
-        with_transform(torch.utils.data.Subset(toy(8), [0]), eval_transform(16))
+    bare = torch.utils.data.Subset(toy(8), [0])
+    bare.classes, bare.groups, bare.multilabel = toy().classes, [], True
+    for dataset in (bare, Selection(bare, np.array([0]))):
+        with pytest.raises(ValueError, match="Subset"):
+            with_transform(dataset, eval_transform(16))
+        with pytest.raises(ValueError, match="Subset"):
+            dilated(dataset, 0.5)
 
 
 def test_another_transform_leaves_the_data_set_as_it_was(toy):
