@@ -16,20 +16,16 @@ _numbers = itertools.count(1)  # of the trainings that this process logs
 class Log(contextlib.ExitStack):
     """A bar with the terms of the loss; with a folder in E2LIB_TENSORBOARD also their curves there.
 
-    `about` holds the training's settings, which are shown as text. `steps` counts those of the whole training, `done`
-    those of an earlier call. `quiet` shows and writes nothing.
+    `about` is the text of the arguments. `steps` counts all of the training, `done` those of an earlier call.
     """
 
     def __init__(self, about: dict[str, Any], steps: int, done: int, quiet: bool):
         super().__init__()
-        quiet = quiet or done == steps
+        quiet, self.writer = quiet or done == steps, None
         self.bar = self.enter_context(tqdm(total=steps, initial=done, unit="step", leave=False, disable=quiet))
-        self.writer = None
         if VARIABLE in os.environ and not quiet:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ImportError(f"{VARIABLE}={os.environ[VARIABLE]}: pip install tensorboard, or unset it") from error
+            from torch.utils.tensorboard import SummaryWriter
+
             folder = Path(os.environ[VARIABLE], f"{platform.node()}-{os.getpid()}", f"{next(_numbers):03}")
             self.writer = self.enter_context(SummaryWriter(folder))
             self.writer.add_text("arguments", "\n".join(f"- {name}: `{value}`" for name, value in about.items()))
@@ -38,12 +34,10 @@ class Log(contextlib.ExitStack):
         """One more step."""
         self.bar.update()
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()})
-        self._add("training", terms | {"learning rate": lr}, self.bar.n)
+        self.add("training", terms | {"learning rate": lr}, self.bar.n)
 
-    def epoch(self, epoch: int, scores: Any) -> None:
-        """What was measured after an epoch, where it is a dict."""
-        self._add("after each epoch", scores if isinstance(scores, dict) else {}, epoch)
-
-    def _add(self, kind: str, values: dict[str, float], at: int) -> None:
-        for name, value in values.items() if self.writer else ():
-            self.writer.add_scalar(f"{kind}/{name}", value, at)
+    def add(self, kind: str, values: Any, at: int) -> None:
+        """A point of each curve, where the values are a dict."""
+        if self.writer and isinstance(values, dict):
+            for name, value in values.items():
+                self.writer.add_scalar(f"{kind}/{name}", value, at)

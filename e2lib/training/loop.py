@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset
@@ -20,7 +21,7 @@ from e2lib.datasets import Batch, collate
 from e2lib.training.checkpoint import Checkpoint
 from e2lib.training.log import Log
 from e2lib.training.precision import form, formed
-from e2lib.training.processes import Batches, StepModule, processes, summed, together
+from e2lib.training.processes import Batches, StepModule, processes, summed
 
 Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
@@ -63,8 +64,7 @@ def fit(
     Several processes (`processes`) share each batch, in torch's DistributedDataParallel. They step by the gradient of
     the whole batch: that of one process, for losses that are means over images. (GroupDRO, DIST and CRD compare the
     images of each share.) Each process draws random numbers of its own. Norm layers learn from the first process's
-    share: the others take over its buffers before each step. Frozen parameters take no part. All processes call
-    `after_epoch`; the first one writes the checkpoint. Only a single process goes on from it bit for bit.
+    share. Frozen parameters take no part. All processes call `after_epoch`; the first one writes the checkpoint.
 
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
@@ -77,25 +77,21 @@ def fit(
             parameters of a Module are trained too.
         precision: float32; bfloat16, for convolutions and products; or auto, see `form`.
         workers: processes that load images. Random transforms give other images with another number of them.
-        checkpoint: file that is replaced after every epoch. Where it exists, training goes on from it, and ends as if
-            it had never stopped: on a CPU, with as many threads, bit for bit. It holds a step's state too, where that
-            has `state_dict`. It knows its training by these arguments, by the network's weights at the start and by
-            `dataset.fingerprint()`; the step by its name, or by its repr, which has to tell its settings.
+        checkpoint: of `folder/name.pt`, `folder/name-KEY.pt` is replaced after every epoch. A training with the same
+            KEY goes on from it, and ends as if it had never stopped: in one process on a CPU, with as many threads, bit
+            for bit. KEY is a digest of these arguments, of the weights at the start and of `dataset.fingerprint()`. The
+            step counts by its name, or by its repr, which has to tell its settings.
         after_epoch: called after each epoch with its number, 1 for the first, for example to measure. Random numbers
             that it draws do not change the training. Scores that it returns, as a dict, are logged.
         optimizer: parameters -> torch optimizer, or an optimizer; None for Adam.
         schedule: (optimizer, number of steps) -> scheduler, which steps once per batch; None for a cosine to 0.
 
-    Where the environment variable E2LIB_TENSORBOARD names a folder, TensorBoard finds there, below a folder for each
-    process and training, the terms of every step, the learning rate, the scores of every epoch, and the arguments.
+    Where the environment variable E2LIB_TENSORBOARD names a folder, TensorBoard finds there the terms of every step,
+    the learning rate, the scores of every epoch, and the arguments.
 
-    Returns:
-        The mean of each term, one dict per epoch.
-
-    Raises:
-        ValueError: every parameter is frozen; an empty data set; epochs below 0; a loss or gradient that is not finite,
-            naming the images of its batch; a wrong precision; a checkpoint of another training, naming what differs,
-            or of a data set without fingerprint.
+    Returns the mean of each term, one dict per epoch. Raises ValueError where every parameter is frozen; for an empty
+    data set, epochs below 0, a wrong precision, or a checkpoint and data without fingerprint; for a loss or gradient
+    that is not finite, naming the images of its batch.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("every parameter of the model is frozen; there is nothing to train")
@@ -103,7 +99,7 @@ def fit(
         raise ValueError("dataset is empty; at least one image is needed")
     if epochs < 0:
         raise ValueError(f"epochs is {epochs}; it must be 0 or more")
-    # Numbers of NumPy could be written to a checkpoint, but not safely read.
+    # Numbers of NumPy cannot be read safely from a checkpoint.
     epochs, lr, batch_size, seed = int(epochs), float(lr), int(batch_size), int(seed)
     (rank, world), device = processes(), next(model.parameters()).device
     fork = partial(torch.random.fork_rng, range(torch.cuda.device_count()))
@@ -113,23 +109,25 @@ def fit(
     loader = DataLoader(dataset, batch_sampler=batches, generator=order, **how)
     with modes_restored(model), fork(), formed(model, precision) as cast:
         torch.manual_seed(seed + rank)
-        whole = together(StepModule(model, step))
-        trained = [p for p in whole.parameters() if p.requires_grad]
+        whole = module = StepModule(model, step)
+        if world > 1:  # A share may leave a parameter out. Where none does, torch says once that it looked in vain.
+            whole = DistributedDataParallel(module, find_unused_parameters=True)
+        trained = [p for p in module.parameters() if p.requires_grad]
         if not isinstance(optimizer, Optimizer):
             optimizer = torch.optim.Adam(trained, lr) if optimizer is None else optimizer(trained)
         about = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "workers": workers}
         about |= {"step": getattr(step, "__name__", repr(step)), "optimizer": " ".join(repr(optimizer).split())}
         about["bfloat16"] = form(model, precision).dtype == torch.bfloat16
         scheduler = (schedule or CosineAnnealingLR)(optimizer, epochs * len(batches))
-        parts = {"optimizer": optimizer, "schedule": scheduler, "step": step}
-        kept = Checkpoint(checkpoint, about, dataset, model, parts, order)
+        parts = {"module": module, "optimizer": optimizer, "schedule": scheduler}
+        kept = Checkpoint(checkpoint, about, dataset, parts, order)
         history = kept.resume()
         with Log(about, epochs * len(batches), len(history) * len(batches), quiet=rank > 0) as log:
             for epoch in range(len(history) + 1, epochs + 1):
                 _train_mode(model)
                 totals: Counter[str] = Counter()
-                for number, batch in enumerate(loader):
-                    (mine, size), batch = batches.count(number), batch.to(device)
+                for (mine, size), batch in zip(batches.counts, loader, strict=True):
+                    batch = batch.to(device)
                     with cast():
                         terms = whole(batch)
                     values = {name: term.item() for name, term in terms.items()}
@@ -144,7 +142,7 @@ def fit(
                 history.append({name: total / len(dataset) for name, total in summed(totals, device).items()})
                 if after_epoch is not None:
                     with fork():  # to measure changes no training
-                        log.epoch(epoch, after_epoch(epoch))
+                        log.add("after each epoch", after_epoch(epoch), epoch)
                 kept.save(history)
     return history
 

@@ -8,7 +8,6 @@ from itertools import pairwise
 import torch
 import torch.distributed as dist
 from torch import Generator, Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import RandomSampler
 
 from e2lib.datasets import Batch
@@ -44,14 +43,6 @@ class StepModule(nn.Module):
         return self.step(self.model, batch)
 
 
-def together(module: StepModule) -> nn.Module:
-    """The module itself; of several processes one that averages gradients, and begins with the first one's tensors."""
-    if processes()[1] == 1:
-        return module
-    # One process's share may leave a parameter out. Where none does, torch says once that it looked in vain.
-    return DistributedDataParallel(module, find_unused_parameters=True)
-
-
 def summed(totals: dict[str, float], device: torch.device) -> dict[str, float]:
     """Each number's sum over the processes, which talk by tensors on `device`."""
     if processes()[1] == 1:
@@ -65,7 +56,8 @@ class Batches:
     """Shuffled batches of an epoch, as lists of positions: of each batch, the share of this process.
 
     A last batch of one image joins the batch before it, as norm layers cannot learn from one value per channel. A
-    process without an image of its own in a batch gets one that counts nothing.
+    process without an image of its own in a batch gets one that counts nothing. `counts` says of each batch how many
+    images count here, and how many it has in all.
     """
 
     def __init__(self, images: int, size: int, order: Generator):
@@ -75,6 +67,7 @@ class Batches:
         if size > 1 and len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
             del bounds[-2]
         self.bounds = list(pairwise(bounds))
+        self.counts = [(len(range(self.rank, b - a, self.world)), b - a) for a, b in self.bounds]
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -83,11 +76,6 @@ class Batches:
         order = list(self.sampler)
         for a, b in self.bounds:
             yield order[a:b][self.rank :: self.world] or order[a : a + 1]
-
-    def count(self, number: int) -> tuple[int, int]:
-        """How many images of the batch of this number count here, and how many it has in all."""
-        a, b = self.bounds[number]
-        return len(range(self.rank, b - a, self.world)), b - a
 
     def apart(self, worker: int) -> None:
         """Give each process's workers random numbers of their own."""

@@ -1,5 +1,7 @@
 """Small networks and data for the tests of training."""
 
+import multiprocessing
+
 import torch
 from torch import nn
 
@@ -27,3 +29,12 @@ def differ(a, b):
 def flipped(length=12):
     """Scenes of several classes, flipped at random: both Guide and the data set draw random numbers."""
     return Scenes("train", length, 64, transform=train_transform(64))
+
+
+def started(function, *arguments):
+    """A process that runs a function of a module. All are forked from one that has imported what takes long."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["e2lib.distillation", "e2lib.training", "torch.distributed.launcher.api"])
+    process = server.Process(target=function, args=arguments)
+    process.start()
+    return process

@@ -1,21 +1,22 @@
-"""A training goes on where it was killed, bit for bit, and is never taken for another one."""
+"""A training goes on where it was killed, bit for bit, and is never taken for another one: that begins anew."""
 
 import copy
 import os
+import re
 import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from e2lib import training
-from e2lib.datasets import Scenes, with_boxes
+from e2lib.datasets import Samples, Scenes, with_boxes
 from e2lib.guidance import Guide
-from tests.training.common import GUIDED, differ, flipped, tiny
+from tests.training.common import GUIDED, differ, flipped, started, tiny
 
 
 class Stopped(Exception):
@@ -62,6 +63,13 @@ def test_interrupted_training_goes_on_bit_for_bit(step, tmp_path):
     assert "5.weight" in learnt and ("1.running_mean" in learnt) == (step is training.classify)
 
 
+def files(folder):
+    """The files in a folder but for hidden ones; each is named run-KEY.pt."""
+    found = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    assert all(re.fullmatch(r"run-[0-9a-f]{16}\.pt", p.name) for p in found)
+    return found
+
+
 def die(path):
     """Train until the process is killed after the third epoch."""
     run(path, lambda epoch: os.kill(os.getpid(), signal.SIGKILL) if epoch == 3 else None)
@@ -69,11 +77,10 @@ def die(path):
 
 def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
     path = tmp_path / "run.pt"
-    code = "import runpy, sys; runpy.run_path(sys.argv[1])['die'](sys.argv[2])"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code, __file__, path], cwd=root, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+    killed = started(die, path)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert len(files(tmp_path)) == len(list(tmp_path.iterdir())) == 1
     seen = []
     resumed, history = run(path, seen.append)
     expected, whole = run()
@@ -93,19 +100,20 @@ def test_a_checkpoint_that_could_not_be_written_leaves_the_one_before(tmp_path, 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="disk full"):
         run(path)
-    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["run.pt"]
+    assert len(files(tmp_path)) == 1
     monkeypatch.undo()
     seen = []
     resumed, history = run(path, seen.append)
     expected, whole = run()
     assert seen == [3, 4]
     assert not differ(resumed, expected) and history == whole
-    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["run.pt"]
+    assert len(files(tmp_path)) == 1
 
 
 def test_a_finished_checkpoint_is_returned_at_once(tmp_path, monkeypatch):
     expected, history = run(tmp_path / "run.pt", epochs=2)
-    content = (tmp_path / "run.pt").read_bytes()
+    (file,) = files(tmp_path)
+    content = file.read_bytes()
 
     def forbidden(*_):
         raise AssertionError("nothing is left to do")
@@ -113,56 +121,94 @@ def test_a_finished_checkpoint_is_returned_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Guide, "__call__", forbidden)
     model, again = run(tmp_path / "run.pt", forbidden, epochs=2)
     assert not differ(model, expected) and again == history
-    assert (tmp_path / "run.pt").read_bytes() == content
+    assert files(tmp_path) == [file] and file.read_bytes() == content
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    path = tmp_path_factory.mktemp("checkpoint") / "run.pt"
-    run(path, epochs=1, dataset=flipped(4))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"lr": 2e-2}, "lr=0.01, not 0.02"),
-        ({"seed": 1}, "seed=0, not 1"),
-        ({"epochs": 3}, "epochs=1, not 3"),
-        ({"batch_size": 4}, "batch_size=5, not 4"),
-        ({"dataset": Scenes("train", 6, 64)}, "images=4, not 6"),
-        ({"precision": "bfloat16"}, "bfloat16=False, not True"),
-        ({"dataset": Scenes("train", 4, 64)}, "data="),
-        (
-            {"optimizer": partial(torch.optim.Adam, lr=1e-2, weight_decay=0.1)},
-            "optimizer=.Adam.*weight_decay: 0 .*, not",
-        ),
-        ({"schedule": torch.optim.lr_scheduler.ExponentialLR}, "schedule=.CosineAnnealingLR"),
-        ({"model": other()}, "weights at the start="),
-        ({"step": training.classify}, r"step=.Guide\(.*, not 'classify'"),
-        ({"step": Guide(weight=0.2)}, r"step=.Guide\(.*weight=0.3.*, not .Guide\(.*weight=0.2"),
-    ],
-)
-def test_the_checkpoint_of_another_training_is_refused_by_name(finished, change, message):
-    change = {"epochs": 1, "dataset": flipped(4), "model": tiny()} | change
-    before, content = copy.deepcopy(change["model"]), finished.read_bytes()
-    with pytest.raises(ValueError, match=rf"checkpoint .*run.pt was made with {message}.*; delete it"):
-        run(finished, **change)
-    assert not differ(change["model"], before) and finished.read_bytes() == content
-
-
-def test_a_checkpoint_knows_its_labels_boxes_and_parameters(tmp_path):
-    dataset, file = Scenes("train", 16, 64), tmp_path / "run.pt"
-    training.fit(tiny(), with_boxes(dataset, 0.5), epochs=1, lr=1e-2, checkpoint=file)
-    for other in (with_boxes(Scenes("train", 16, 64, seed=1), 0.5), with_boxes(dataset, 0.25)):
-        with pytest.raises(ValueError, match="made with data="):
-            training.fit(tiny(), other, epochs=1, lr=1e-2, checkpoint=file)
+def half_frozen():
     model = tiny()
     model[0].requires_grad_(False)
-    before = [p.clone() for p in model.parameters()]
-    with pytest.raises(ValueError, match="made with trained parameters="):
-        training.fit(model, with_boxes(dataset, 0.5), epochs=1, lr=1e-2, checkpoint=file)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    return model
+
+
+class Shifted(nn.Module):
+    """A step with a parameter of its own."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(start))
+
+    def extra_repr(self):
+        return "shifted"
+
+    def forward(self, model, batch):
+        return {"classification": training.classify(model, batch)["classification"] + (self.shift - 2).square()}
+
+
+FOUR = Scenes("train", 4, 64)
+CHANGES = {
+    "as it was": {},
+    "lr": {"lr": 2e-2},
+    "seed": {"seed": 1},
+    "epochs": {"epochs": 2},
+    "batches": {"batch_size": 4},
+    "number of images": {"dataset": Scenes("train", 6, 64)},
+    "transform": {"dataset": flipped(4)},
+    "labels": {"dataset": Scenes("train", 4, 64, seed=1)},
+    "boxes": {"dataset": with_boxes(FOUR, 0.25)},
+    "fewer boxes": {"dataset": with_boxes(FOUR, 0.5)},
+    "precision": {"precision": "bfloat16"},
+    "optimizer": {"optimizer": partial(torch.optim.Adam, lr=1e-2, weight_decay=0.1)},
+    "schedule": {"schedule": torch.optim.lr_scheduler.ExponentialLR},
+    "longer schedule": {"schedule": lambda optimizer, steps: CosineAnnealingLR(optimizer, 2 * steps)},
+    "weights": {"model": other()},
+    "frozen": {"model": half_frozen()},
+    "step": {"step": training.classify},
+    "settings of the step": {"step": Guide(weight=0.2)},
+    "start of the step": {"step": Shifted(1.0)},
+    "another start of the step": {"step": Shifted(3.0)},
+}
+
+
+def test_another_training_begins_anew_beside_the_first(tmp_path):
+    for number, (name, change) in enumerate(CHANGES.items(), 1):
+        how, seen = {"epochs": 1, "dataset": FOUR} | change, []
+        model, step = how.pop("model", tiny()), how.pop("step", GUIDED)
+        first = copy.deepcopy((model, step))
+        run(tmp_path / "run.pt", seen.append, model, step=step, **how)
+        assert seen == list(range(1, how["epochs"] + 1)) and len(files(tmp_path)) == number, name
+        seen.clear()
+        again, _ = run(tmp_path / "run.pt", seen.append, first[0], step=first[1], **how)
+        assert seen == [] and len(files(tmp_path)) == number and not differ(again, model), name
+        assert not isinstance(step, Shifted) or step.shift == first[1].shift != 1.0
+
+
+def test_a_trained_network_trains_on(tmp_path):
+    once, expected = run(tmp_path / "run.pt", epochs=2)[0], run(epochs=2)[0]
+    for path, model in ((tmp_path / "run.pt", once), (None, expected)):
+        run(path, model=model, epochs=2)
+    assert not differ(once, expected) and len(files(tmp_path)) == 2
+    # The same two calls again find both.
+    seen = []
+    again, _ = run(tmp_path / "run.pt", seen.append, epochs=2)
+    run(tmp_path / "run.pt", seen.append, again, epochs=2)
+    assert seen == [] and not differ(again, once)
+
+
+class Photos(Samples):
+    """Images that a transform flips at random, known by reading them."""
+
+    classes, multilabel, transform = flipped().classes, True, flipped().transform
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return self.transform(FOUR[i % 4])
+
+
+def test_a_checkpoint_changes_nothing_also_where_images_are_drawn_to_know_them(tmp_path):
+    found = [run(path, dataset=Photos(), epochs=2)[0] for path in (None, tmp_path / "run.pt", tmp_path / "run.pt")]
+    assert not differ(found[0], found[1]) and not differ(found[0], found[2]) and len(files(tmp_path)) == 1
 
 
 def test_numbers_of_numpy_can_be_resumed(tmp_path):
