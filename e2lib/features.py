@@ -26,7 +26,6 @@ from e2lib.models import weights_key
 from e2lib.training.precision import form, formed
 
 SHARD = 512  # images in a file
-Compute = Callable[[Batch], dict[str, Tensor]]
 
 
 class Features(Samples):
@@ -99,51 +98,47 @@ def extract(
 ) -> Features:
     """The features of every image of `dataset`, from `folder` where they are known, else computed and kept there.
 
-    All are in memory: 31 kB a view for EfficientNet-Lite0 at 224 pixels. Segmentation masks are not kept. ValueError
-    for features that float16 cannot hold.
-
-    Args:
-        trunk: from images (B, 3, H, W) in [0, 1] to features (B, C, h, w), as from `models.split`; runs in eval mode.
-        dataset: Samples of one size, with a transform that is not random.
-        folder: as for `keep`.
-        mirrored: two views of each image, itself and its mirror image with mirrored boxes.
-        batch_size: images per forward pass.
-        workers: processes that load images.
-        precision: as for `training.fit`.
+    The trunk, from images (B, 3, H, W) in [0, 1] to features (B, C, h, w), as from `models.split`, runs in eval mode.
+    `precision` is as for `training.fit`. The images have one size, and no random transform. `mirrored` gives two views
+    of each: itself and its mirror image, with mirrored boxes. Segmentation masks are not kept. All features are in
+    memory: 31 kB a view for EfficientNet-Lite0 at 224 pixels. ValueError where float16 cannot hold them.
     """
-    dtype = form(trunk, precision, gradients=False).dtype
 
-    def compute(batch: Batch) -> dict[str, Tensor]:
-        images = batch.images.to(next(trunk.parameters()).device)
-        with torch.no_grad(), low():
-            views = [trunk(view).cpu() for view in ((images, images.flip(3)) if mirrored else (images,))]
-        found = torch.stack(views, 1)
-        if not (half := found.half()).isfinite().all():
-            raise ValueError(f"features reach {found.abs().max():.3g}; float16 holds at most 65504")
+    def features(batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            views = torch.stack([trunk(x) for x in (batch.images, batch.images.flip(3))[: 1 + mirrored]], 1)
+        if not (half := views.half()).isfinite().all():
+            raise ValueError(f"features reach {views.abs().max():.3g}; float16 holds at most 65504")
         return {
             "features": half,
-            "boxes": _mirrored(torch.cat(batch.boxes), batch.size[1])[: len(views)].movedim(0, 1),
+            "boxes": _mirrored(torch.cat(batch.boxes), batch.size[1])[: 1 + mirrored].movedim(0, 1),
             "box_labels": torch.cat(batch.box_labels),
             "count": torch.tensor([len(boxes) for boxes in batch.boxes]),
             "group": batch.groups,
             "annotated": batch.annotated,
-            "size": torch.tensor([batch.size] * len(images)),
+            "size": torch.tensor([batch.size] * len(half)),
         }
 
-    with modes_restored(trunk), formed(trunk, precision, gradients=False) as low:
-        trunk.eval()
-        paths = keep(folder, key(trunk, dataset, mirrored, dtype), dataset, compute, batch_size, workers, "features")
-    return Features(paths, dataset)
+    return Features(keep(trunk, dataset, folder, features, [mirrored], batch_size, workers, precision, False), dataset)
 
 
 def keep(
-    folder: str | Path, key: str, dataset: Dataset, compute: Compute, batch_size: int, workers: int, what: str
+    network: nn.Module,
+    dataset: Dataset,
+    folder: str | Path,
+    compute: Callable[[Batch], dict[str, Tensor]],
+    how: Sequence,
+    batch_size: int,
+    workers: int,
+    precision: str,
+    gradients: bool = True,
 ) -> list[Path]:
     """Files of what `compute` makes of the images of `dataset`, 512 images each, made where `folder` lacks them.
 
-    `compute` takes a Batch and returns tensors by name; those of a file's batches are concatenated. `key` begins the
-    names of the files and must tell all that they depend on. What an interrupted call has left is not computed again.
-    Processes that call it at the same time, on one machine or on several that see the folder, share the work.
+    `compute` takes a Batch and returns tensors by name; those of a file's batches are concatenated. The network that it
+    calls is in eval mode, in the form of `training.precision`. The names of the files begin with the `key` of network,
+    data set, `how` and precision. What an interrupted call has left is not computed again. Processes that call it at
+    the same time, on one machine or on several that see the folder, share the work.
     """
 
     def make(part: range, path: Path) -> None:
@@ -152,15 +147,20 @@ def keep(
         loader = DataLoader(Subset(dataset, part), batch_size, collate_fn=collate, num_workers=workers, generator=own)
         found, names = [], []
         for batch in loader:
-            found.append(compute(batch))
+            with cast():
+                values = compute(batch.to(next(network.parameters()).device))
+            found.append({name: value.cpu() for name, value in values.items()})
             names += batch.names
             bar.update(len(batch.names))
         tensors = {name: torch.cat([values[name] for values in found]).contiguous() for name in found[0]}
         save_file(tensors, path, {"names": json.dumps(names)})
 
+    begin = key(network, dataset, *how, form(network, precision, gradients).dtype)
     parts = [range(i, min(i + SHARD, len(dataset))) for i in range(0, len(dataset), SHARD)]
-    paths = [Path(folder, f"{key}-{number:06d}.safetensors") for number in range(len(parts))]
-    with tqdm(total=len(dataset), desc=what, unit="image", leave=False) as bar:
+    paths = [Path(folder, f"{begin}-{number:06d}.safetensors") for number in range(len(parts))]
+    bar = tqdm(total=len(dataset), desc=compute.__name__, unit="image", leave=False)
+    with bar, modes_restored(network), formed(network, precision, gradients) as cast:
+        network.eval()
         for wait in (False, True):
             for part, path in zip(parts, paths, strict=True):
                 once(path, functools.partial(make, part), wait)
@@ -206,14 +206,11 @@ def join(first: Features, second: Features) -> Features:
 def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
     """The features with a box for every image, learned from the few whose boxes may be used.
 
-    Logistic regression tells each cell of the features, by its channels, whether it lies in the box: as target the part
-    of the cell that the box covers, all cells of all views of the annotated images. An image's box is the smallest that
-    holds the pixels whose probability, averaged over views and brought to the images' size bilinearly, is at least half
-    of the image's largest. Annotated images keep their boxes. ValueError for data of another kind, or without any box.
-
-    Args:
-        data: what `datasets.with_boxes` makes of `Features` of single-label data, without repeats.
-        penalty: of the squared weights (of standardised channels), nats a cell.
+    `data` is what `datasets.with_boxes` makes of `Features` of single-label images, without repeats; else ValueError.
+    Logistic regression learns from all cells of the annotated images, in all views, whether a cell lies in the box. It
+    reads standardised channels. Its target is the part of the cell that the box covers. `penalty` times the squared
+    weights is added to its loss, nats a cell. An image's box is the smallest that holds the pixels whose probability,
+    averaged over views and brought to the images' size, is at least half of the largest. Known boxes stay.
     """
     known = data.dataset if isinstance(data, Selection) else None
     single = isinstance(known, Features) and not known.multilabel
