@@ -1,8 +1,7 @@
-"""Exact gradients of explanations, and fast ones: the forms in which a network is differentiated twice.
+"""Exact and fast gradients of explanations.
 
-A map is made of gradients, so a loss on maps needs second derivatives. torch has them for most of what networks are
-made of, but some are slow, one is missing, and one first derivative is wrong. `Exact` puts other forms in their place
-while a network runs. The network computes the same function, and its modules stay as they are.
+A map is made of gradients, so a loss on maps needs second derivatives. Some of torch's are slow, some are missing, and
+one first derivative is wrong. `Exact` puts other forms in their place while a network runs.
 """
 
 from functools import partial
@@ -21,16 +20,16 @@ _NORMS = {F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm}
 class Exact(TorchFunctionMode):
     """While active, gradients of what a network computes are exact, and explanations can be trained through.
 
-    Always: batch and instance norm have the right gradient for one image. torch's own backward pass on a CPU reads
-    such a batch in the wrong memory format where a `flatten` and a `transpose` follow the norm.
+    Always: batch and instance norm have the right gradient for one image. torch's own on a CPU reads such a batch in
+    the wrong memory format where a `flatten` and a `transpose` follow the norm.
 
-    After the explained layer (`found`), where the maps are trained through (`twice`): convolution, batch norm and relu
+    After the explained layer (`found`), if the maps are trained through (`twice`): convolution, batch norm and relu
     have fast second derivatives. torch's own convolves with kernels as large as the images, group by group, and takes
-    batch norm for one in train mode. Hardsigmoid and attention get forms that have a second derivative at all.
+    batch norm for one in train mode. Hardsigmoid and attention get forms that have a second derivative.
 
-    Dynamic weights of a B-cos network (`dynamic`): its modules detach exactly the factors of their dynamic weights
-    while they are in explanation mode. Here `.detach()` only marks these factors, and what is computed from them alone.
-    A gate stands where they meet anything else. It is closed within `gradients`.
+    Dynamic weights of a B-cos network (`dynamic`): in explanation mode its modules detach the factors of these weights.
+    Here `.detach()` only marks the factors, and what is computed from them alone. A gate stands where they meet
+    anything else. It is closed within `gradients`.
     """
 
     def __init__(self, twice: bool = False, dynamic: bool = False):
@@ -104,8 +103,8 @@ def _batch_norm(
 ) -> Tensor:
     if training or any(x is not None and not x.is_leaf for x in (weight, bias)):
         return _norm(F.batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
-    scale = (running_var + eps).rsqrt() if weight is None else (running_var + eps).rsqrt() * weight
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - running_mean * scale
     return _BatchNorm.apply(input, scale, shift, mode)
 
 
@@ -113,7 +112,7 @@ def _norm(function, input: Tensor, *args, **kwargs) -> Tensor:
     """A norm of torch's whose backward pass is given the gradient in the memory format that it takes it to be in."""
     result = function(input, *args, **kwargs)
     if len(input) == 1 and result.requires_grad:
-        layout = torch.contiguous_format if function in (F.instance_norm, torch.instance_norm) else _layout(input)
+        layout = _layout(input) if function in (F.batch_norm, torch.batch_norm) else torch.contiguous_format
         result.register_hook(lambda grad: grad.contiguous(memory_format=layout))
     return result
 
@@ -121,10 +120,6 @@ def _norm(function, input: Tensor, *args, **kwargs) -> Tensor:
 def _layout(x: Tensor) -> torch.memory_format:
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
-
-
-def _relu(mode: Exact, input: Tensor, inplace: bool = False) -> Tensor:
-    return _ReLU.apply(input, inplace)
 
 
 def _hardsigmoid(mode: Exact, input: Tensor, inplace: bool = False) -> Tensor:
@@ -140,7 +135,7 @@ def _unfused(attention, mode: Exact, *args, **kwargs):
 _FORMS = {
     F.conv2d: _conv2d,
     F.batch_norm: _batch_norm,
-    F.relu: _relu,
+    F.relu: lambda mode, input, inplace=False: _ReLU.apply(input, inplace),
     F.hardsigmoid: _hardsigmoid,
     F.scaled_dot_product_attention: partial(_unfused, F.scaled_dot_product_attention),
     F.multi_head_attention_forward: partial(_unfused, F.multi_head_attention_forward),
@@ -225,37 +220,20 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, scale = ctx.saved_tensors
+        zero, grad = torch.zeros_like(scale), grad.contiguous(memory_format=_layout(x))
         if ctx.switch.closed:
-            return _Scaled.apply(grad, scale), None, None, None
-        return *_normalise_backward(grad, x, scale, ctx.needs_input_grad[:3]), None
-
-
-class _Scaled(torch.autograd.Function):
-    """x · scale in each channel."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        return _normalise(x, scale, torch.zeros_like(scale))
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, scale = ctx.saved_tensors
-        return _normalise_backward(grad, x, scale, [*ctx.needs_input_grad, False])[:2]
+            return _normalise(grad, scale, zero), None, None, None
+        rest = zero, torch.ones_like(scale), None, None, False, 0.0, list(ctx.needs_input_grad[:3])
+        return *torch.ops.aten.native_batch_norm_backward(grad, x, scale, *rest), None
 
 
 def _normalise(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
-    return torch.batch_norm(x, scale, shift, zero, one, False, 0.0, 0.0, True)
-
-
-def _normalise_backward(grad: Tensor, x: Tensor, scale: Tensor, mask) -> tuple:
-    zero, one, grad = torch.zeros_like(scale), torch.ones_like(scale), grad.contiguous(memory_format=_layout(x))
-    return torch.ops.aten.native_batch_norm_backward(grad, x, scale, zero, one, None, None, False, 0.0, list(mask))
+    statistics = torch.zeros_like(scale), torch.ones_like(scale), False, 0.0, 0.0, True
+    return _norm(torch.batch_norm, x, scale, shift, *statistics)
 
 
 class _ReLU(torch.autograd.Function):
-    """relu; its derivative has none."""
+    """relu, whose derivative counts as a constant."""
 
     @staticmethod
     def forward(ctx, x: Tensor, inplace: bool) -> Tensor:
@@ -267,17 +245,5 @@ class _ReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return _Where.apply(grad, *ctx.saved_tensors), None
-
-
-class _Where(torch.autograd.Function):
-    """x where `positive` is, zero elsewhere."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, positive: Tensor) -> Tensor:
-        ctx.save_for_backward(positive)
-        return torch.ops.aten.threshold_backward(x, positive, 0)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return _Where.apply(grad, *ctx.saved_tensors), None
+        (result,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, result.detach(), 0), None

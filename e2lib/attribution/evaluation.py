@@ -11,10 +11,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e2lib.attribution.double_backward import Exact
-from e2lib.attribution.forward import as_grid, bare, forward, logits_of
+from e2lib.attribution.forward import as_grid, bare, forward
 
 
 class Score(nn.Module):
@@ -54,22 +55,20 @@ def reproducible() -> Iterator[None]:
 
 
 def occlusion(score: Score, x: Tensor, steps: int) -> Tensor:
-    window = [max(1, s // 4) for s in x.shape[2:]]
-    stride = [max(1, s // 8) for s in x.shape[2:]]
-    channels = x.shape[1]  # hidden together, so each of them holds the whole loss
+    # Channels are hidden together, so each of them holds the whole loss.
+    window, stride = ((x.shape[1], *(max(1, s // part) for s in x.shape[2:])) for part in (4, 8))
     with torch.no_grad():
-        parts = _captum().Occlusion(score).attribute(x, (channels, *window), (channels, *stride), baselines=0)
-    return parts[:, :1]
+        return _captum().Occlusion(score).attribute(x, window, stride, baselines=0)[:, :1]
 
 
 def deeplift(score: Score, x: Tensor, steps: int) -> Tensor:
     zero = torch.zeros_like(x)
-    parts = _captum().DeepLift(_with_plain_relus(score)).attribute(x, zero)
+    parts = _captum().DeepLift(_hookable(score)).attribute(x, zero)
     # Complete by definition; captum silently passes the plain gradient through layers it has no rule for.
     with torch.no_grad():
         difference = score(x) - score(zero)
-    error = (parts.flatten(1).sum(1) - difference).abs()
-    scale = torch.maximum(difference.abs(), 1e-3 * parts.flatten(1).abs().sum(1))  # the latter bounds the rounding
+    error = (parts.sum((1, 2, 3)) - difference).abs()
+    scale = torch.maximum(difference.abs(), 1e-3 * parts.abs().sum((1, 2, 3)))  # the latter bounds the rounding
     relative = (error / scale.clamp(min=1e-12)).max()
     if not relative <= 0.05:
         raise ValueError(
@@ -86,53 +85,35 @@ def gradient_shap(score: Score, x: Tensor, steps: int) -> Tensor:
     return parts.sum(1, keepdim=True)
 
 
-class _ReLU6(nn.Module):
-    """ReLU6 out of two ReLUs, for which DeepLIFT has a rule."""
-
-    def __init__(self):
-        super().__init__()
-        self.low, self.high = nn.ReLU(), nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        # A clone: captum sets the gradient of what a rectifier is given, which must not be what the other one reads.
-        return self.low(x.clone()) - self.high(x - 6)
-
-
-def _with_plain_relus(score: Score) -> Score:
-    """A copy whose rectifiers DeepLIFT can hook: none in place, no ReLU6."""
-    score = Score(copy.deepcopy(score.model), score.images, score.weights, score.mode)
-    for module in list(score.model.modules()):
+def _hookable(score: Score) -> Score:
+    """A copy whose rectifiers DeepLIFT can hook: none in place, ReLU6 by the rule of ReLU, which suits it too."""
+    model = copy.deepcopy(score.model)
+    for module in model.modules():
         if hasattr(module, "inplace"):
             module.inplace = False
-        for name, child in module.named_children():
-            if isinstance(child, nn.ReLU6):
-                setattr(module, name, _ReLU6())
-    return score
+        if isinstance(module, nn.ReLU6):
+            module.__class__, module.forward = nn.ReLU, F.relu6
+    return Score(model, score.images, score.weights, score.mode)
 
 
 @torch.no_grad()
 def attention_rollout(score: Score, x: Tensor, steps: int) -> Tensor:
     """Product over blocks of (A + I) / 2, read at the token(s) that the head pools, whatever the score."""
-    net, images = bare(score.model), score.images
-    layers = [m for m in net.modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")]
-    if not layers:
+    net, attentions = copy.deepcopy(score.model), []
+    for layer in net.modules():
+        if hasattr(layer, "fused_attn") and hasattr(layer, "attn_drop"):
+            layer.fused_attn = False  # the fused kernel never forms the attention matrix
+            layer.attn_drop.register_forward_hook(lambda m, i, out: attentions.append(out.mean(1)))
+    net(score.images)
+    if not attentions:
         raise ValueError(
             "method 'attention_rollout' explains timm's vision transformers; this network has no attention"
         )
-    attentions, fused = [], [m.fused_attn for m in layers]
-    handles = [m.attn_drop.register_forward_hook(lambda m, i, out: attentions.append(out.mean(1))) for m in layers]
-    try:
-        for layer in layers:
-            layer.fused_attn = False  # the fused kernel never forms the attention matrix
-        logits_of(net(images))
-    finally:
-        for handle, layer, value in zip(handles, layers, fused, strict=True):
-            handle.remove()
-            layer.fused_attn = value
-    rollout = torch.eye(attentions[0].shape[-1], device=images.device, dtype=attentions[0].dtype)
+    identity = torch.eye(attentions[0].shape[-1]).to(attentions[0])
+    rollout = identity
     for attention in attentions:  # (B, N, N)
-        rollout = (attention + torch.eye(attention.shape[-1]).to(attention)) @ rollout / 2
+        rollout = (attention + identity) @ rollout / 2
     prefix = getattr(net, "prefix_tokens", 0)
     class_token = prefix and getattr(getattr(net, "net", net), "global_pool", None) == "token"
     relevance = rollout[:, 0] if class_token else rollout[:, prefix:].mean(1)  # (B, N)
-    return as_grid(relevance.unsqueeze(-1), net, images)
+    return as_grid(relevance.unsqueeze(-1), net, score.images)
