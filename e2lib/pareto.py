@@ -8,7 +8,7 @@ import copy
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,8 @@ class ParetoArchive:
     """Points in a folder: each a setting with its validation scores, and the network where no other point beats it.
 
     A point beats another when it is at least as good in every one of `measures`, and better in one. What the folder
-    holds from before is part of the archive. One process at a time may write to it.
-
-    Attributes:
-        points: dicts with "setting" (dict), "scores" (dict) and "file" (None once the point is beaten), in the
-            order in which they were added.
+    holds from before is part of the archive. One process at a time may write to it. `points` are dicts with "setting",
+    "scores" and "file" (None once the point is beaten), in the order in which they were added.
     """
 
     def __init__(self, folder: str | Path, measures: Sequence[str] = MEASURES):
@@ -46,32 +43,31 @@ class ParetoArchive:
         return [point for point in self.points if point["file"]]
 
     def add(self, model: models.Model, setting: dict[str, Any], scores: dict[str, float]) -> bool:
-        """Add a point; a setting that is there already is replaced. Returns whether it is on the front.
-
-        Raises KeyError naming a measure that `scores` lacks.
-        """
-        for measure in self.measures:
-            if measure not in scores:
-                raise KeyError(measure)
+        """Add a point, in place of one with its setting; tells if it is on the front. KeyError for a missing measure."""
+        if lacking := [measure for measure in self.measures if measure not in scores]:
+            raise KeyError(lacking[0])
         new = {"setting": setting, "scores": scores, "file": None}
-        points = [dict(p) for p in self.points if p["setting"] != setting]
-        if any(self._beats(p, new) for p in points if p["file"]):  # one beaten by the replaced point has no network
-            self._write([*points, new])
-            return False
-        for point in points:
-            if self._beats(new, point):
-                point["file"] = None
-        used = {point["file"] for point in self.points}
-        new["file"] = next(name for n in range(len(used) + 1) if (name := f"{n}.safetensors") not in used)
-        models.save(model, self.folder / new["file"])
-        self._write([*points, new])
-        return True
+        points = [dict(point) for point in self.points if point["setting"] != setting]
+        # A point that the replaced one had beaten has no network any more.
+        on_front = not any(self._beats(point, new) for point in points if point["file"])
+        if on_front:
+            for point in points:
+                if self._beats(new, point):
+                    point["file"] = None
+            used = {point["file"] for point in self.points}
+            new["file"] = next(name for n in range(len(used) + 1) if (name := f"{n}.safetensors") not in used)
+            models.save(model, self.folder / new["file"])
+        write(self.folder / "archive.json", json.dumps([*points, new], indent=1))
+        self.points = [*points, new]
+        for file in self.folder.glob("*.safetensors"):
+            if file.name not in {point["file"] for point in self.points}:
+                file.unlink()
+        return on_front
 
     def choose(self, measure: str, at_least: dict[str, float]) -> dict[str, Any]:
         """The point of the front with the highest `measure` among those whose scores reach the floors `at_least`.
 
-        Where none reaches them, the point that falls short by the fewest percentage points in all. Raises ValueError
-        for an empty archive.
+        Where none does, the one that falls short by the fewest percentage points in all. ValueError without points.
         """
         if not self.points:
             raise ValueError(f"the archive in {self.folder} holds no points; there is nothing to choose from")
@@ -83,10 +79,7 @@ class ParetoArchive:
         return max(self.front, key=rank)
 
     def load(self, point: dict[str, Any], like: models.Model) -> models.Model:
-        """The network of a point of the front, with the architecture and on the device of `like`.
-
-        Raises ValueError for a point that is beaten, RuntimeError naming the tensors where `like` is another network.
-        """
+        """The network of a point of the front, a copy of `like` with its weights; ValueError for one that is beaten."""
         if point["file"] is None:
             raise ValueError(f"the point {point['setting']} is not on the front: its network was not kept")
         model = copy.deepcopy(like)
@@ -96,14 +89,6 @@ class ParetoArchive:
     def _beats(self, a: dict[str, Any], b: dict[str, Any]) -> bool:
         pairs = [(a["scores"][m], b["scores"][m]) for m in self.measures]
         return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
-
-    def _write(self, points: list[dict[str, Any]]) -> None:
-        """Replace the index in one step, then delete the networks that it no longer names."""
-        write(self.folder / "archive.json", json.dumps(points, indent=1))
-        self.points = points
-        for file in self.folder.glob("*.safetensors"):
-            if file.name not in {point["file"] for point in points}:
-                file.unlink()
 
 
 def search(
@@ -120,41 +105,31 @@ def search(
 ) -> ParetoArchive:
     """Fine-tune a copy of `start` with each guide, and put it into an archive after every epoch.
 
-    An interrupted call goes on after the last finished epoch when it is made again. The archive lies in a folder below
-    `folder`, whose name tells the network, the images and all arguments from others. The first of several processes
-    (`training.processes`) writes; all have to see the folder.
+    Each epoch is measured on `val`: `training.evaluate` by the guide's method, at its depth. `epochs`, `lr`,
+    `batch_size`, `seed` and `workers` are as for `training.fit`. An interrupted call goes on after the last finished
+    epoch when it is made again. The archive lies in a folder below `folder`, whose name tells the network, the images
+    and all arguments from others. The first of several processes (`training.processes`) writes; all have to see it.
 
-    Args:
-        start: the network to begin with; it is not changed.
-        train: Samples of one size.
-        val: Samples that each epoch is measured on: `training.evaluate` by the guide's method, at its depth.
-        guides: what to train with; they differ in λ, loss, depth, ...
-        epochs: as for `training.fit`, as are lr, batch_size, seed and workers.
-        lr: the learning rate at the start.
-        folder: where searches lie.
-        batch_size: images per step.
-        seed: of the order of images and the choice of classes.
-        workers: processes that load images.
-
-    Returns:
-        An archive whose settings are the fields of the guides and "epoch". "seconds" among the scores is the mean time
-        of the training epochs since the start, or since the last resume.
+    Returns an archive whose settings are the fields of the guides and "epoch". "seconds" among the scores is the mean
+    time of the training epochs since the start, or since the last resume.
     """
     about = [[repr(guide) for guide in guides], int(epochs), float(lr), int(batch_size), int(seed)]
     about += [models.weights_key(start), train.fingerprint(), val.fingerprint()]
     folder, rank = Path(folder, digest(about)), training.processes()[0]
-    for number, guide in enumerate(tqdm(guides, desc="settings", unit="setting", leave=False, disable=rank > 0)):
+    for guide in tqdm(guides, desc="settings", unit="setting", leave=False, disable=rank > 0):
         model, times, begun = copy.deepcopy(start), [], [time.perf_counter()]
+        values = {field.name: getattr(guide, field.name) for field in fields(guide) if field.init}
+        setting = {name: getattr(value, "__qualname__", value) for name, value in values.items()}
 
-        def record(epoch: int, model=model, guide=guide, times=times, begun=begun) -> dict[str, float]:
+        def record(epoch: int, model=model, guide=guide, setting=setting, times=times, begun=begun) -> dict[str, float]:
             times.append(time.perf_counter() - begun[-1])
             scores = training.evaluate(model, val, batch_size, guide.method, guide.at, workers=workers)
             scores["seconds"] = sum(times) / len(times)
             if rank == 0:
-                ParetoArchive(folder).add(model, asdict(guide) | {"epoch": epoch}, scores)
+                ParetoArchive(folder).add(model, setting | {"epoch": epoch}, scores)
             begun.append(time.perf_counter())
             return scores
 
-        how = {"workers": workers, "checkpoint": folder / f"{number}.pt", "after_epoch": record}
+        how = {"workers": workers, "checkpoint": folder / "guide.pt", "after_epoch": record}
         training.fit(model, train, epochs, lr, batch_size, seed, guide, **how)
     return ParetoArchive(folder)

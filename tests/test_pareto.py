@@ -1,10 +1,9 @@
 """The front by hand, what is on disk of it, and a search that is interrupted."""
 
-from dataclasses import asdict
-
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from e2lib import disk, models, training
 from e2lib.datasets import Scenes
@@ -196,7 +195,7 @@ def test_a_write_that_fails_leaves_the_archive_before(tmp_path, like, monkeypatc
 
 # ---- search
 
-GUIDES = [Guide(weight=0.0), Guide("l1", at="Mid1", weight=1.0)]
+GUIDES = [Guide(weight=0.0), Guide("l1", at="Mid1", weight=1.0, classification=binary_cross_entropy_with_logits)]
 TRAIN, VAL = Scenes("train", 8, 64), Scenes("val", 8, 64)
 
 
@@ -219,8 +218,10 @@ def uninterrupted(tmp_path_factory):
 
 
 def test_search_adds_a_point_per_guide_and_epoch(uninterrupted, like):
-    settings = [asdict(guide) | {"epoch": epoch} for guide in GUIDES for epoch in (1, 2)]
-    assert [point["setting"] for point in uninterrupted.points] == settings
+    settings = [point["setting"] for point in uninterrupted.points]
+    assert [(s["weight"], s["epoch"]) for s in settings] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert Guide(**{name: value for name, value in settings[0].items() if name != "epoch"}) == GUIDES[0]
+    assert settings[2]["classification"] == "binary_cross_entropy_with_logits"
     for point in uninterrupted.points:
         assert set(without_seconds(point)) == {"F1", "mAP", "EPG", "IoU", "IoU threshold", "on-object EPG"}
         assert point["scores"]["seconds"] > 0
@@ -238,8 +239,8 @@ def test_search_trains_copies_as_fit_does(uninterrupted, tmp_path):
     for guide in GUIDES:
         model = start()
         training.fit(model, TRAIN, epochs=2, lr=1e-2, batch_size=4, step=guide)
-        last = asdict(guide) | {"epoch": 2}
-        compared += [same(model, uninterrupted.load(p, model)) for p in uninterrupted.front if p["setting"] == last]
+        ends = [p for p in uninterrupted.front if (p["setting"]["weight"], p["setting"]["epoch"]) == (guide.weight, 2)]
+        compared += [same(model, uninterrupted.load(point, model)) for point in ends]
     assert compared and all(compared)
 
 
@@ -289,8 +290,10 @@ def test_an_interrupted_search_ends_like_one_that_was_not(
     assert ours == theirs
     for a, b in zip(resumed.front, uninterrupted.front, strict=True):
         assert same(resumed.load(a, like), uninterrupted.load(b, like))
-    files = {"archive.json", "0.pt", "1.pt"} | {point["file"] for point in resumed.front}
-    assert resumed.folder == folder and {p.name for p in folder.iterdir()} == files
+    files = {"archive.json"} | {point["file"] for point in resumed.front}
+    checkpoints = {p.name for p in folder.glob("guide-*.pt")}
+    assert resumed.folder == folder and {p.name for p in folder.iterdir()} == files | checkpoints
+    assert len(checkpoints) == len(GUIDES)
 
 
 def test_a_beaten_point_and_another_network_are_refused(tmp_path, like):
