@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,38 +30,22 @@ def uses(rule: str, *others: str) -> str:
     return ", ".join(dict.fromkeys(filter(None, found))) or "none"
 
 
-@dataclass
 class BestEpoch:
-    """Keeps the weights of the best epoch by a rule: `after_epoch` of `training.fit`.
+    """Keeps the weights of the best epoch by a rule: `after_epoch` of `training.fit`, for one training from its start.
 
-    One object serves one training from its beginning to its end. A checkpoint does not hold it.
-
-    Args:
-        model: the network that is trained; its frozen weights are not kept.
-        val: validation Samples with groups.
-        seen: how many training images each group has.
-        rule: a name of `RULES`. Only "worst validation group" uses group labels. "in-distribution validation" weights
-            groups as they are in training, as if validation images had been collected as the training images were.
-            The last of equally good epochs is taken.
-
-    Raises:
-        ValueError: an unknown rule; when called, an epoch that does not follow the one before.
+    `val` holds validation Samples with groups, `seen` how many training images each group has. `rule` is a name of
+    `RULES`, else ValueError. The last of equally good epochs is taken.
     """
 
-    model: nn.Module
-    val: Dataset
-    seen: Sequence[int]
-    rule: str = "last epoch"
-    epoch: int = field(default=0, init=False)  # the one that is kept
-    history: list[dict[str, float]] = field(default_factory=list, init=False, repr=False)  # `evaluate` of each epoch
-    weights: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self):
-        if self.rule not in RULES:
-            raise ValueError(f"rule is {self.rule!r}; it must be one of {', '.join(RULES)}")
+    def __init__(self, model: nn.Module, val: Dataset, seen: Sequence[int], rule: str = "last epoch"):
+        if rule not in RULES:
+            raise ValueError(f"rule is {rule!r}; it must be one of {', '.join(RULES)}")
+        self.model, self.val, self.seen, self.rule, self.epoch = model, val, seen, rule, 0  # the epoch that is kept
+        self.weights: dict[str, Tensor] = {}
+        self.history: list[dict[str, float]] = []  # `evaluate` of each epoch
 
     def __call__(self, epoch: int) -> dict[str, float]:
-        """Measure the network after this epoch, and keep its weights if it is the best; returns the scores."""
+        """Measure the network after this epoch, and keep what it learns if it is the best; returns the scores."""
         if epoch != len(self.history) + 1:
             raise ValueError(f"epoch is {epoch}, after {len(self.history)}; a resumed training cannot choose among all")
         self.history.append(training.evaluate(self.model, self.val, seen=self.seen))
@@ -93,15 +77,10 @@ def group_balanced(dataset: Dataset, seed: int = 0) -> Selection:
 def dfr(
     model: nn.Module, start: nn.Module, val: Dataset, epochs: int, lr: float, batch_size: int = 64, seed: int = 0
 ) -> nn.Module:
-    """A copy of `model` with a new classifier, trained on group-balanced validation images.
+    """A copy of `model` with a new classifier, trained on group-balanced images of `val`; the rest is as for `fit`.
 
-    Deep feature reweighting, Kirichenko, Izmailov, Wilson, ICLR 2023. `model` is a network of `models.build`, or its
-    `models.Head`, trained on other images; the classifier begins with the weights of `start`, the same architecture.
-    `val` holds Samples with groups, `seed` chooses among them. The rest is as for `training.fit`.
-
-    Notes:
-        The paper fits logistic regressions with an ℓ1 penalty to ten balanced choices, and averages them; this is one
-        choice, and no penalty.
+    Deep feature reweighting (Kirichenko et al., ICLR 2023), with one balanced choice in place of the mean of ten, and
+    without the ℓ1 penalty. The classifier begins with that of `start`. Both are of `models.build`, or `models.Head`.
     """
     result = training.train_head_only(copy.deepcopy(model))
     names = [name for name, parameter in result.named_parameters() if parameter.requires_grad]
@@ -122,14 +101,14 @@ def _losses(model: nn.Module, batch: Batch) -> Tensor:
 class Reweighted:
     """A training step in which every group counts as much as any other, however many images it has.
 
-    seen: how many training images each group has. The loss of an image of group g is multiplied by N / (G · n_g), with
-    G groups that have images: its mean over an epoch is the mean of the groups' mean losses.
+    The loss of an image of group g is multiplied by N / (G · n_g), where `seen` are the n_g, how many training images
+    each of G groups has: its mean over an epoch is the mean of the groups' mean losses.
     """
 
     seen: tuple[int, ...]
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The term classification."""
+        """The term classification; ValueError for an image of a group that `seen` does not count."""
         seen = torch.tensor(self.seen, device=batch.groups.device)
         if not seen[batch.groups].all():
             raise ValueError(f"seen is {self.seen}; it must count the training images, and some are of another group")
@@ -141,11 +120,7 @@ class GroupDRO(nn.Module):
     """A training step on the worst group: group distributionally robust optimisation (Sagawa et al., ICLR 2020).
 
     Algorithm 1: q_g ← q_g exp(η L_g), normalised; the loss is Σ_g q_g L_g, L_g the mean loss of the batch's images of
-    group g. q begins uniform over the groups that training shows, the only ones that it can help. A checkpoint holds q.
-
-    Args:
-        seen: how many training images each group has.
-        rate: η.
+    group g. q begins uniform over the groups of which `seen` counts training images. `rate` is η. A checkpoint holds q.
     """
 
     def __init__(self, seen: Sequence[int], rate: float = 0.01):
@@ -154,15 +129,12 @@ class GroupDRO(nn.Module):
         shown = torch.tensor(self.seen) > 0
         self.register_buffer("weights", shown / shown.sum())  # q, float32 (groups,)
 
-    def extra_repr(self) -> str:
-        """What `training.fit` knows a training by."""
+    def extra_repr(self) -> str:  # what checkpoints know a training by
         return f"seen={self.seen}, rate={self.rate}"
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The term classification."""
         losses = _losses(model, batch)
-        sizes = torch.bincount(batch.groups, minlength=len(self.seen))
-        means = losses.new_zeros(len(self.seen)).index_add(0, batch.groups, losses) / sizes.clamp(min=1)
+        means = losses.new_zeros(len(self.seen)).scatter_reduce(0, batch.groups, losses, "mean", include_self=False)
         q = self.weights.to(losses.device) * (self.rate * means.detach()).exp()
         self.weights = q / q.sum()
         return {"classification": (self.weights * means).sum()}

@@ -43,7 +43,7 @@ class ParetoArchive:
         return [point for point in self.points if point["file"]]
 
     def add(self, model: models.Model, setting: dict[str, Any], scores: dict[str, float]) -> bool:
-        """Add a point, in place of one with its setting; tells if it is on the front. KeyError for a missing measure."""
+        """Add a point, or replace that of its setting; says if it is on the front. KeyError for a missing measure."""
         if lacking := [measure for measure in self.measures if measure not in scores]:
             raise KeyError(lacking[0])
         new = {"setting": setting, "scores": scores, "file": None}

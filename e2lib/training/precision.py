@@ -21,26 +21,22 @@ class Form(NamedTuple):
 
 
 def form(model: nn.Module, precision: str = "auto", gradients: bool = True) -> Form:
-    """The form of `model` on the device of its parameters.
+    """The form of `model` on the device of its parameters; ValueError for a precision not in `PRECISIONS`.
 
     A CPU computes convolutions wider than one pixel in channels_last. `auto` is bfloat16 where the processor has it:
-    on a CPU for networks of a million parameters or more that have such convolutions, and without `gradients` also if
-    some convolve each channel alone; on a GPU for all. Otherwise it is float32.
-
-    `gradients` says whether anything is differentiated, as in training and explaining. In bfloat16 on a CPU the
-    backward pass of convolutions that take each channel alone is slower than in float32. Raises ValueError for a
-    precision that is not one of `PRECISIONS`.
+    on a GPU for all; on a CPU for networks of a million parameters or more that have such convolutions, but not with
+    `gradients`, as in training and explaining, where some convolve each channel alone: their backward pass is slower.
     """
     if precision not in PRECISIONS:
         why = ": gradients of explanations overflow in it" if precision == "float16" else ""
         raise ValueError(f"precision is {precision!r}; it must be float32, bfloat16 or auto{why}")
     device, low = next(model.parameters()).device, precision == "bfloat16"
     wide = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
-    alone = any(m.groups == m.in_channels > 1 for m in wide)
     on_cpu = device.type == "cpu"
     if precision == "auto" and has_bfloat16(device):
         large = sum(p.numel() for p in model.parameters()) >= SMALL
-        low = not on_cpu or (bool(wide) and large and not (alone and gradients))
+        slow = gradients and any(m.groups == m.in_channels > 1 for m in wide)
+        low = not on_cpu or (bool(wide) and large and not slow)
     memory_format = torch.channels_last if wide and on_cpu else torch.preserve_format
     return Form(memory_format, torch.bfloat16 if low else torch.float32)
 
@@ -57,8 +53,7 @@ def has_bfloat16(device: torch.device) -> bool:
 def formed(model: nn.Module, precision: str = "auto", gradients: bool = True) -> Iterator[Callable[[], torch.autocast]]:
     """Within, the parameters of `model` lie in the memory format of its `form`; each lies as before afterwards.
 
-    Gives a function that makes the context in which the network is to be called: autocast to the form's precision. What
-    follows the network, and its backward pass, stay outside of it.
+    Gives a function that makes the autocast in which to call the network, but nothing else: not its backward pass.
     """
     keep_memory()
     memory_format, dtype = form(model, precision, gradients)
