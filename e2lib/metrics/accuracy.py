@@ -4,7 +4,6 @@ For the accuracy of single-label data without groups take `torchmetrics.classifi
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,16 +26,13 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
 
 
 class F1(MultilabelF1Score):
-    """Multi-label F1 in [0, 1] of C classes; a label is predicted when its logit is > 0. 0 before the first batch.
+    """Multi-label F1 in [0, 1]; a label is predicted when its logit is > 0. 0 before the first batch.
 
-    `average="micro"` counts all labels together, as the code published by Rao et al. (ICCV 2023) does; `"macro"`
-    averages the F1 of the classes, 0 for a class that has neither labels nor predictions.
+    It counts the labels of all classes together (micro), as the code published by Rao et al. (ICCV 2023) does.
     """
 
-    def __init__(self, num_labels: int, average: Literal["micro", "macro"] = "micro"):
-        if average not in ("micro", "macro"):
-            raise ValueError(f"average is {average!r}; it must be micro or macro")
-        super().__init__(num_labels, average=average, validate_args=False)
+    def __init__(self, num_labels: int):
+        super().__init__(num_labels, average="micro", validate_args=False)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, C) float, labels (B, C), 0 or 1."""
@@ -54,13 +50,13 @@ class MeanAP(MultilabelAveragePrecision):
         super().__init__(num_labels, validate_args=False)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits (B, C) float, labels (B, C), 0 or 1."""
+        """As that of `F1`."""
         check_logits(logits, labels)
         self.preds.append(logits)
         self.target.append(labels.to(torch.uint8))
 
     def compute(self) -> Tensor:
-        """The mean so far. Raises ValueError before the first batch."""
+        """Raises ValueError before the first batch."""
         logits, labels = dim_zero_cat(self.preds), dim_zero_cat(self.target).bool()
         logits, labels = (x[:, labels.any(0)].T.contiguous() for x in (logits, labels))
         if not len(labels):
@@ -74,14 +70,12 @@ class GroupAccuracy(Metric):
     """Accuracy by group of single-label data whose groups (bird x place, ...) differ in frequency between splits.
 
     groups: their names; an image's group is an index into them. seen: how many training images each has, if known.
-    `compute` returns, each in [0, 1], where there are images to tell: each group's accuracy by its name, and
+    `compute` returns, each in [0, 1], where there are images to tell: each group's accuracy by its name, the "accuracy"
+    over all images, the "worst group" and the "mean of groups". With `seen` also
 
-    - accuracy: over all images.
-    - worst group, mean of groups: over the groups that have images here.
-    - adjusted mean: their mean weighted by `seen`, the accuracy on images distributed as the training images (Sagawa et
-      al., ICLR 2020).
+    - adjusted mean: the groups' mean weighted by `seen` (Sagawa et al., ICLR 2020).
     - in distribution, out of distribution: over the images of all groups that have training images, and of all that
-      have none (Parchami-Araghi et al., ECCV 2024, section 4.2); with `seen` alone.
+      have none (Parchami-Araghi et al., ECCV 2024, section 4.2).
     """
 
     full_state_update = False
@@ -93,8 +87,8 @@ class GroupAccuracy(Metric):
         if not groups or (seen is not None and len(seen) != len(groups)):
             raise ValueError(f"groups are {groups}, seen is {seen}; there must be a group at least, and a number each")
         self.groups, self.seen = list(groups), None if seen is None else torch.as_tensor(seen).double()
-        for state in ("hits", "images"):
-            self.add_state(state, torch.zeros(len(groups), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("hits", torch.zeros(len(groups), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(len(groups), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, groups: Tensor) -> None:
         """Add a batch: logits (B, C) float, labels (B, C) one-hot, groups (B,) int64; else ValueError."""

@@ -8,6 +8,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from tqdm.auto import tqdm
 
 from e2lib.attribution import logits_of, modes_restored
+from e2lib.datasets.files import check_value
 from e2lib.metrics.localisation import check_maps, kind
 
 
@@ -22,26 +23,19 @@ class DeletionInsertion(NamedTuple):
 
 @torch.no_grad()
 def deletion_insertion(
-    model: nn.Module,
-    images: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    steps: int = 20,
-    multilabel: bool = False,
-    batch_size: int = 64,
+    model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, steps: int = 20, multilabel: bool = False
 ) -> DeletionInsertion:
     """Probability of the target as pixels vanish or appear, those of largest attribution first.
 
     RISE, Petsiuk et al., BMVC 2018. A faithful map has a small deletion area and a large insertion area.
 
     Args:
-        model: network from images to logits (B, C); runs in eval mode, its modes are restored.
+        model: network from images to logits (B, C); runs in eval mode, on all B images at once.
         images: (B, 3, H, W) float in [0, 1], at least 6 pixels a side.
         maps: (B, 1, H, W) float, finite; equal pixels go in reading order.
         targets: classes, int64 (B,).
         steps: equal shares of the pixels that are changed one after the other; areas follow the trapezoidal rule.
         multilabel: the probability is the sigmoid of the logit instead of the softmax.
-        batch_size: images in a forward pass, but at least B.
 
     Notes:
         Deleted pixels take the mean colour of their image; in the authors' code that of the data set. Insertion starts,
@@ -50,28 +44,24 @@ def deletion_insertion(
     if images.ndim != 4 or not images.is_floating_point() or len(images) == 0 or min(images.shape[2:]) < 6:
         raise ValueError(f"images is {kind(images)}; it must be float (B, 3, H, W) with B >= 1 and H, W >= 6")
     b, _, h, w = images.shape
-    check_maps("maps", maps)
-    if maps.shape != (b, 1, h, w):
-        raise ValueError(f"maps has shape {tuple(maps.shape)}; for these images it must be {(b, 1, h, w)}")
+    check_maps("maps", maps, (b, 1, h, w))
     if targets.dtype != torch.int64 or targets.shape != (b,) or targets.min() < 0:
         raise ValueError(f"targets is {kind(targets)}; it must be torch.int64 ({b},), with classes of 0 or more")
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; it must be at least 1")
+    check_value(steps >= 1, "steps", steps, "at least 1")
     rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view(b, 1, h, w)
     removed, blurred = images.mean((2, 3), keepdim=True), gaussian_blur(images, [11, 11], [5.0, 5.0])
-    changes = torch.linspace(0, h * w, steps + 1, device=images.device).round().split(max(1, batch_size // b))
     curves: list[list[Tensor]] = [[], []]
     with modes_restored(model):
         model.eval()
-        for some in tqdm(changes, desc="deletion, insertion", delay=5, leave=False):
-            changed = rank < some.view(-1, 1, 1, 1, 1)  # (S, B, 1, H, W)
+        counts = torch.linspace(0, h * w, steps + 1).round().tolist()
+        for count in tqdm(counts, desc="deletion, insertion", delay=5, leave=False):
             for curve, before, after in zip(curves, (images, blurred), (removed, images), strict=True):
-                logits = logits_of(model(torch.where(changed, after, before).flatten(0, 1)))  # (S·B, C)
+                logits = logits_of(model(torch.where(rank < count, after, before)))
                 if targets.max() >= logits.shape[1]:
                     raise ValueError(f"targets has class {targets.max()}; the model has {logits.shape[1]} classes")
                 if logits.isnan().any():
                     raise ValueError("logits hold NaN: the network's weights, or the images, are not finite")
                 scores = logits.sigmoid() if multilabel else logits.softmax(1)
-                curve.append(scores.gather(1, targets.repeat(len(some))[:, None]).view(len(some), b))
-    deletion, insertion = (torch.cat(curve).T for curve in curves)
+                curve.append(scores.gather(1, targets[:, None])[:, 0])
+    deletion, insertion = (torch.stack(curve, 1) for curve in curves)
     return DeletionInsertion(deletion, insertion, *(torch.trapezoid(c, dx=1 / steps) for c in (deletion, insertion)))

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from e2lib.datasets.files import check_value
+
 
 def epg(maps: Tensor, masks: Tensor) -> Tensor:
     """Energy pointing game, the share of positive attribution inside the mask: Σ(M·A⁺) / ΣA⁺ (Rao et al., ICCV 2023).
@@ -58,8 +60,7 @@ def _ious(maps: Tensor, masks: Tensor, thresholds: Sequence[float]) -> Tensor:
 
 def _increasing(thresholds: Sequence[float]) -> list[float]:
     for threshold in thresholds:
-        if not 0 <= threshold < 1:
-            raise ValueError(f"threshold is {threshold}; it must be in [0, 1), a fraction of the map's maximum")
+        check_value(0 <= threshold < 1, "threshold", threshold, "in [0, 1), a fraction of the map's maximum")
     return sorted(thresholds)
 
 
@@ -84,10 +85,10 @@ def kind(x: Tensor) -> str:
     return f"{x.dtype} {tuple(x.shape)}"
 
 
-def check_maps(name: str, maps: Tensor) -> None:
-    """Raises ValueError unless `maps` is a float tensor (B, K, H, W) without NaN and infinity."""
-    if maps.ndim != 4 or not maps.is_floating_point():
-        raise ValueError(f"{name} is {kind(maps)}; it must be a float tensor (B, K, H, W)")
+def check_maps(name: str, maps: Tensor, shape: Sequence[int] = ()) -> None:
+    """Raises ValueError unless `maps` is float (B, K, H, W), of `shape` where one is given, and finite."""
+    if maps.ndim != 4 or not maps.is_floating_point() or (shape and maps.shape != shape):
+        raise ValueError(f"{name} is {kind(maps)}; it must be float {tuple(shape) or '(B, K, H, W)'}")
     if not maps.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinity; explain in float32 or bfloat16, not in float16")
 
@@ -95,10 +96,8 @@ def check_maps(name: str, maps: Tensor) -> None:
 class Average(Metric):
     """Mean of `function` over pairs of an image and a class, or over images, of all batches and processes.
 
-    Args:
-        function: of what `update` is given -> one value per pair, (B, K, *size), or per image, (B,).
-        name: what it measures; different in each metric of a MetricCollection, which shares states that seem equal.
-        size: the shape of a value.
+    function: of what `update` is given -> one value per pair, (B, K, *size), or per image, (B,). name: what it
+    measures; different in each metric of a MetricCollection, which shares states that seem equal.
     """
 
     full_state_update = False
@@ -136,7 +135,6 @@ class Average(Metric):
 
 EPG = partial(Average, epg, "EPG")
 OnObjectEPG = partial(Average, on_object_epg, "on-object EPG")
-PointingGame = partial(Average, pointing_game, "pointing game")
 
 
 def IoU(threshold: float) -> Average:
@@ -156,5 +154,4 @@ class IoUCurve(Average):
         """The threshold of the largest mean IoU, the lowest of equals. Raises ValueError when no pair was seen."""
         if self.count() == 0:
             raise ValueError("no threshold can be chosen: no pair of an image and a class with a mask has been added")
-        means = self.compute().tolist()
-        return self.thresholds[means.index(max(means))]
+        return self.thresholds[self.compute().argmax().item()]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from e2lib.attribution import bare
+from e2lib.datasets.files import check_value
 from e2lib.metrics.localisation import check_maps
 
 
@@ -17,10 +18,8 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
     maps and others (B, K, H, W) float -> (B, K) in [-1, 1]; 0 where a map is constant.
     """
-    if maps.shape != others.shape:
-        raise ValueError(f"maps has shape {tuple(maps.shape)} and others {tuple(others.shape)}; they must be equal")
     check_maps("maps", maps)
-    check_maps("others", others)
+    check_maps("others", others, maps.shape)
     return F.cosine_similarity(_ranks(maps), _ranks(others), dim=2).clamp(-1, 1)
 
 
@@ -35,19 +34,19 @@ def _ranks(maps: Tensor) -> Tensor:
 def shift_similarity(explain_fn: Callable[[Tensor], Tensor], images: Tensor, most: int = 16) -> Tensor:
     """Do explanations move with the image? Cosine of those before and after a diagonal shift by 0 ... most pixels.
 
-    From the images (B, 3, H, W) windows of H - most by W - most pixels are cut, s pixels down and to the right. The
-    explanation of each, `explain_fn(window)` (B, K, H - most, W - most), is compared with that of the first window in
-    the pixels that both show: float (most + 1, B) in [-1, 1], 0 for a map that is zero there. A network that sees
-    patches of n pixels repeats itself every n (Parchami-Araghi et al., ECCV 2024, section 4).
+    Windows of H - most by W - most pixels are cut from the images (B, 3, H, W), s pixels down and to the right. The
+    map of each, `explain_fn(window)` (B, K, H - most, W - most), is compared with that of the first in the pixels that
+    both show: float (most + 1, B) in [-1, 1], 0 for a map that is zero there. A network that sees patches of n pixels
+    repeats itself every n (Parchami-Araghi et al., ECCV 2024, section 4).
     """
     height, width = (side - most for side in images.shape[2:])
-    if most < 1 or min(height, width) <= most:
-        raise ValueError(f"most is {most}; it must be from 1 to less than half of the images' {images.shape[2:]}")
+    check_value(
+        1 <= most < min(height, width), "most", most, "from 1 to less than half of the images' height and width"
+    )
     found, first = [], None
     for s in tqdm(range(most + 1), desc="shifting", unit="pixel", leave=False):
         maps = explain_fn(images[..., s : s + height, s : s + width]).detach()
-        if maps.ndim != 4 or maps.shape[2:] != (height, width):
-            raise ValueError(f"explain_fn returned {tuple(maps.shape)}; (B, K, {height}, {width}) is wanted")
+        check_maps("explain_fn(window)", maps, (len(images), maps.shape[1], height, width))
         first = maps if first is None else first
         common = first[..., s:, s:].flatten(1), maps[..., : height - s, : width - s].flatten(1)
         found.append(F.cosine_similarity(*(m / m.abs().amax(1, keepdim=True).clamp_min(1e-30) for m in common)))
@@ -58,21 +57,15 @@ def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], s
     """Similarity of a model's maps to the maps of copies whose stages are randomised one after the other, last first.
 
     Cascading randomisation, Adebayo et al., NeurIPS 2018: maps that stay similar do not show what the model learned.
-    The given model and the random number generators are left as they were.
+    The model has `depths`, or children that are registered in the order they run. It stays as it was, and so do the
+    random number generators: every call of `explain_fn`, from a model to maps (B, K, H, W) of the same images and
+    targets, sees the same random numbers of PyTorch. `seed` is that of the new weights.
 
-    Args:
-        model: with `depths`, as from `models.build`, or with children that are registered in the order they run.
-        explain_fn: from a model to maps (B, K, H, W) of the same images and targets each time. They are compared as
-            given, signed or not. Every call sees the same random numbers of PyTorch.
-        seed: of the new weights.
+    Returns `rank_correlation` (B, K) with the maps of `model`: "none" (nothing is randomised), then named by the stage
+    that was added last: "logits" (all after the last depth), "Final" (all after Mid3), …, "Mid1" (everything).
 
-    Returns:
-        `rank_correlation` (B, K) with the maps of `model`: "none" (nothing is randomised), then named by the stage that
-        was added last: "logits" (all after the last depth), "Final" (all after Mid3), …, "Mid1" (everything).
-
-    Notes:
-        A parameter tensor is drawn anew from the normal distribution with its own mean and standard deviation, not from
-        its layer's initialiser: that works for every layer and no signal vanishes. Buffers and constant tensors stay.
+    Notes: a parameter tensor is drawn anew from the normal distribution with its own mean and standard deviation, not
+    from its layer's initialiser: that works for every layer and no signal vanishes. Buffers and constant tensors stay.
     """
     randomised = copy.deepcopy(model)
     stages = _stages(bare(randomised))

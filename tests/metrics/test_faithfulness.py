@@ -55,7 +55,7 @@ def test_deletion_and_insertion_by_hand():
     torch.testing.assert_close(constant.deletion, sigmoid(4, 2, 1)[None])
 
 
-def test_deletion_and_insertion_do_not_depend_on_batches_and_restore_modes():
+def test_deletion_and_insertion_take_each_image_alone_and_restore_modes():
     generator = torch.Generator().manual_seed(0)
     images, maps = torch.rand(3, 3, 8, 10, generator=generator), torch.randn(3, 1, 8, 10, generator=generator)
     targets = torch.tensor([0, 1, 0])
@@ -63,13 +63,10 @@ def test_deletion_and_insertion_do_not_depend_on_batches_and_restore_modes():
     state = {name: x.clone() for name, x in model.state_dict().items()}
     together = metrics.deletion_insertion(model, images, maps, targets, steps=7)
     assert together.deletion.shape == (3, 8)
-    for chunk in (1, 7):
-        for i in range(3):
-            one = metrics.deletion_insertion(
-                model, images[i : i + 1], maps[i : i + 1], targets[i : i + 1], steps=7, batch_size=chunk
-            )
-            for a, b in zip(one, together, strict=True):
-                torch.testing.assert_close(a[0], b[i])
+    for i in range(3):
+        one = metrics.deletion_insertion(model, images[i : i + 1], maps[i : i + 1], targets[i : i + 1], steps=7)
+        for a, b in zip(one, together, strict=True):
+            torch.testing.assert_close(a[0], b[i])
     assert (model.training, model.dropout.training, model.norm.training) == (True, True, False)
     with pytest.raises(ValueError, match="logits hold NaN"):
         metrics.deletion_insertion(model, images * float("nan"), maps, targets)
@@ -84,7 +81,7 @@ def test_deletion_and_insertion_do_not_depend_on_batches_and_restore_modes():
     [
         ({"images": torch.rand(2, 3, 4, 8)}, r"images is torch.float32 \(2, 3, 4, 8\)"),
         ({"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "images is torch.uint8"),
-        ({"maps": torch.zeros(2, 2, 8, 8)}, r"maps has shape \(2, 2, 8, 8\)"),
+        ({"maps": torch.zeros(2, 2, 8, 8)}, r"maps is torch.float32 \(2, 2, 8, 8\); it must be float \(2, 1, 8, 8\)"),
         ({"targets": torch.tensor([0.0, 1.0])}, "targets is torch.float32"),
         ({"targets": torch.tensor([0, -1])}, "classes of 0 or more"),
         ({"steps": 0}, "steps is 0"),

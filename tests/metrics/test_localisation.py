@@ -54,12 +54,13 @@ def test_maps_of_any_scale_and_precision_score_alike():
     assert metrics.epg(torch.ones(1, 1, 300, 300, dtype=torch.float16), upper).item() == 0.5
 
 
+HITS = metrics.Average(metrics.pointing_game, "pointing game")
 AVERAGED = [
     # The pairs that count: all but the one without mask.
     (metrics.EPG(), (MAPS, MASKS), (1 / 4 + 6 / 8 + 1 / 2) / 5),
     (metrics.IoU(0.5), (MAPS, MASKS), 1 / 5),
     (metrics.IoUCurve([0, 0.5]), (MAPS, MASKS), [(1 / 3 + 1) / 5, 1 / 5]),
-    (metrics.PointingGame(), (MAPS, MASKS), 1 / 5),
+    (HITS.clone(), (MAPS, MASKS), 1 / 5),
     # Class 1 of the first image has no segmentation.
     (metrics.OnObjectEPG(), (MAPS, MASKS, stack([LEFT, NONE, LEFT], [LEFT, LEFT, NONE])), 2 / 3),
 ]
@@ -102,7 +103,7 @@ def test_no_pairs_and_given_pairs(metric, batch, expected):
 
 
 def test_metrics_of_a_collection_stay_apart_after_a_first_batch_without_pairs():
-    parts = {"EPG": metrics.EPG(), "hits": metrics.PointingGame(), "high": metrics.IoU(0.5), "low": metrics.IoU(0.0)}
+    parts = {"EPG": metrics.EPG(), "hits": HITS.clone(), "high": metrics.IoU(0.5), "low": metrics.IoU(0.0)}
     both = torchmetrics.MetricCollection(parts)
     both.update(MAPS, torch.zeros_like(MASKS))
     both.update(MAPS, MASKS)
