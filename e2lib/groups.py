@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from e2lib import training
-from e2lib.attribution import logits_of, modes_restored
+from e2lib.attribution import modes_restored, predict
 from e2lib.datasets import Batch, Selection
 from e2lib.datasets.subsets import random_order
 from e2lib.guidance import Guide
@@ -93,7 +93,7 @@ def _losses(model: nn.Module, batch: Batch) -> Tensor:
     """Binary cross-entropy per image (B,), in eval mode as in `guidance.Guide`: nats per class."""
     with modes_restored(model):
         model.eval()
-        logits = logits_of(model(batch.images)).float()
+        logits = predict(model, batch.images).float()
     return F.binary_cross_entropy_with_logits(logits, batch.hot(logits.shape[1]), reduction="none").mean(1)
 
 

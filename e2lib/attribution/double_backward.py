@@ -201,10 +201,8 @@ class _Transposed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, x: Tensor):
         grad, weight = ctx.saved_tensors
-        weights = None
-        if ctx.needs_input_grad[1]:
-            mask = [False, True, False]
-            weights = torch.ops.aten.convolution_backward(grad, x, weight, None, *ctx.where, mask)[1]
+        mask = [False, ctx.needs_input_grad[1], False]
+        weights = torch.ops.aten.convolution_backward(grad, x, weight, None, *ctx.where, mask)[1]
         return torch.convolution(x, weight, None, *ctx.where), weights, None, None
 
 

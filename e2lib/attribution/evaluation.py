@@ -1,7 +1,6 @@
 """Methods for evaluation alone: captum's, imported where they are used, and attention rollout.
 
-Each takes the explained score as a module, its input x (B, c, H, W) and a number of steps, and returns a map
-(B, 1, H, W).
+Each takes the explained score as a module, its input x (B, c, H, W) and a number of steps, and returns (B, 1, H, W).
 """
 
 import copy
@@ -71,10 +70,9 @@ def deeplift(score: Score, x: Tensor, steps: int) -> Tensor:
     scale = torch.maximum(difference.abs(), 1e-3 * parts.abs().sum((1, 2, 3)))  # the latter bounds the rounding
     relative = (error / scale.clamp(min=1e-12)).max()
     if not relative <= 0.05:
-        raise ValueError(
-            f"method 'deeplift': the maps miss the score's difference from the zero input by up to {relative:.0%}; "
-            "captum has no DeepLIFT rule for some layers of this network (LayerNorm, attention, B-cos)"
-        )
+        missed = f"the maps miss the score's difference from the zero input by up to {relative:.0%}"
+        why = "captum has no DeepLIFT rule for some layers of this network (LayerNorm, attention, B-cos)"
+        raise ValueError(f"method 'deeplift': {missed}; {why}")
     return parts.sum(1, keepdim=True)
 
 
@@ -109,8 +107,7 @@ def attention_rollout(score: Score, x: Tensor, steps: int) -> Tensor:
         raise ValueError(
             "method 'attention_rollout' explains timm's vision transformers; this network has no attention"
         )
-    identity = torch.eye(attentions[0].shape[-1]).to(attentions[0])
-    rollout = identity
+    rollout = identity = torch.eye(attentions[0].shape[-1]).to(attentions[0])
     for attention in attentions:  # (B, N, N)
         rollout = (attention + identity) @ rollout / 2
     prefix = getattr(net, "prefix_tokens", 0)

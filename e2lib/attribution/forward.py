@@ -1,13 +1,12 @@
 """One forward pass that hands out a layer, and what is read of a network besides its logits.
 
-A network maps images (B, 3, H, W) to logits (B, C). It may have `depths` {name: module path, "" for the input},
-`prefix_tokens`, `reshape` and `image_size`; `models.wrap` gives them to any network. DataParallel,
-DistributedDataParallel and AveragedModel count as the network inside.
+A network may have `depths` {name: module path, "" for the input}, `prefix_tokens`, `reshape` and `image_size`; see
+`models.wrap`. DataParallel, DistributedDataParallel and AveragedModel count as the network inside.
 """
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -23,44 +22,27 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def module_at(model: nn.Module, at: str) -> nn.Module:
-    """The module whose output is the layer `at`, a name of `depths` or a module path; the network itself at its input.
-
-    Raises:
-        ValueError: no such depth and no such module.
-    """
+    """The module whose output is the layer `at`, a depth or path (else ValueError); the network itself at its input."""
     net = bare(model)
     try:
         return net.get_submodule(_path(net, at))
     except AttributeError:
-        known = ", ".join(_depths(net))
-        cure = (
-            "" if hasattr(net, "depths") else '; models.wrap(net, depths={"Final": "layer4"}) gives depths their names'
-        )
-        raise ValueError(
-            f"at is {at!r}; it must be one of {known}, or the path of a module of the network{cure}"
-        ) from None
+        known = ", ".join(getattr(net, "depths", ["Input"]))
+        cure = "" if hasattr(net, "depths") else '; models.wrap(net, depths={"Final": "layer4"}) names depths'
+        raise ValueError(f"at is {at!r}; it must be one of {known}, or the path of a module{cure}") from None
 
 
 def is_input(model: nn.Module, at: str) -> bool:
     """Whether the layer `at` is the image as the network sees it."""
-    net = bare(model)
-    return _path(net, at) in ("", _depths(net).get("Input"))
-
-
-def _depths(net: nn.Module) -> dict[str, str]:
-    return getattr(net, "depths", {"Input": ""})
+    return _path(bare(model), at) in ("", _path(bare(model), "Input"))
 
 
 def _path(net: nn.Module, at: str) -> str:
-    return _depths(net).get(at, at)
+    return getattr(net, "depths", {"Input": ""}).get(at, at)
 
 
 def logits_of(output) -> Tensor:
-    """Logits (B, C) in the output of a network: a tensor, its `.logits` or ["logits"], or the first of a tuple.
-
-    Raises:
-        ValueError: none of these, or another shape.
-    """
+    """Logits (B, C) in a network's output: a tensor, `.logits`, ["logits"] or the first of a tuple; else ValueError."""
     if isinstance(output, Mapping) and "logits" in output:
         output = output["logits"]
     elif isinstance(getattr(output, "logits", None), Tensor):
@@ -69,11 +51,15 @@ def logits_of(output) -> Tensor:
         output = output[0]
     if not isinstance(output, Tensor) or output.ndim != 2:
         found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
-        raise ValueError(
-            f"the network's output has {found}; logits (B, C) are wanted: "
-            "models.wrap(net, logits=lambda net, images: ...) says how to get them"
-        )
+        cure = "models.wrap(net, logits=lambda net, images: ...) says how to get them"
+        raise ValueError(f"the network's output has {found}; logits (B, C) are wanted: {cure}")
     return output
+
+
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, C) of images (B, 3, H, W), with the right gradient for one image too (see `Exact`)."""
+    with Exact() if len(images) == 1 else nullcontext():
+        return logits_of(model(images))
 
 
 @contextmanager
@@ -91,33 +77,25 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 def explaining(
     model: nn.Module, dynamic: bool = False, create_graph: bool = False, keep_modes: bool = False
 ) -> Iterator[Exact]:
-    """Eval mode, gradients on and exact, B-cos networks explaining if `dynamic`; all restored at the end.
-
-    Raises:
-        ValueError: `dynamic` for a network that is not B-cos.
-    """
+    """Eval mode, gradients on and exact, B-cos networks (else ValueError) explaining if `dynamic`; all restored."""
     detachable = {m: m.detach for m in model.modules() if hasattr(m, "set_explanation_mode") and hasattr(m, "detach")}
     if dynamic and not detachable:
         name = getattr(bare(model), "name", type(bare(model)).__name__)
         raise ValueError(f"method 'bcos' explains B-cos networks; {name!r} is none")
-    mode = Exact(create_graph, dynamic)
-    try:
-        for module in detachable:
-            module.detach = dynamic
-        with ExitStack() as stack:
-            stack.enter_context(modes_restored(model))
+    with modes_restored(model), torch.inference_mode(False), torch.enable_grad():
+        try:
+            for module in detachable:
+                module.detach = dynamic
             if not keep_modes:
                 model.eval()
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(mode)
-            yield mode
-    finally:
-        for module, detach in detachable.items():
-            module.detach = detach
-        for buffer in model.buffers():  # B-cos norms update theirs with `.detach()`, which only marks: it would keep
-            if buffer.grad_fn is not None:  # the graph of every step so far
-                buffer.detach_()
+            with Exact(create_graph, dynamic) as mode:
+                yield mode
+        finally:
+            for module, detach in detachable.items():
+                module.detach = detach
+            for buffer in model.buffers():  # B-cos norms update theirs with `.detach()`, which only marks: it would
+                if buffer.grad_fn is not None:  # keep the graph of every step so far
+                    buffer.detach_()
 
 
 def outside_inference(x):
@@ -160,30 +138,25 @@ def forward(
 
 
 def _check_layer(layer, net: nn.Module, images: Tensor, at: str) -> None:
+    def fits(h: int, w: int) -> bool:
+        """Whether (h, w) can be the layer's grid: no larger than the images, their aspect up to rounding."""
+        return h <= height and w <= width and abs(h * width - w * height) <= height + width
+
+    height, width = images.shape[2:]
     what = f"at={at!r}: the output of module {_path(net, at)!r}"
     if not isinstance(layer, Tensor) or layer.ndim not in (3, 4):
         raise ValueError(f"{what} is no (B, C, h, w) or (B, N, C) tensor")
-    last = layer.ndim == 4 and not _fits(images, *layer.shape[2:]) and _fits(images, *layer.shape[1:3])
+    last = layer.ndim == 4 and not fits(*layer.shape[2:]) and fits(*layer.shape[1:3])
     if last and getattr(net, "reshape", None) is None:
-        raise ValueError(
-            f"{what} has shape {tuple(layer.shape)}, channels last; (B, C, h, w) or (B, N, C) is wanted: "
-            "models.wrap(net, reshape=lambda a: a.permute(0, 3, 1, 2))"
-        )
-
-
-def _fits(images: Tensor, h: int, w: int) -> bool:
-    """Whether (h, w) can be the grid of a layer: no larger than the images, their aspect up to rounding."""
-    height, width = images.shape[2:]
-    return h <= height and w <= width and abs(h * width - w * height) <= height + width
+        cure = "(B, C, h, w) or (B, N, C) is wanted: models.wrap(net, reshape=lambda a: a.permute(0, 3, 1, 2))"
+        raise ValueError(f"{what} has shape {tuple(layer.shape)}, channels last; {cure}")
 
 
 def as_grid(layer: Tensor, model: nn.Module, images: Tensor) -> Tensor:
-    """A layer on its grid (B, C, h, w): by the network's `reshape`, or patch tokens (B, N, C) row by row.
+    """A layer behind the input on its grid (B, C, h, w): by the network's `reshape`, or tokens (B, N, C) row by row.
 
-    Feature maps (B, C, h, w) pass through where there is no `reshape`. Not for the input.
-
-    Raises:
-        ValueError: tokens that do not fill a grid of the images' aspect.
+    Feature maps pass through where there is no `reshape`. Raises ValueError for tokens that do not fill a grid of the
+    images' aspect.
     """
     net = bare(model)
     if getattr(net, "reshape", None) is not None:
@@ -198,10 +171,8 @@ def as_grid(layer: Tensor, model: nn.Module, images: Tensor) -> Tensor:
     h = max(round((count * height / width) ** 0.5), 1)
     w = count // h
     if h * w != count or abs(h * width - w * height) >= max(height, width):
-        raise ValueError(
-            f"{count} tokens (and {prefix} before them) fill no grid of {height} x {width} images; "
-            "models.wrap(net, prefix_tokens=1) leaves out a class token, reshape=function does any other way"
-        )
+        cure = "models.wrap(net, prefix_tokens=1) leaves out a class token, reshape=function does any other way"
+        raise ValueError(f"{count} tokens (and {prefix} before them) fill no grid of {height} x {width} images; {cure}")
     return layer[:, prefix:].transpose(1, 2).unflatten(2, (h, w))  # (B, C, N) -> (B, C, h, w)
 
 

@@ -1,7 +1,6 @@
 """The methods: how a map comes from a layer's activations and from gradients of the explained score.
 
-A method is one short function `map(a, g)` and one line in `METHODS`, which may be extended from outside. A method of
-several gradients also has a `path`: the points at which the gradient is taken, and their weights.
+A method is one short function and one line in `METHODS`, which may be extended from outside.
 """
 
 from collections.abc import Callable, Iterable
@@ -41,25 +40,19 @@ def straight_line(a: Tensor, steps: int) -> Iterable[tuple[Tensor, float]]:
 class Method(NamedTuple):
     """How `explain` makes a map.
 
-    Attributes:
-        map: (a, g) -> map (B, 1, h, w), of the layer's activations a and the gradient g of the score, both
-            (B, C, h, w); tokens lie on their grid. Where `of_score`, (score, x, steps) -> (B, 1, H, W) instead: `score`
-            is a module from the input x (B, c, H, W) to the explained score (B,).
-        path: (layer, steps) -> pairs (point like layer, weight). The map is the weighted sum of the maps (a, g), with
-            g at each point and a at the layer itself. None: g at the layer.
-        dynamic: hold the dynamic weights of a B-cos network fixed.
-        trainable: `create_graph=True` is allowed. Other methods draw their random numbers from a generator of their
-            own, with seed 0.
-        wants_layer: says little at the input.
-        of_score: explains the input by the score alone.
+    `map` takes the layer's activations a and the gradient g of the score, both (B, C, h, w), tokens on their grid, and
+    returns (B, 1, h, w). Where `of_score` it takes (score, x, steps): `score` is a module from the network's input x
+    (B, c, H, W) to the explained score (B,).
     """
 
     map: Callable[..., Tensor]
-    path: Callable[[Tensor, int], Iterable[tuple[Tensor, float]]] | None = None
-    dynamic: bool = False
-    trainable: bool = True
-    wants_layer: bool = False
-    of_score: bool = False
+    # (layer, steps) -> pairs (point like layer, weight). g is taken at each point, and the maps' weighted sum is the
+    # map. The point None is the layer, without a further forward pass.
+    path: Callable[[Tensor, int], Iterable[tuple[Tensor | None, float]]] = lambda layer, steps: [(None, 1)]
+    dynamic: bool = False  # hold the dynamic weights of a B-cos network fixed
+    trainable: bool = True  # allow create_graph=True; other methods draw random numbers from seed 0
+    wants_layer: bool = False  # says little at the input
+    of_score: bool = False  # explains the input by the score alone
 
 
 METHODS: dict[str, Method] = {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from e2lib.attribution import against_others, as_grid, dynamic_weights, explain, modes_restored, trainable
-from e2lib.attribution.forward import bare, logits_of, module_at
+from e2lib.attribution.forward import bare, module_at, predict
 from e2lib.datasets import Batch
 from e2lib.datasets.files import check_value
 from e2lib.distillation import losses
@@ -195,7 +195,7 @@ class Distill(nn.Module):
             for at in {at for depths in self.depths.values() for at in depths}:
                 hooks.enter_context(module_at(model, at).register_forward_hook(partial(catch, at)))
             if targets is None:
-                logits = logits_of(model(images))
+                logits = predict(model, images)
             else:
                 logits, maps = explanation(model, images, targets, self.method, self.at, create_graph)
         seen = {"logits": logits, "explanation": maps, "features": features, "maps": None}
