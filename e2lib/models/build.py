@@ -50,10 +50,8 @@ class Model(nn.Module):
     Attributes:
         preprocess: image -> what the net sees: normalised RGB, or [x, 1 - x] (B, 6, H, W) for B-cos nets.
         net: the backbone with its head, in the tensor names of timm or bcos.
-        depths: depth ("Input", "Mid1", "Mid2", "Mid3", "Final") -> path of the module whose output is that layer;
-            only "Input" if the architecture is unknown.
-        prefix_tokens: tokens before the patch tokens in the (B, N, D) outputs of a transformer; 0 for other networks.
-        reshape: as in `models.wrap`; None for all networks of this library.
+        depths, prefix_tokens, reshape: as for `models.wrap`. Depths are "Input", "Mid1", "Mid2", "Mid3" and "Final"; of
+            an unknown architecture "Input" alone.
         is_bcos: whether the net explains itself exactly by its dynamic weights.
         logit_bias: constant added to each logit: -log(num_classes - 1) for B-cos nets, else 0.
     """
@@ -80,15 +78,13 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
         name: efficientnet_lite0/1/2; bcos_scenes; bcos_<net of package bcos>; xdnn_resnet18/34/50/101/152 (no biases,
             Fixup: net(a x) = a net(x) for a > 0, Hesse et al. 2021); shufflenet_v2_x0_5/1_0/1_5/2_0 of torchvision;
             any other name in `ARCHITECTURES`; any name of timm.
-        num_classes: number of logits (at least 2 for B-cos nets, whose logit bias is -log(num_classes - 1)).
+        num_classes: number of logits, at least 2 for B-cos nets.
         weights: None; "imagenet" (efficientnet_lite*); "scenes" (bcos_scenes); or the path of a .safetensors, .pt or
-            .pth file with the net's tensors. A head in the file that differs in the number of classes alone is left
-            out; the net then keeps its new head.
+            .pth file with the net's tensors. The net keeps its new head if the file's head differs in the number of
+            classes alone.
 
-    Raises:
-        ValueError: unknown name, num_classes or weights; a file that does not fit, naming its first wrong tensor.
-        FileNotFoundError: no such file of weights.
-        ImportError: the package with the ImageNet weights is not installed.
+    Raises ValueError for an unknown name, number or weights, and for a file that does not fit, naming its first wrong
+    tensor; FileNotFoundError without the file; ImportError without the package of the ImageNet weights.
 
     Notes:
         An X-DNN is homogeneous in the normalised image, so its exact Integrated Gradients have the mean colour as

@@ -17,11 +17,8 @@ _TRUNKS = {
 class Head(nn.Module):
     """The end of a network, from features (B, C, h, w) to logits (B, num_classes); see `split`.
 
-    Attributes:
-        depths: "Final" -> path of the module whose output is that layer, as in `Model`.
-        image_size: height and width of the images in pixels; `explain` brings the maps to this size.
-        channels: a slice, the channels of the features that it reads; all at first. `features.join` needs it.
-        name, num_classes, is_bcos, logit_bias: as in `Model`.
+    Its depth "Final" and other attributes are the network's. `explain` brings maps to `image_size`, in pixels. It reads
+    the `channels` of the features, a slice, all at first; `features.join` needs it.
     """
 
     def __init__(self, model: Model, size: int):
@@ -37,20 +34,11 @@ class Head(nn.Module):
 
 
 def split(model: Model, size: int) -> tuple[nn.Sequential, Head]:
-    """Cut a network before its last stage (EfficientNets: before their last 1x1 convolution).
+    """Cut a network of `build` before its last stage (EfficientNets: before their last 1x1 convolution).
 
-    Both parts share the modules of the network, so training the head trains the network.
-
-    Args:
-        model: an EfficientNet, ResNet, X-DNN or B-cos ResNet of `build`.
-        size: pixels a side of its images.
-
-    Returns:
-        The trunk, from images to features, now frozen; and the head. `head(trunk(images))` is `model(images)` in
-        eval mode.
-
-    Raises:
-        ValueError: another architecture.
+    Takes an EfficientNet, ResNet, X-DNN or B-cos ResNet (else ValueError), and the pixels a side of its images. Returns
+    the trunk, from images to features, now frozen, and the head. They share the network's modules, so training the head
+    trains the network; `head(trunk(images))` is `model(images)` in eval mode.
     """
     kind = type(getattr(model, "net", model)).__name__
     if not isinstance(model, Model) or kind not in _TRUNKS:

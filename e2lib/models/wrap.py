@@ -8,23 +8,12 @@ from e2lib.attribution.forward import logits_of
 
 
 class Wrapped(nn.Module):
-    """A network with the names of its layers; made by `wrap`.
-
-    Attributes:
-        net: the network inside, whose parameters these are.
-        depths: depth -> path of the module whose output is that layer, "Input" among them.
-        prefix_tokens, reshape: as for `wrap`.
-    """
+    """The network `net` with the names of its layers, paths of this module; made by `wrap`."""
 
     def __init__(self, net, depths, prefix_tokens, reshape, logits):
         super().__init__()
-        self.net, self.depths, self.prefix_tokens, self.reshape, self.logits = (
-            net,
-            depths,
-            prefix_tokens,
-            reshape,
-            logits,
-        )
+        self.net, self.depths = net, depths
+        self.prefix_tokens, self.reshape, self.logits = prefix_tokens, reshape, logits
 
     def forward(self, images: Tensor) -> Tensor:
         return logits_of(self.net(images) if self.logits is None else self.logits(self.net, images))
@@ -44,22 +33,17 @@ def wrap(
     reshape: Callable[[Tensor], Tensor] | None = None,
     logits: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> Wrapped:
-    """Give any network what `explain`, `Guide`, `Distill` and `evaluate` read of it.
-
-    The wrapped network shares the parameters of `net`: training one trains the other.
+    """Give any network what `explain`, `Guide`, `Distill` and `evaluate` read of it; its parameters are shared.
 
     Args:
         net: a network that takes images (B, 3, H, W).
-        depths: {name: path of a module of `net`}, for example {"Final": "layer4"}. "Input" is the image as `net` is
-            given it, or the output of a normalising module where a path says so.
+        depths: {name: path of a module of `net`}, for example {"Final": "layer4"}; ValueError where there is none.
+            "Input" is the image as `net` is given it, or the output of a normalising module where a path says so.
         prefix_tokens: tokens before the patch tokens in outputs (B, N, C); 1 for a class token.
         reshape: from a layer's output to (B, C, h, w), where it is neither that nor patch tokens row by row; for
             channels last, `lambda a: a.permute(0, 3, 1, 2)`. It is used at every layer but the input.
         logits: (net, images) -> logits (B, C), where net(images) is not plainly that: a second input, a text encoder,
             a segmentation. Else a tensor, `.logits`, ["logits"] and the first of a tuple are understood.
-
-    Raises:
-        ValueError: a path that `net` has no module at.
     """
     depths = {"Input": ""} | dict(depths or {})
     modules = dict(net.named_modules())
