@@ -7,6 +7,7 @@ import numpy as np
 
 from e2lib.datasets.coco import COCO
 from e2lib.datasets.export import export_voc
+from e2lib.datasets.files import check_value
 from e2lib.datasets.image_folder import ImageFolder
 from e2lib.datasets.sample import Batch, Sample, Samples, collate
 from e2lib.datasets.scenes import SceneBirds, Scenes
@@ -53,13 +54,11 @@ def load_splits(
     chooses, and at most `held_out` images each for validation and test, always the same ones. Training images are
     flipped at random, and with `crops` are random crops (`crop_transform`). Half of the embedded birds for validation
     and test are at the other place, as in Waterbirds: `correlation` is that of the training images.
-    Raises ValueError as `load`, and for a transform among kwargs.
 
     Notes: where the labels of the test images are not public (`test_split` of the class is "val", as in COCO and
     ImageNet), the val images are for the test, and a tenth of the train images, chosen by seed 0, for validation.
     """
-    if "transform" in kwargs:
-        raise ValueError("load_splits sets the transforms itself; with_transform gives a data set another one")
+    check_value("transform" not in kwargs, "transform", kwargs.get("transform"), "set later, by with_transform")
     if getattr(DATASETS.get(data), "test_split", "test") == "test":
         train = load(data, root, "train", size, length, seed, **kwargs)
         others = kwargs | {"correlation": 0.5} if data == "birds" else kwargs

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes
-from e2lib.datasets.files import FileDataset, Item, Transform, flatten, need
+from e2lib.datasets.files import FileDataset, Item, Transform, check_value, flatten, need
 
 FIELDS = {"categories": ["id", "name"], "images": ["id", "file_name", "height", "width"]}
 FIELDS |= {"annotations": ["id", "image_id", "category_id", "bbox"]}
@@ -28,22 +28,15 @@ class COCO(FileDataset):
     Raises FileNotFoundError naming what is missing, ValueError naming the file and the entry that is wrong.
 
     Notes: a crowd annotation (iscrowd) gives its label but no box, as its region is not one object; so do the official
-    file's two boxes without height. Images without objects stay. An image with an unsegmented box has masks None.
+    file's two boxes without height. An image with an unsegmented box has masks None.
     """
 
-    layout = "annotations/instances_<split>2014.json and the image folder <split>2014, from cocodataset.org; "
-    layout += "annotations= and images= name another file and folder"
+    layout = "annotations/instances_<split>2014.json and the image folder <split>2014, from cocodataset.org"
     test_split = "val"  # the labels of the test images are not public
     multilabel = True
 
     def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        year: str = "2014",
-        annotations: str | None = None,
-        images: str | None = None,
-        transform: Transform = None,
+        self, root: str | Path, split: str, year="2014", annotations="", images="", transform: Transform = None
     ):
         folder = need(Path(root) / (images or f"{split}{year}"), self.layout)
         path = need(Path(root) / (annotations or f"annotations/instances_{split}{year}.json"), self.layout)
@@ -56,17 +49,13 @@ class COCO(FileDataset):
         items = {i: Item(p["file_name"], [], size=(p["height"], p["width"])) for i, p in sorted(pictures.items())}
         shapes: dict[int, list[bytes]] = {i: [] for i in items}  # JSON of the segmentation of each box
         for number, a in tqdm(objects.items(), desc=f"COCO {split}", delay=5):
-            image, kind, where = (
-                a["image_id"],
-                a["category_id"],
-                f"{path}: annotation {number} of image {a['image_id']}",
-            )
+            image, kind = a["image_id"], a["category_id"]
+            where = f"{path}: annotation {number} of image {image}"
             if image not in items:
                 raise ValueError(f"{where}: no such image in its images section")
             if kind not in class_of:
                 raise ValueError(f"{where}: unknown class {kind}; known ids: {sorted(class_of)}")
-            if len(a["bbox"]) != 4:
-                raise ValueError(f"{where}: bbox is {a['bbox']}; need x, y, width, height")
+            check_value(len(a["bbox"]) == 4, f"{where}: bbox", a["bbox"], "x, y, width, height")
             x, y, w, h = a["bbox"]
             items[image].labels.append(class_of[kind])
             if not a.get("iscrowd") and not (h == 0 and (image, y) in EMPTY_IN_COCO):
@@ -91,7 +80,7 @@ class COCO(FileDataset):
 
 
 def _by_id(path: Path, content: dict, section: str) -> dict[int, dict]:
-    """Entries of one section. Raises ValueError naming the section or field that is missing, or two of one id."""
+    """Entries of one section, each with its FIELDS and an id of its own."""
     if section not in content:
         raise ValueError(f"{path} lacks the section {section}")
     found = {}

@@ -25,12 +25,10 @@ OBJECT = """<object><name>{}</name><pose>Unspecified</pose><truncated>0</truncat
 def export_voc(dataset: Samples, folder: str | Path, split: str = "train") -> Path:
     """Write a data set as a split of folder/VOCdevkit/VOC2007 and return that path; several splits may share it.
 
-    Photographs become JPEG of quality 95. VOC(folder, split) reads boxes, labels and masks back exactly. The list
-    ImageSets/Main/<split>.txt is written last: without it the split does not exist.
-
-    Raises FileExistsError naming a split or an image that is there already. Raises ValueError for a folder of other
-    classes, and naming a sample that the format cannot hold: overlapping masks, more than 254 boxes or classes, a
-    label without a box, equal names.
+    Photographs become JPEG of quality 95. VOC(folder, split) reads boxes, labels and masks back exactly. Raises
+    FileExistsError naming a split or an image that is there already, ValueError for a folder of other classes, and
+    naming a sample that the format cannot hold: overlapping masks, more than 254 boxes or classes, a label without a
+    box, equal names.
     """
     base, classes, main = Path(folder) / "VOCdevkit" / "VOC2007", list(dataset.classes), f"ImageSets/Main/{split}.txt"
     if (base / main).exists():
@@ -55,7 +53,8 @@ def export_voc(dataset: Samples, folder: str | Path, split: str = "train") -> Pa
             lists[f"ImageSets/Segmentation/{split}.txt"] += [sample.name] * (sample.masks is not None)
         for path, lines in lists.items():
             _parents(work / path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        for path in [path for path in work.rglob("*") if path.is_file() and path != work / main] + [work / main]:
+        # The list of the split is moved last: without it the split does not exist.
+        for path in sorted(filter(Path.is_file, work.rglob("*")), key=(work / main).__eq__):
             os.replace(path, _parents(base / path.relative_to(work)))
     return base
 

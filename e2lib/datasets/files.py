@@ -1,7 +1,7 @@
 """What the data sets on disk have in common: a list of image files, boxes known beforehand, one file read per item.
 
-Everything about the images is held in a few flat arrays, not in lists of objects. DataLoader workers share arrays,
-whereas a touch of a Python object's reference count copies its memory page into each worker.
+All that is known is held in a few flat arrays. DataLoader workers share arrays, whereas a touch of a Python object's
+reference count copies its memory page into each worker.
 """
 
 import csv
@@ -29,7 +29,7 @@ def check_value(right: bool, name: str, value: object, must: str) -> None:
 
 
 def need(path: Path, layout: str) -> Path:
-    """Return `path`. Raises FileNotFoundError that says what to put where when it does not exist."""
+    """Return `path`. Raises FileNotFoundError that says what the data folder must hold."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; the data folder must hold {layout}")
     return path
@@ -55,12 +55,11 @@ def read_image(path: Path) -> tv_tensors.Image:
     """Decode an image: uint8 (3, H, W) RGB. Raises FileNotFoundError or ValueError naming the file."""
     try:
         with Image.open(path) as image:
-            array = np.array(np.asarray(image.convert("RGB")).transpose(2, 0, 1), order="C")  # (3, H, W)
+            return tv_tensors.Image(torch.from_numpy(np.array(image.convert("RGB"))).movedim(2, 0).contiguous())
     except FileNotFoundError:
         raise FileNotFoundError(f"image {path} is missing") from None
     except (OSError, SyntaxError) as error:  # PIL reports a broken PNG as a SyntaxError
         raise ValueError(f"image {path} is truncated or not an image: {error}") from error
-    return tv_tensors.Image(torch.from_numpy(array))
 
 
 @dataclass
@@ -76,10 +75,7 @@ class Item:
 
 
 class FileDataset(Samples):
-    """Images under `folder`, streamed: every item is read from disk anew.
-
-    Raises ValueError when there are no items, FileNotFoundError naming the first file that is missing.
-    """
+    """Images under `folder`, each read from disk anew. Raises FileNotFoundError naming the first that is missing."""
 
     layout: str  # what the data folder must hold
     multilabel = False
@@ -108,24 +104,21 @@ class FileDataset(Samples):
 
     @property
     def targets(self) -> Tensor:
-        """Labels of all images: uint8 (len, C). Built when asked for: those of ImageNet take over a gigabyte."""
+        """Those of Samples. Built when asked for: those of ImageNet take over a gigabyte."""
         targets = torch.zeros(len(self), len(self.classes), dtype=torch.uint8)
         targets[self.label_of, self.labels] = 1
         return targets
 
     def images_with(self, c: int) -> np.ndarray:
-        """Positions of the images that show class `c`: int64 (n,), increasing."""
+        """Those of Samples."""
         return np.unique(self.label_of[self.labels.numpy() == c])
 
     def fingerprint(self) -> str:
-        """Tells these images from others by their files' names, sizes and times, labels, boxes and transform."""
-        folder = os.fsencode(self.folder)
-        stats = [os.stat(os.path.join(folder, file)) for file in self.files.tolist()]
-        stats = np.array([(s.st_size, s.st_mtime_ns) for s in stats])
-        about = [self.classes, self.groups, self.multilabel, self.boxed, self.transform, self.group_of]
-        return hash_of(
-            [*about, self.files, stats, self.label_of, self.labels, self.box_of, self.boxes, self.box_labels]
-        )
+        """That of Samples, of the files' names, sizes and times in place of their pixels."""
+        stats = [os.stat(self.folder / os.fsdecode(file)) for file in self.files]
+        about = [self.classes, self.groups, self.multilabel, self.boxed, self.transform, self.group_of, self.files]
+        about += [np.array([(s.st_size, s.st_mtime_ns) for s in stats]), self.label_of, self.labels, self.box_of]
+        return hash_of([*about, self.boxes, self.box_labels])
 
     def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
         """Segmentation of image `i` of size (H, W), one mask for each of its `boxes`: bool (N, H, W), or None."""

@@ -15,9 +15,7 @@ class ImageFolder(FileDataset):
     """Images sorted into class folders; no boxes, no groups.
 
     A class is a folder with images, named by its path: n01440764 (ImageNet), b/balcony/exterior (SUN397). Files with
-    other suffixes are not data, nor is anything hidden (its name begins with a dot) or in __MACOSX.
-
-    root holds <split>/<class>/*.jpg, or without a split <class>/*.jpg. By default `classes`, the names in order, are
+    other suffixes are not data, nor is anything hidden or in __MACOSX. By default `classes`, the names in order, are
     the class folders of all splits (the folders beside `split`), sorted, so that a class has one index in every split.
     Raises FileNotFoundError naming a missing folder, ValueError naming an unknown class, a class folder without
     images, or an image outside a class folder.

@@ -49,13 +49,13 @@ class Sample:
             if len(only) != 1:
                 raise ValueError(f"image {self.name!r} has {len(only)} labels; give box_labels, the class of each box")
             self.box_labels = only.expand(len(boxes))
-        counts = [len(boxes), len(self.box_labels), len(boxes) if masks is None else len(masks)]
-        if len(set(counts)) > 1:
-            raise ValueError("image {!r} has {} boxes, {} box_labels and {} masks".format(self.name, *counts))
+        n, classes, shapes = len(boxes), len(self.box_labels), len(boxes if masks is None else masks)
+        if not n == classes == shapes:
+            raise ValueError(f"image {self.name!r} has {n} boxes, {classes} box_labels and {shapes} masks")
 
 
 def _xyxy(boxes: Tensor, size: Sequence[int]) -> tv_tensors.BoundingBoxes:
-    """Boxes of any format as xyxy; a plain tensor as boxes in an image of size (H, W)."""
+    """Boxes of any format as xyxy, a plain tensor as boxes in an image of size (H, W)."""
     if not isinstance(boxes, tv_tensors.BoundingBoxes):
         return tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=tuple(size))
     if boxes.format == tv_tensors.BoundingBoxFormat.XYXY:
@@ -66,9 +66,9 @@ def _xyxy(boxes: Tensor, size: Sequence[int]) -> tv_tensors.BoundingBoxes:
 class Samples(Dataset):
     """A data set of your own: `classes`, `__len__` and `__getitem__(i) -> Sample` are enough.
 
-    `fit` and `evaluate` take any Dataset of Samples. Selections, checkpoints and stored features ask for the rest,
-    which is derived here by reading every item once. A data set that knows better defines its own. An attribute
-    `transform`, a callable Sample -> Sample or None that `__getitem__` applies, is what `with_transform` replaces.
+    Selections, checkpoints and stored features ask for the rest, which is derived here by reading every item once. A
+    data set that knows better defines its own. An attribute `transform`, a callable Sample -> Sample or None that
+    `__getitem__` applies, is what `with_transform` replaces.
     """
 
     classes: Sequence[str]  # names
@@ -143,8 +143,7 @@ class Batch:
 
         Each argument but `size`, the (H, W) of images that are given as features, has one entry per image, as in a
         Sample, or None. Boxes may also be (B, 4), one per image, and masks (B, H, W), where an empty one means none.
-        Images may be uint8. By default there are no boxes and masks, box labels are the image's only class, groups
-        are -1, all boxes may be used, and names are positions.
+        Images may be uint8. Defaults are those of Sample; names are positions.
         Raises ValueError for an argument of another length than `images`, and for what Sample and `collate` refuse.
         """
         size, count = tuple(size or images.shape[-2:]), len(images)
@@ -153,8 +152,7 @@ class Batch:
         if isinstance(masks, Tensor) and masks.ndim == 3:
             masks = [mask[None] if mask.any() else None for mask in masks]
         none = torch.zeros(0, 4, device=images.device)
-        if masks is None or boxes is not None:  # else they come from the masks
-            boxes = [_xyxy(none if one is None else one, size) for one in ([None] * count if boxes is None else boxes)]
+        boxes = [_xyxy(none if one is None else one, size) for one in ([None] * count if boxes is None else boxes)]
         given = dict(image=images, labels=labels, boxes=boxes, box_labels=box_labels, masks=masks, group=groups)
         given |= dict(annotated=annotated, name=names or [str(i) for i in range(count)])
         given = {name: values for name, values in given.items() if values is not None}
@@ -175,10 +173,7 @@ class Batch:
         return Batch(**{name: move(value) for name, value in vars(self).items()})
 
     def hot(self, count: int) -> Tensor:
-        """The labels for a network of `count` classes: float32 (B, count), 1 for each class in the image, else 0.
-
-        Raises ValueError for labels of other classes.
-        """
+        """Labels for a network of `count` classes: float32 (B, count) of 0 and 1. Raises ValueError for others."""
         index = self.labels.ndim == 1
         if index and ((self.labels < 0) | (self.labels >= count)).any() or not index and self.labels.shape[1] != count:
             found = f"{self.labels.min()} to {self.labels.max()}" if index else tuple(self.labels.shape)
@@ -186,10 +181,7 @@ class Batch:
         return F.one_hot(self.labels, count).float() if index else self.labels.float()
 
     def present(self) -> Tensor:
-        """The classes in each image, to be explained: int64 (B, K), filled up with -1.
-
-        K is the number of classes in the fullest image, at least 1.
-        """
+        """The classes in each image: int64 (B, K), filled up with -1. K is that of the fullest image, at least 1."""
         if self.labels.ndim == 1:
             return self.labels[:, None]
         found = [labels.nonzero()[:, 0] for labels in self.labels]
@@ -199,9 +191,8 @@ class Batch:
     def class_masks(self, classes: Tensor, segmentation: bool = False) -> Tensor:
         """Where each class is: classes int64 (B,) or (B, K) -> bool (B, 1 or K, H, W), or float of soft masks.
 
-        The union of the class's boxes in the image, or of its segmentation masks, of soft ones the maximum. Empty for
-        class -1, for a class without boxes and, with `segmentation`, for an image without masks.
-        Raises ValueError for `segmentation` in a batch in which no image has masks.
+        The union of the class's boxes in the image, or of its segmentation masks, of soft ones the maximum; empty
+        where it has none. Raises ValueError for `segmentation` in a batch without any masks.
         """
         if segmentation and self.masks is None:
             raise ValueError("segmentation masks were asked for, but no image of this batch has any")
@@ -219,7 +210,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a Batch.
 
     Raises ValueError naming an image of another size than the first, with boxes that are given for another size,
-    inverted, empty or not finite, or with float pixels outside [0, 1]. Features are of any range.
+    inverted, empty or not finite, or with float pixels outside [0, 1].
     """
     shape, size = samples[0].image.shape, samples[0].boxes.canvas_size
     pixels = samples[0].image.dtype == torch.uint8
@@ -232,8 +223,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     boxes = [s.boxes.as_subclass(Tensor) for s in samples]
     corners = torch.cat(boxes)
     if not ((corners[:, 2:] > corners[:, :2]).all() and corners.isfinite().all()):
-        for s in samples:
-            check_boxes(s.boxes.as_subclass(Tensor), size, f"image {s.name}")
+        for s, own in zip(samples, boxes, strict=True):
+            check_boxes(own, size, f"image {s.name}")
     images = torch.stack([s.image.as_subclass(Tensor) for s in samples]).float()
     images = images / 255 if pixels else images
     if not pixels and tuple(shape) == (3, *size):
@@ -241,17 +232,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
             if not -ROUNDING <= low <= high <= 1 + ROUNDING:
                 raise ValueError(f"image {s.name} lies in [{low:.3g}, {high:.3g}]; float images must be in [0, 1]")
     masks = [None if s.masks is None else s.masks.as_subclass(Tensor) for s in samples]
-    frozen = all(s.maps is not None for s in samples)
-    return Batch(
-        images=images,
-        labels=torch.stack([s.labels for s in samples]),
-        boxes=boxes,
-        box_labels=[s.box_labels for s in samples],
-        masks=None if all(m is None for m in masks) else masks,
-        groups=torch.tensor([s.group for s in samples]),
-        annotated=torch.tensor([s.annotated for s in samples]),
-        names=[s.name for s in samples],
-        size=size,
-        maps=torch.stack([s.maps.as_subclass(Tensor) for s in samples]) if frozen else None,
-        logits=torch.stack([s.logits for s in samples]) if frozen else None,
-    )
+    masks = masks if any(mask is not None for mask in masks) else None
+    labels, box_labels = torch.stack([s.labels for s in samples]), [s.box_labels for s in samples]
+    groups, annotated = (torch.tensor([getattr(s, name) for s in samples]) for name in ("group", "annotated"))
+    batch = Batch(images, labels, boxes, box_labels, masks, groups, annotated, [s.name for s in samples], size)
+    if all(s.maps is not None for s in samples):
+        batch.maps = torch.stack([s.maps.as_subclass(Tensor) for s in samples])
+        batch.logits = torch.stack([s.logits for s in samples])
+    return batch

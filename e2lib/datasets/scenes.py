@@ -1,14 +1,10 @@
 """The embedded data: scenes and birds, composed from photographic cut-outs and backgrounds (data/README.md).
 
-Source: five Debian packages; the lists data/*.csv have authors and licences. Collection and images: GPL-3.0-or-later.
+A scene is a function of (seed, split, index) alone. They seed NumPy's PCG64, and integer arithmetic makes the pixels.
+So a scene is the same on every machine, in every order of access and, but for its size, at every size.
 
-A scene is a function of (seed, split, index) alone. Its random numbers are the doubles of NumPy's PCG64 seeded with
-these integers, and integer arithmetic makes its pixels. So it is the same on every machine, in every order of access
-and, but for its size, at every size.
-
-Splits: each background photograph is divided along its longer axis into one region each for train, val and test, and
-no crop crosses a border. About a fifth of the cut-outs of each category (`split` = unseen in cutouts.csv) appear in
-test_unseen only, on the regions of test. The other splits share the other cut-outs.
+Each background photograph is divided along its longer axis into one region each for train, val and test. About a fifth
+of the cut-outs of each category appear in test_unseen alone, on the regions of test. The other splits share the others.
 """
 
 import math
@@ -44,7 +40,7 @@ BRIGHTNESS = (80, 121)  # of a cut-out's colours, in per cent
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a scene: its cut-out, its look, and where it lies, in fractions of the image's side."""
+    """One object of a scene: its cut-out, its look, and its place, in fractions of the image's side."""
 
     cutout: int  # index into cutouts(...)
     label: int  # index into the data set's classes
@@ -82,7 +78,7 @@ class SceneRecord:
 
 @lru_cache
 def cutouts(part: str = "seen") -> list[dict[str, str]]:
-    """Rows of cutouts.csv for one part of the individuals: "seen" (in all splits but test_unseen) or "unseen"."""
+    """Rows of cutouts.csv of one part of the individuals: "seen", or "unseen" (in test_unseen alone)."""
     return [row for row in read_rows(DATA / "cutouts.csv") if row["split"] == part]
 
 
@@ -101,7 +97,7 @@ def _pool(part: str | None = None, **wanted: str) -> list[int]:
 
 @lru_cache
 def _made_of() -> str:
-    """Hash of what all scenes are made by and of: the code of this file, the lists and the photographs."""
+    """Hash of what all scenes are made by and of: this file's code, the lists and the photographs."""
     files = sorted([*DATA.glob("*.csv"), *DATA.rglob("*.webp")])
     return digest([essence(Path(__file__).read_text(encoding="utf-8")), digest_of_files(files)])
 
@@ -116,18 +112,13 @@ def _photographs() -> list[Image.Image]:
 def _region(photograph: Image.Image, region: str) -> tuple[int, int, int, int]:
     """Box of a region: a piece of the longer axis, all of the shorter."""
     w, h = photograph.size
-    start, stop = (fraction * max(w, h) for fraction in REGIONS[region])
-    start, stop = math.ceil(start), math.floor(stop)
+    start, stop = math.ceil(REGIONS[region][0] * max(w, h)), math.floor(REGIONS[region][1] * max(w, h))
     return (start, 0, stop, h) if w > h else (0, start, w, stop)
 
 
 @lru_cache
 def _levels(part: str) -> list[tuple[list[Image.Image], float, float]]:
-    """Of each cut-out: premultiplied pictures of full, half and quarter size, elongation, largest longest side.
-
-    Elongation is the longest side over the square root of the opaque area. At the largest longest side, of the image
-    side, a cut-out is not enlarged in an image of NATIVE pixels.
-    """
+    """Of each cut-out: premultiplied pictures of full, half and quarter size, elongation, largest longest side."""
     result = []
     for row in cutouts(part):
         picture = Image.open(DATA / "cutouts" / row["category"] / f"{row['name']}.webp").convert("RGBA")
@@ -137,11 +128,16 @@ def _levels(part: str) -> list[tuple[list[Image.Image], float, float]]:
     return result
 
 
-def _pick(pool: Sequence, u: float):
+def _resized(picture, width, height, flip):
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else picture
+
+
+def _pick(pool, u):
     return pool[int(u * len(pool))]
 
 
-def _between(bounds: tuple[float, float], u: float) -> float:
+def _between(bounds, u):
     return bounds[0] + u * (bounds[1] - bounds[0])
 
 
@@ -167,8 +163,8 @@ class _Composed(Samples):
         check_value(self.length >= 1, "length", self.length, "1 or more")
         check_value(self.size in range(64, 225), "size", self.size, "a whole number from 64 to 224 (pixels)")
         check_value(self.seed >= 0, "seed", self.seed, "0 or more")
-        name, within = f"correlation of {type(self).__name__}", self.least <= self.correlation <= 1
-        check_value(within, name, self.correlation, f"from {self.least} to 1")
+        name, value = f"correlation of {type(self).__name__}", self.correlation
+        check_value(self.least <= value <= 1, name, value, f"from {self.least} to 1")
         self.part = "unseen" if self.split == "test_unseen" else "seen"
 
     def __len__(self) -> int:
@@ -180,7 +176,7 @@ class _Composed(Samples):
 
     @cached_property
     def targets(self) -> torch.Tensor:
-        """Labels of all images: uint8 (len, C), multi-hot, without composing one."""
+        """Those of Samples, without composing an image."""
         targets = torch.zeros(self.length, len(self.classes), dtype=torch.uint8)
         for i in range(self.length):
             targets[i, [label for _, label in self._choose(self._random(i))[2]]] = 1
@@ -188,26 +184,25 @@ class _Composed(Samples):
 
     @cached_property
     def group_of(self) -> np.ndarray:
-        """The group of each image: int64 (len,), without composing one."""
+        """Those of Samples, without composing an image."""
         return np.array([self._choose(self._random(i))[3] for i in range(self.length)])
 
     def fingerprint(self) -> str:
-        """Tells these images from others: the settings, and what they are composed by and of."""
+        """That of Samples, without composing an image."""
         return f"{self} {_made_of()}"
 
-    def _place(self, objects: list[tuple[list[int], int]], random: Callable[[], float]) -> list[SceneObject]:
+    def _place(self, objects, random) -> list[SceneObject]:
         """Draw cut-outs and places so that each object lies inside the image and stays at least half visible."""
         placed, hidden, areas = [], [], []
         for pool, label in objects:
             cutout = _pick(pool, random())
             (picture, *_), elongation, largest = _levels(self.part)[cutout]
-            w, h = picture.size
             longest = min(_between(self.area, random()) * elongation, largest, LONGEST)
             flip, brightness = random() < 0.5, int(_between(BRIGHTNESS, random()))
             while True:
-                scale = longest / max(w, h)
-                x, y = random() * (1 - scale * w), random() * (1 - scale * h)
-                new = SceneObject(cutout, label, x, y, scale * w, scale * h, flip, brightness)
+                w, h = (longest / max(picture.size) * side for side in picture.size)
+                x, y = random() * (1 - w), random() * (1 - h)
+                new = SceneObject(cutout, label, x, y, w, h, flip, brightness)
                 covered = [before + new.overlap(old) for before, old in zip(hidden, placed, strict=True)]
                 if all(c <= COVERED * area for c, area in zip(covered, areas, strict=True)):
                     break
@@ -216,7 +211,7 @@ class _Composed(Samples):
         return placed
 
     def record(self, i: int) -> SceneRecord:
-        """What scene i is made of: all but its pixels. Raises IndexError outside the data set."""
+        """What scene i is made of: all but its pixels."""
         random = self._random(range(self.length)[i])
         pool, context, objects, group = self._choose(random)
         background = _pick(pool, random())
@@ -228,19 +223,14 @@ class _Composed(Samples):
 
     def _compose(self, record: SceneRecord) -> torch.Tensor:
         """uint8 (4, size, size): red, green, blue, and which object is seen (0 the background, k + 1 object k)."""
-        size = self.size, self.size
         # Cropped first: resize(box=...) would also filter pixels beyond the box.
-        canvas = _photographs()[record.background].crop(record.crop).resize(size, Image.Resampling.BILINEAR)
-        if record.flip:
-            canvas = canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        instances = np.zeros(size, np.uint8)
+        canvas = _resized(_photographs()[record.background].crop(record.crop), self.size, self.size, record.flip)
+        instances = np.zeros((self.size, self.size), np.uint8)
         for k, thing in enumerate(record.objects, 1):
             x1, y1, x2, y2 = thing.box(self.size)
             pictures = _levels(self.part)[thing.cutout][0]
             picture = next((p for p in pictures[::-1] if p.width >= x2 - x1 and p.height >= y2 - y1), pictures[0])
-            patch = picture.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR).convert("RGBA")
-            if thing.flip:
-                patch = patch.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            patch = _resized(picture, x2 - x1, y2 - y1, thing.flip).convert("RGBA")
             brighter = [min(255, (value * thing.brightness + 50) // 100) for value in range(256)]
             patch = patch.point([*brighter * 3, *range(256)])  # red, green, blue; alpha as it is
             canvas.paste(patch, (x1, y1), patch)
@@ -248,7 +238,6 @@ class _Composed(Samples):
         return torch.from_numpy(np.concatenate([np.asarray(canvas).transpose(2, 0, 1), instances[None]]))
 
     def __getitem__(self, i: int) -> Sample:
-        """Item i. Raises IndexError outside the data set."""
         i = range(self.length)[i]
         if i not in self._cache:
             record = self.record(i)
@@ -258,11 +247,9 @@ class _Composed(Samples):
         box_labels = torch.tensor([thing.label for thing in record.objects])
         labels = torch.zeros(len(self.classes), dtype=torch.uint8).index_fill(0, box_labels, 1)
         masks = tv_tensors.Mask(pixels[3] == torch.arange(1, len(boxes) + 1)[:, None, None])
-        image, boxes = (
-            tv_tensors.Image(pixels[:3].clone()),
-            boxes.clone(),
-        )  # a transform may write into what it is given
-        sample = Sample(image, labels, boxes, box_labels, masks, record.group, f"{self.kind}-{self.split}-{i}")
+        image, name = tv_tensors.Image(pixels[:3].clone()), f"{self.kind}-{self.split}-{i}"
+        # Copies, as a transform may write into what it is given.
+        sample = Sample(image, labels, boxes.clone(), box_labels, masks, record.group, name)
         return sample if self.transform is None else self.transform(sample)
 
 
@@ -273,9 +260,8 @@ class Scenes(_Composed):
     The background's group g is drawn uniformly from the five of HOMES, then each object's category: with probability
     `correlation` one of the two at home in g, else one of the other eight, uniformly. Hence every category is equally
     frequent, and P(g is the category's home) = correlation: 0.2 is independence, 1 a perfect shortcut, 0 its reverse.
-    Two objects may be of one category. Later objects lie on earlier ones. Each stays at least half visible. A process
-    keeps the images that it has composed, 4 size² bytes each, besides 90 MB of decoded photographs.
-    Raises ValueError for a value outside the ranges that stand beside the fields.
+    Each object stays at least half visible. A process keeps the images that it has composed, 4 size² bytes each,
+    besides 90 MB of photographs. Raises ValueError for a value outside the ranges beside the fields.
     """
 
     classes, multilabel = CATEGORIES, True  # unless `categories` and `objects` say otherwise
@@ -292,7 +278,7 @@ class Scenes(_Composed):
         right = sorted(self.classes) == sorted(sum(homes, [])) and len({*map(len, homes)}) == 1 and self.classes
         check_value(bool(right), "categories of Scenes", self.classes, f"all, or one of each of {[*HOMES.values()]}")
 
-    def _choose(self, random: Callable[[], float]) -> tuple[list[int], str, list[tuple[list[int], int]], int]:
+    def _choose(self, random):
         group = _pick(list(HOMES), random())
         home = [c for c in HOMES[group] if c in self.classes]
         others = [c for c in self.classes if c not in home]
@@ -307,12 +293,10 @@ class Scenes(_Composed):
 class SceneBirds(_Composed):
     """The recipe of Waterbirds (Sagawa et al. 2020, sec. 3) on the embedded photographs: bird type x place.
 
-    Land birds and water birds are equally frequent, and P(place matches the bird) = correlation, so that 1.0 leaves
-    two of the four groups empty and 0.5 makes bird and place independent. Group = 2 * (bird is a water bird) + (place
-    is water). Every image holds one bird, its box and its mask. Memory and errors are those of Scenes.
+    P(place matches the bird) = correlation, so that 1.0 leaves two of the four groups empty and 0.5 makes bird and
+    place independent. Every image holds one bird, its box and its mask. Memory and errors are those of Scenes.
 
-    Notes: Waterbirds has 3.3 land birds per water bird. Here both are equally frequent, so that accuracy needs no
-    reweighting and chance is 50 %.
+    Notes: Waterbirds has 3.3 land birds per water bird. Here both are equally frequent, and chance is 50 %.
     """
 
     groups, multilabel = GROUPS, False
@@ -326,10 +310,8 @@ class SceneBirds(_Composed):
         check_value(self.task in TASKS, "task", self.task, f"one of {list(TASKS)}")
         self.classes = TASKS[self.task]
 
-    def _choose(self, random: Callable[[], float]) -> tuple[list[int], str, list[tuple[list[int], int]], int]:
-        bird = int(2 * random())
+    def _choose(self, random):
+        kinds, bird = TASKS["place"], int(2 * random())
         place = bird if random() < self.correlation else 1 - bird
-        kinds = TASKS["place"]
-        birds = _pool(self.part, category="bird", bird_habitat=kinds[bird])
-        label = bird if self.task == "bird" else place
-        return _pool(waterbirds_place=kinds[place]), kinds[place], [(birds, label)], 2 * bird + place
+        birds, label = _pool(self.part, category="bird", bird_habitat=kinds[bird]), {"bird": bird, "place": place}
+        return _pool(waterbirds_place=kinds[place]), kinds[place], [(birds, label[self.task])], 2 * bird + place

@@ -1,7 +1,6 @@
 """Deterministic selections: few images per class, boxes for a fraction of the images, wider boxes.
 
-They depend on the seed and on the order of the data set only, not on the machine or the versions of libraries: the
-order is that of raw PCG64 numbers, whose stream NumPy guarantees.
+They depend on the seed and on the order of the data set alone: NumPy guarantees the stream of raw PCG64 numbers.
 """
 
 import copy
@@ -19,15 +18,14 @@ from e2lib.datasets.sample import Sample, Samples
 
 
 class Selection(Samples):
-    """The images of a data set of Samples at the positions `indices`, int (n,).
+    """The images of a data set at the positions `indices`, int (n,).
 
     annotated, bool (n,), says which of them may use their boxes; of those no more than could before.
     """
 
     def __init__(self, dataset: Samples, indices: np.ndarray, annotated: np.ndarray | None = None):
-        before = getattr(dataset, "annotated", None)
-        if before is not None:
-            annotated = before[indices] & (True if annotated is None else annotated)
+        if getattr(dataset, "annotated", None) is not None:
+            annotated = dataset.annotated[indices] & (True if annotated is None else annotated)
         self.dataset, self.indices, self.annotated = dataset, indices, annotated
         self.classes, self.groups, self.multilabel = dataset.classes, dataset.groups, dataset.multilabel
 
@@ -38,23 +36,23 @@ class Selection(Samples):
 
     @property
     def group_of(self) -> np.ndarray:
-        """The group of each image: int64 (n,)."""
+        """Those of Samples."""
         return self.dataset.group_of[self.indices]
 
     @cached_property
     def targets(self) -> Tensor:
-        """Labels: uint8 (n, C), multi-hot, without building those of the whole data set."""
+        """Those of Samples, without building those of the whole data set."""
         targets = torch.zeros(len(self), len(self.classes), dtype=torch.uint8)
         for c in range(len(self.classes)):
             targets[self.images_with(c), c] = 1
         return targets
 
     def images_with(self, c: int) -> np.ndarray:
-        """Positions of the images that show class `c`: int64, increasing."""
+        """Those of Samples."""
         return np.isin(self.indices, self.dataset.images_with(c)).nonzero()[0]
 
     def fingerprint(self) -> str:
-        """Tells these images, and which boxes may be used, from others."""
+        """That of Samples."""
         annotated = None if self.annotated is None else self.annotated.tolist()
         return f"{self.dataset.fingerprint()} {self.indices.tolist()} {annotated}"
 
@@ -81,8 +79,7 @@ def at_most(dataset: Samples, length: int, seed: int = 0) -> Samples:
 def few_shot(dataset: Samples, per_class: int, seed: int = 0) -> Selection:
     """For each class the first `per_class` images, in a random order, that contain it; 10 shots contain 5 shots.
 
-    Multi-label images count for every class in them: each class is in at least `per_class` of the images, and common
-    classes in more. Raises ValueError naming a class with fewer images.
+    Multi-label images count for every class in them. Raises ValueError naming a class with fewer images.
     """
     check_value(per_class >= 1, "per_class", per_class, "at least 1")
     rank = np.argsort(random_order(len(dataset), seed))  # each image's place in the random order
@@ -99,7 +96,6 @@ def with_boxes(dataset: Samples, fraction: float, seed: int = 0, repeats: int = 
     """All images, of which round(fraction * len), at least one, stay `annotated`; 10 % contain the 1 %.
 
     Each of these comes `repeats` times in an epoch. Otherwise the few steps that see a box are lost among the others.
-    Raises ValueError for a fraction outside (0, 1] or repeats below 1.
     """
     check_value(0 < fraction <= 1, "box fraction", fraction, "in (0, 1]: 0.01 keeps the boxes of 1 % of the images")
     check_value(repeats >= 1, "repeats", repeats, "at least 1")
@@ -110,7 +106,7 @@ def with_boxes(dataset: Samples, fraction: float, seed: int = 0, repeats: int = 
 
 
 def with_transform(dataset: Samples, transform: Transform) -> Samples:
-    """The data set with another transform. Raises ValueError for one without: all of this package have one."""
+    """The data set with another transform. Raises ValueError for a data set that has none."""
     if isinstance(dataset, Selection):
         return Selection(with_transform(dataset.dataset, transform), dataset.indices, dataset.annotated)
     if not hasattr(dataset, "transform"):
@@ -132,9 +128,6 @@ class _Dilate:
 
 
 def dilated(dataset: Samples, fraction: float) -> Samples:
-    """The data set with boxes widened and heightened by `fraction` (0.1, 0.25, 0.5), before its transform.
-
-    Raises ValueError for a fraction outside (0, 1], and for a data set without transform.
-    """
+    """The data set with boxes widened and heightened by `fraction` (0.1, 0.25, 0.5), before its transform."""
     check_value(0 < fraction <= 1, "dilation", fraction, "in (0, 1]: 0.1 widens boxes by 10 %")
     return with_transform(dataset, _Dilate(fraction, getattr(dataset, "transform", None)))

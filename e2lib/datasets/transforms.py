@@ -10,10 +10,10 @@ from e2lib.datasets.sample import Sample
 
 @dataclass
 class Joint:
-    """Apply a torchvision v2 transform to image, boxes, masks and maps at once; boxes that leave the image are dropped.
+    """Apply a torchvision v2 transform to image, boxes, masks and maps at once.
 
-    A dropped box takes its mask and box label along. The image keeps its class labels, although a random crop may not
-    show the object any more.
+    A box that leaves the image is dropped with its mask and box label. The image keeps its class labels, although a
+    random crop may not show the object any more.
     """
 
     steps: v2.Transform
@@ -21,9 +21,8 @@ class Joint:
     def __call__(self, sample: Sample) -> Sample:
         image, boxes, masks, maps = self.steps(sample.image, sample.boxes, sample.masks, sample.maps)
         kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        boxes, box_labels = tv_tensors.wrap(boxes[kept], like=boxes), sample.box_labels[kept]
-        masks = None if masks is None else tv_tensors.Mask(masks[kept])
-        return replace(sample, image=image, boxes=boxes, box_labels=box_labels, masks=masks, maps=maps)
+        boxes, masks = tv_tensors.wrap(boxes[kept], like=boxes), None if masks is None else tv_tensors.Mask(masks[kept])
+        return replace(sample, image=image, boxes=boxes, box_labels=sample.box_labels[kept], masks=masks, maps=maps)
 
 
 def eval_transform(size: int) -> Joint:

@@ -60,8 +60,7 @@ class VOC(FileDataset):
             except OSError as error:
                 how = f"without network, put into {root}: {self.layout}"
                 raise ConnectionError(f"downloading VOC{year} failed ({error}); {how}") from error
-        names = read_lines(need(listing, self.layout))
-        if not names:
+        if not (names := read_lines(need(listing, self.layout))):
             raise ValueError(f"{listing}: the split is empty")
         if classes is None:
             classes = read_lines(base / "classes.txt") if (base / "classes.txt").exists() else VOC_CLASSES
@@ -101,10 +100,7 @@ class VOC(FileDataset):
 
 
 def _item(base: Path, name: str, classes: Sequence[str]) -> Item:
-    """What the XML file of an image says; VOC's own boxes are 1-based and inclusive.
-
-    Raises FileNotFoundError, or ValueError naming the file, the object and the field, class or box that is wrong.
-    """
+    """What the XML file of an image says; VOC's own boxes are 1-based and inclusive."""
     path = need(base / "Annotations" / f"{name}.xml", "Annotations/<image>.xml for each image of the split")
     try:
         root = ET.parse(path).getroot()
@@ -133,7 +129,7 @@ def _number(item: ET.Element, field: str, where: str, missing: str = "nothing") 
 
 
 def _read_indices(path: Path, size: tuple[int, int]) -> Tensor:
-    """Pixel values of an index PNG: int64 (H, W). Raises ValueError naming a file of another mode or size."""
+    """Pixel values of an index PNG: int64 (H, W)."""
     with Image.open(need(path, "SegmentationObject and SegmentationClass for the same images")) as image:
         if image.mode not in ("P", "L") or image.size != size[::-1]:
             found, right = f"mode {image.mode}, {image.width} x {image.height} pixels", f"{size[1]} x {size[0]}"

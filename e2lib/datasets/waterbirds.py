@@ -26,16 +26,13 @@ class Waterbirds(FileDataset):
     layout = "waterbird_*/metadata.csv with its images, and CUB_200_2011/bounding_boxes.txt"
     groups = GROUPS
 
-    def __init__(
-        self, root: str | Path, split: str, task: str = "bird", variant: str | None = None, transform: Transform = None
-    ):
+    def __init__(self, root: str | Path, split: str, task="bird", variant="waterbird_*", transform: Transform = None):
         check_value(split in SPLITS, "split", split, f"one of {list(SPLITS)}")
         check_value(task in TASKS, "task", task, f"one of {list(TASKS)}")
         root = need(Path(root), self.layout)
-        folders = sorted(p for p in root.glob(variant or "waterbird_*") if p.is_dir())
-        if len(folders) > 1:
-            raise ValueError(f"{root} has {', '.join(p.name for p in folders)}; choose one with variant=")
-        folder = need((folders or [root / (variant or "waterbird_*")])[0], self.layout)
+        folder, *others = sorted(p for p in root.glob(variant) if p.is_dir()) or [need(root / variant, self.layout)]
+        if others:
+            raise ValueError(f"{root} has {', '.join(p.name for p in [folder, *others])}; choose one with variant=")
         listing = need(root / "CUB_200_2011" / "bounding_boxes.txt", self.layout)
         table, items, box_of = need(folder / "metadata.csv", self.layout), [], {}
         for line in read_lines(listing):
@@ -48,10 +45,10 @@ class Waterbirds(FileDataset):
         for number, row in enumerate(read_rows(table, ["img_id", "img_filename", *COLUMNS]), 2):
             for column, known in COLUMNS.items():
                 check_value(row[column] in known, f"{table} line {number}: {column}", row[column], f"one of {known}")
-            bird, place = int(row["y"]), int(row["place"])
             if row["split"] == SPLITS[split]:
                 if row["img_id"] not in box_of:
                     raise ValueError(f"{listing} has no box of image {row['img_id']}")
-                label = [bird if task == "bird" else place]
-                items.append(Item(row["img_filename"], label, [box_of[row["img_id"]]], label, group=2 * bird + place))
+                label = [int(row["y" if task == "bird" else "place"])]
+                group = 2 * int(row["y"]) + int(row["place"])
+                items.append(Item(row["img_filename"], label, [box_of[row["img_id"]]], label, group=group))
         super().__init__(folder, items, TASKS[task], transform)
