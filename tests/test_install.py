@@ -93,7 +93,7 @@ def test_the_wheel_holds_the_library_and_its_data_alone(wheel):
     assert {name.split("/")[0] for name in names} == {"e2lib", "e2lib-0.1.0.dist-info"}
     kept = {path.relative_to(ROOT) for path in (ROOT / "data").rglob("*") if path.suffix not in (".py", ".pyc", "")}
     assert {Path("e2lib") / path for path in kept} <= {Path(name) for name in names}
-    assert {"e2lib/py.typed", "e2lib/data/LICENSE", "e2lib/course/box_canvas.js"} <= names
+    assert {"e2lib/__init__.pyi", "e2lib/py.typed", "e2lib/data/LICENSE", "e2lib/course/box_canvas.js"} <= names
     assert not {name for name in names if name.startswith("e2lib/data/") and name.endswith(".py")}
 
 
