@@ -15,8 +15,7 @@ OVERSHOOT = 0.1  # part of a box's side that annotators may draw outside the ima
 def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Mask of each box: boxes (N, 4), size (H, W) -> bool (N, H, W).
 
-    A pixel is inside when its centre is; a box too thin to hold a centre covers the pixels around its own middle,
-    so that a resized box never disappears.
+    A pixel is inside when its centre is. A box too thin to hold a centre covers the pixels around its own middle.
     """
 
     def inside(lo: Tensor, hi: Tensor, length: int) -> Tensor:  # (N,), (N,) -> (N, length)
@@ -34,10 +33,7 @@ def box_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def dilate(boxes: Tensor, fraction: float, size: tuple[int, int]) -> Tensor:
-    """Widen width and height by `fraction` (0.1 = 10 %) around the centre, clipped to size (H, W).
-
-    Raises ValueError for a negative fraction.
-    """
+    """Widen width and height by `fraction`, 0 or more, around the centre (0.1 = 10 %), clipped to size (H, W)."""
     if not fraction >= 0:
         raise ValueError(f"dilation fraction is {fraction}; it must be 0 or more (0.1 widens by 10 %)")
     boxes = boxes.as_subclass(Tensor).reshape(-1, 4)
@@ -57,7 +53,7 @@ def check_boxes(boxes: Tensor, size: tuple[float, float], where: str) -> Tensor:
     """Return boxes (N, 4) clipped to an image of size (H, W).
 
     Raises ValueError naming `where` and the box when it is not finite, inverted, empty, or reaches outside the image
-    by more than one pixel and more than a tenth of its side. Published data sets have less, which is clipped.
+    by more than one pixel and more than a tenth of its side.
     """
     clipped = clip_boxes_to_image(boxes, size)
     for box, inner in zip(boxes.tolist(), clipped.tolist(), strict=True):

@@ -20,7 +20,7 @@ if not DATA.is_dir():
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place at the end; where writing fails, nothing is left of it."""
+    """A temporary path beside `path`, which takes its place at the end; where writing fails, nothing is left."""
     # Not the process's number: on a cluster several machines write to one folder.
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -59,14 +59,12 @@ def essence(source: str) -> str:
 def once(path: Path, make: Callable[[Path], None], wait: bool = True) -> Path:
     """Return `path`; where it does not exist, `make(temporary path)` writes it, in one process while others wait.
 
-    The name of `path` should hold a `digest` of all that went in: another input is another file, never a stale one.
-    Without `wait`, a path that another process is making is left to it. Many paths are shared among processes so: each
-    process goes through all of them without waiting, then once more and waits.
+    The name of `path` should hold a `digest` of all that went in. Without `wait`, a path that another process is making
+    is left to it. To share many, each process goes through all of them without waiting, then once more and waits.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
     if not path.exists():
-        with contextlib.suppress(Timeout), lock.acquire(blocking=wait):
+        with contextlib.suppress(Timeout), FileLock(path.with_name(f".{path.name}.lock")).acquire(blocking=wait):
             if not path.exists():
                 with replacing(path) as part:
                     make(part)

@@ -42,10 +42,7 @@ def use_style() -> None:
 def show_samples(
     samples: Sequence[Sample], classes: Sequence[str], columns: int = 6, titles: Sequence[str] = (), masks: bool = False
 ) -> plt.Figure:
-    """Photographs in a grid, each with its boxes in the colour of their class, and with `masks` its segmentation.
-
-    By default the title of an image lists the classes in it.
-    """
+    """Photographs in a grid, titled by their classes, with boxes, and with `masks`, in the colour of their class."""
     columns = min(columns, len(samples))
     figure, axes = _grid(-(-len(samples) // columns), columns)
     for axis in axes.flat[len(samples) :]:
@@ -62,13 +59,7 @@ def show_samples(
     return figure
 
 
-def show_maps(
-    images: Tensor,
-    maps: dict[str, Tensor],
-    boxes: Sequence[Tensor] | None = None,
-    titles: Sequence[str] | None = None,
-    notes: dict[str, Sequence[str]] | None = None,
-) -> plt.Figure:
+def show_maps(images: Tensor, maps: dict[str, Tensor], boxes=None, titles=None, notes=None) -> plt.Figure:
     """One row per image: the photograph, then each explanation, red for and blue against the class.
 
     Args:
@@ -97,11 +88,8 @@ def show_maps(
 
 
 def show_map(axis: plt.Axes, values: Tensor, photo: Tensor) -> None:
-    """One signed map (H, W) on `axis`, over the grey photograph (H, W, 3): red for, blue against.
-
-    The map is smoothed for the eye: each pixel is averaged over a window of about a fiftieth of the map's width.
-    """
-    window = values.shape[1] // 50 // 2 * 2 + 1
+    """One signed map (H, W) on `axis`, over the grey photograph (H, W, 3): red for, blue against."""
+    window = values.shape[1] // 50 // 2 * 2 + 1  # averaged over for the eye: about a fiftieth of the width
     values = F.avg_pool2d(values.detach().cpu().float()[None], window, 1, window // 2, count_include_pad=False)[0]
     limit = torch.quantile(values.abs().flatten(), 0.995).clamp_min(1e-12).item()
     axis.imshow(photo.mean(2), cmap="gray", vmin=-1, vmax=1.3)
@@ -127,19 +115,14 @@ def colour_explanation(images: Tensor, weights: Tensor, smooth: int = 5) -> Tens
 def show_front(
     points: Sequence[dict[str, Any]], baseline: dict[str, float], floor: float, by: str = "weight", y: str = "EPG"
 ) -> plt.Figure:
-    """Accuracy against localisation of the points of one or more `ParetoArchive`s. Rings mark each archive's front.
+    """F1 against `y` of the points of one or more `ParetoArchive`s. Rings mark each archive's front.
 
-    A line joins the epochs of one training. Its λ stands at the last one unless the colour tells it.
-
-    Args:
-        points: as in `ParetoArchive.points`.
-        baseline: its scores, F1 and `y`, in per cent: a cross.
-        floor: the lowest F1 that a chosen point may have: a dotted line.
-        by: the field of the settings that colour and marker tell: weight (λ), loss, at, ...
-        y: the score on the vertical axis.
+    A line joins the epochs of one training. Its λ stands at the last one unless the colour tells it. A cross marks the
+    scores of the `baseline`, in per cent, a dotted line the `floor`, the lowest F1 that a chosen point may have.
+    Colour and marker tell the field `by` of the settings: weight (λ), loss, at, …
     """
     figure, axis = plt.subplots(figsize=(6.5, 4.2))
-    trainings: dict[str, list[dict[str, Any]]] = {}
+    trainings = {}
     for point in points:
         trainings.setdefault(str(point["setting"] | {"epoch": None}), []).append(point)
     values = list(dict.fromkeys(point["setting"][by] for point in points))

@@ -11,8 +11,8 @@ MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
 def keep_memory() -> None:
     """Tell glibc to keep what large tensors free, for the next ones; nothing happens with another C library.
 
-    By default glibc returns large blocks to the system and asks for new ones, whose pages are then cleared one by one.
-    Convolutional networks run 2 to 4 times as long by it on a CPU.
+    Otherwise glibc asks the system for new blocks, whose pages are cleared one by one: on a CPU, convolutional networks
+    then run 2 to 4 times as long.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
