@@ -8,7 +8,6 @@ Values and gradients are finite for every finite map and every mask; an all-zero
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
@@ -18,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from e2lib.attribution import against_others, explain, grid_size, logits_of, modes_restored, module_at, trainable
+from e2lib.attribution import against_others, explain, grid_size, modes_restored, module_at, predict, trainable
 from e2lib.datasets import Batch, collate
+from e2lib.datasets.files import check_value
 from e2lib.distillation.losses import bce, cross_entropy
 from e2lib.metrics import EPG
 from e2lib.metrics.localisation import kind, wide
@@ -71,7 +71,7 @@ def _scaled(maps: Tensor, masks: Tensor, by: Callable[[Tensor], Tensor]) -> Tens
     if soft and not ((masks >= 0) & (masks <= 1)).all():
         raise ValueError(f"masks lie in [{masks.min():.3g}, {masks.max():.3g}]; soft masks must be in [0, 1]")
     peak = by(wide(maps.detach())).amax((1, 2, 3), keepdim=True)
-    # The losses do not depend on a map's scale, so this changes no gradient; it keeps tiny maps from vanishing.
+    # The losses do not depend on a map's scale, so this changes no gradient. It keeps tiny maps from vanishing.
     return wide(maps) / torch.where(peak > NOTHING, peak, torch.inf)
 
 
@@ -92,22 +92,19 @@ class Guide:
     Without boxes a step trains plainly. It warns when none has come where `fraction` leads one to expect 20.
 
     Args:
-        loss: a name of `LOSSES`, or a function (maps (B, 1, H, W) float32, masks (B, 1, H, W)) -> (B,).
+        loss: a name of `LOSSES`, or such a function.
         method, at: a differentiable method of `explain`, and where it explains.
-        weight: λ. L_loc is averaged over annotated images, so λ does not depend on the size of the batch. 0 trains
-            in the same way without explaining: the baseline.
-        fraction: the part of an epoch's images that are annotated, `dataset.annotated.mean()`. L_loc of a batch is
-            its sum over annotated images divided by their expected number, fraction · B. Its mean over batches of one
-            size is then the mean over annotated images, also when a batch holds one or none.
-        absolute: explain with |A| instead of A in the loss. Grad-CAM's maps can escape a strong energy loss by becoming
-            zero everywhere, where there is no gradient. |IxG| at Final cannot; IxG is Grad-CAM before its ReLU where
-            average pooling and a linear layer follow. `evaluate` measures A all the same.
+        weight: λ. L_loc is averaged over annotated images, so λ does not depend on the size of the batch. 0 trains the
+            baseline: in the same way, without explaining.
+        fraction: the part of the data's images that are annotated. L_loc of a batch is divided by their expected
+            number, fraction · B: its mean over batches is right also where a batch holds one or none.
+        absolute: take |A| for A in the loss. Grad-CAM's maps can escape a strong energy loss by becoming zero
+            everywhere, where there is no gradient. |IxG| at Final, which is Grad-CAM before its ReLU, cannot.
         contrast: explain the class's logit less the mean of the others: what speaks for this class rather than another.
         outside: M is the complement: for classes that are told by what surrounds the object in the box.
-        dropout: the share of the explained layer's channels that a step sets to zero, drawn anew for each image; the
-            others are scaled up. The map then has to hold with any of them. Not for tokens (B, N, C).
-        classification: bce, cross_entropy (for single-label data), or a function (logits (B, C) float32, multi-hot
-            labels (B, C) float32) -> scalar.
+        dropout: the share of the explained layer's channels that are set to zero, drawn anew for each image. The map
+            then has to hold with any of them. Not for tokens (B, N, C).
+        classification: a name of `CLASSIFICATION`, or a function of logits and multi-hot labels, both (B, C) float32.
         masks: boxes, or segmentation: M is then the union of the class's masks; images without them are not explained.
         keep_modes: leave each module in train or eval mode: for networks whose norm layers still learn their
             statistics. One pass takes the whole batch then, and maps before such a layer depend on all of its images.
@@ -128,23 +125,18 @@ class Guide:
     classification: str | Callable[[Tensor, Tensor], Tensor] = "bce"
     masks: str = "boxes"
     keep_modes: bool = False
-    missing: Counter = field(default_factory=Counter, init=False, compare=False)  # images that should have had a box
+    missing: list = field(default_factory=lambda: [0.0], init=False, compare=False)  # images that should have had a box
 
     def __post_init__(self):
         for name in ("weight", "fraction", "dropout"):  # a number of NumPy would change the repr, and fail in operators
             object.__setattr__(self, name, float(getattr(self, name)))
         tables = {"loss": LOSSES, "classification": CLASSIFICATION, "masks": ("boxes", "segmentation")}
-        for name, table in tables.items():
-            if not callable(value := getattr(self, name)) and value not in table:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(table)}")
-        if self.method not in trainable():
-            raise ValueError(f"method is {self.method!r}; one can train through {', '.join(trainable())}")
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"weight is {self.weight}; it must be 0 or more")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction is {self.fraction}; it must be in (0, 1]")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
+        for name, table in (tables | {"method": trainable()}).items():
+            value = getattr(self, name)
+            check_value(callable(value) or value in table, name, value, f"one of {', '.join(table)}")
+        check_value(0 <= self.weight < math.inf, "weight", self.weight, "0 or more")
+        check_value(0 < self.fraction <= 1, "fraction", self.fraction, "in (0, 1]")
+        check_value(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
     def __repr__(self) -> str:  # by which checkpoints know a step: a function's name, not its address
         values = ((f.name, getattr(self, f.name)) for f in fields(self) if f.init)
@@ -166,38 +158,34 @@ class Guide:
                 chosen = torch.where(guided, classes, -1)[explained]
                 targets = (lambda z: against_others(chosen, z.shape[1])) if self.contrast else chosen
                 how = {"create_graph": True, "keep_modes": self.keep_modes}
-                explanation = explain(model, batch.images[explained], targets, self.method, self.at, **how)
-                maps = wide(explanation.maps[guided[explained]])
-                masks = batch.class_masks(classes, segmentation)[guided]
-                loss = self.loss if callable(self.loss) else LOSSES[self.loss]
-                values = loss(maps.abs() if self.absolute else maps, _inverse(masks) if self.outside else masks)
-                localisation = values.sum() / (self.fraction * len(classes))
-                logits.append(explanation.logits)
+                found, maps = explain(model, batch.images[explained], targets, self.method, self.at, **how)
+                logits.append(found)
+                maps, masks = wide(maps[guided[explained]]), batch.class_masks(classes, segmentation)[guided]
+                maps, masks = maps.abs() if self.absolute else maps, _inverse(masks) if self.outside else masks
+                localisation = LOSSES.get(self.loss, self.loss)(maps, masks).sum() / (self.fraction * len(classes))
             if not explained.all():
-                logits.append(logits_of(model(batch.images[~explained])))
+                logits.append(predict(model, batch.images[~explained]))
         found = torch.cat(logits).float()
         labels = batch.hot(found.shape[1])
-        classify = self.classification if callable(self.classification) else CLASSIFICATION[self.classification]
+        classify = CLASSIFICATION.get(self.classification, self.classification)
         classification = classify(found, torch.cat([labels[explained], labels[~explained]])).mean()
         return {"classification": classification, "guidance": self.weight * localisation}
 
     def _expect(self, guided: Tensor) -> None:
         """Warn, once, when no image has a box although many should have come."""
-        self.missing["images"] += self.fraction * len(guided)
+        self.missing[0] += self.fraction * len(guided)
         if guided.any() or self.weight == 0:
-            self.missing["images"] = -math.inf
-        elif self.missing["images"] >= EXPECTED:
-            self.missing["images"] = -math.inf
-            found = f"Guide has found no {self.masks} to guide with, where fraction={self.fraction}"
-            warnings.warn(f"{found} of all images should have them: it trains plainly", stacklevel=3)
+            self.missing[0] = -math.inf
+        elif self.missing[0] >= EXPECTED:
+            self.missing[0] = -math.inf
+            expected = f"where fraction={self.fraction} of all images should have them"
+            warnings.warn(f"Guide has found no {self.masks} to guide with, {expected}: it trains plainly", stacklevel=3)
 
     def _dropping(self, model: nn.Module) -> AbstractContextManager:
         """Dropout of channels at the explained layer, before `explain` catches it: by a hook, because of eval mode."""
 
-        def drop(module, inputs, layer: Tensor) -> Tensor:
-            if layer.ndim != 4:
-                shape = tuple(layer.shape)
-                raise ValueError(f"dropout is {self.dropout}; at {self.at!r} are tokens {shape}, it must be 0")
+        def drop(module, inputs, layer):
+            check_value(layer.ndim == 4, "dropout", self.dropout, f"0 for tokens, as at {self.at!r}")
             return F.dropout2d(layer, self.dropout)
 
         return module_at(model, self.at).register_forward_hook(drop) if self.dropout else nullcontext()
@@ -218,8 +206,8 @@ class Guide:
 def ceiling(model: nn.Module, dataset: Dataset, at: str = "Input", batch_size: int = 64) -> float:
     """EPG, in per cent, of maps that fill the boxes as well as a layer's resolution allows, on `dataset`.
 
-    Such a map is the box mask, averaged over each cell of the layer's grid and brought back to the images' size as
-    `explain` does. At Input it is 100. A map that keeps to the middle of large boxes can score higher.
+    Such a map is the box mask, averaged over each cell of the layer's grid and resized as by `explain`. At Input it is
+    100. A map that keeps to the middle of large boxes can score higher.
     """
     metric = EPG()
     grid = grid_size(model, collate([dataset[0]]).images.to(next(model.parameters()).device), at)

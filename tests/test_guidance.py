@@ -304,7 +304,7 @@ def test_dropout_of_channels_serves_logits_and_map_and_is_gone_afterwards():
 
 
 def test_dropout_of_tokens_is_refused():
-    with pytest.raises(ValueError, match=r"dropout is 0.5; at 'Final' are tokens \(8, "):
+    with pytest.raises(ValueError, match="dropout is 0.5; it must be 0 for tokens, as at 'Final'"):
         Guide("energy", "ixg", "Final", 1.0, dropout=0.5)(models.build("test_vit", 2), collate(list(BIRDS)))
 
 
@@ -469,7 +469,7 @@ def test_a_map_that_died_has_a_gradient_only_before_the_rectifier_of_gradcam(los
     ("change", "message"),
     [
         ({"loss": "l2"}, "loss is 'l2'; it must be one of energy, l1, ppce, rrr"),
-        ({"method": "occlusion"}, "method is 'occlusion'; one can train through ixg, "),
+        ({"method": "occlusion"}, "method is 'occlusion'; it must be one of ixg, "),
         ({"method": "gradcam++"}, r"method is 'gradcam\+\+'"),
         ({"weight": -0.1}, "weight is -0.1; it must be 0 or more"),
         ({"weight": math.inf}, "weight is inf"),

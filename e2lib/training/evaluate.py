@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from e2lib.attribution import METHODS, against_others, explain, logits_of, modes_restored
 from e2lib.datasets import collate
+from e2lib.datasets.files import check_value
 from e2lib.metrics import EPG, F1, METRICS, GroupAccuracy, IoU, IoUCurve, MeanAP, OnObjectEPG
 from e2lib.metrics.accuracy import check_logits
 from e2lib.metrics.localisation import Average, wide
@@ -19,8 +20,8 @@ from e2lib.training.precision import formed
 from e2lib.training.processes import processes
 
 CPU_PIXELS = 8 * 224 * 224  # in a batch that is explained on a CPU
-# What a metric is given, by the names of its parameters.
-GIVEN = ("maps", "masks", "boxes", "segments", "targets", "logits", "labels", "groups", "images", "model")
+# What a metric is given, by the names of its parameters; maps only where a method explains.
+GIVEN = ("masks", "boxes", "segments", "targets", "logits", "labels", "groups", "images", "model", "maps")
 
 
 def evaluate(
@@ -44,34 +45,31 @@ def evaluate(
 
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
-        dataset: Samples of one size; `datasets.Samples` is the base class for data of your own.
+        dataset: Samples of one size.
         batch_size: images per forward pass at most. On a CPU fewer of large images are explained at once.
-        method: how to explain each class that is present (`explain`); None for accuracy alone.
+        method: how each class that is present is explained, as for `explain`; None for accuracy alone.
         at: the depth that is explained.
-        threshold: of the IoU, a fraction of the map's maximum in [0, 1). None takes the best one on these data: only
-            for validation data, from which test data take theirs.
+        threshold: of the IoU, a fraction in [0, 1). None takes the best one on these data, so for validation data only.
         workers: processes that load images.
-        contrast: explain the class against the others, as `guidance.Guide`.
-        outside: the attribution is to lie outside the boxes, as `guidance.Guide`; on-object EPG stays as it is.
+        contrast: as for `guidance.Guide`.
+        outside: as for `guidance.Guide`; on-object EPG stays that of the boxes.
         seen: how many training images each group has, for `metrics.GroupAccuracy`.
         teacher: for agreement, a network of the same classes, or its logits (N, C) of these images.
-        metrics: further metrics, as names of `metrics.METRICS`, or functions by name. The parameters of a function say
-            what it is given: maps (B, K, H, W) of the K classes explained per image, and where they are to lie, masks;
-            boxes and segments of these classes, all bool like maps; targets int64 (B, K), the classes, -1 for none;
-            logits and labels (B, C); groups (B,); images; model. It returns a value per image, (B,), or per image and
-            class, (B, K).
+        metrics: names of `metrics.METRICS`, or functions by name. The parameters of a function say what it is given:
+            maps (B, K, H, W) of the K classes explained per image, and where they are to lie, masks; boxes and segments
+            of these classes, all bool like maps; targets int64 (B, K), the classes, -1 for none; logits and labels
+            (B, C); groups (B,); images; model. It returns a value per image, (B,), or per image and class, (B, K).
         precision: as for `fit`; methods of the score alone (`attribution.Method`) run in float32.
 
     Returns:
-        F1 (logit threshold 0, all classes pooled) and mAP. For single-label data "accuracy", of the top class. For data
-        with groups what `metrics.GroupAccuracy` returns. With a teacher "agreement", the share of images on which both
-        have the same top class (Parchami-Araghi et al., ECCV 2024, section 4), and for data with groups "agreement, out
-        of distribution" and the like. With a method EPG, IoU and its "IoU threshold" (a fraction), averaged over pairs
-        of an image and a present class with boxes, and "on-object EPG" where the data has segmentation masks, soft ones
-        from 0.5 on. Each of `metrics`, averaged over images, or over pairs that have each mask it is given.
+        F1 and mAP. For single-label data "accuracy", of the top class. For data with groups what `GroupAccuracy`
+        returns. With a teacher "agreement", the share of images on which both have the same top class (Parchami-Araghi
+        et al., ECCV 2024, section 4), and for data with groups "agreement, out of distribution" and the like. With a
+        method EPG, IoU and its "IoU threshold" (a fraction), averaged over pairs of an image and a present class with
+        boxes, and "on-object EPG" where the data has segmentation masks, soft ones from 0.5 on. Each of `metrics`,
+        averaged over images, or over pairs that have each mask it is given.
 
-    Raises ValueError for too few images; for a metric that is unknown, has other parameters or finds nothing to
-    measure, as with a method on data without boxes; for NaN among logits; for a teacher's logits of another number.
+    Raises ValueError for wrong arguments, and where nothing can be measured, as with a method on data without boxes.
     """
     rank, world = processes()
     if len(dataset) < world:
@@ -96,8 +94,8 @@ def evaluate(
         if method and device.type == "cpu":  # where a large batch takes longer to allocate than it saves
             batch_size = max(1, min(batch_size, CPU_PIXELS // first.image[0].numel()))
         order = order[rank::world]
-        options = {"collate_fn": collate, "num_workers": workers, "generator": torch.Generator()}
-        loader = DataLoader(Subset(dataset, order.tolist()), batch_size, **options)
+        how = {"collate_fn": collate, "num_workers": workers, "generator": torch.Generator()}
+        loader = DataLoader(Subset(dataset, order.tolist()), batch_size, **how)
         stack.enter_context(modes_restored(nn.ModuleList(networks)))
         forms = [stack.enter_context(formed(network.eval(), precision, bool(method))) for network in networks]
         accuracy: dict[str, F1 | MeanAP] = {}
@@ -133,8 +131,7 @@ def evaluate(
                 _add(metric, given)
     shares = {name: metric.compute() for name, metric in accuracy.items()}
     if groups or single:
-        found = right.compute()
-        shares |= found if groups else {"accuracy": found["accuracy"]}
+        shares |= right.compute() if groups else {"accuracy": right.compute()["accuracy"]}
     if teacher is not None:
         found = alike.compute()
         shares["agreement"] = found["accuracy"]
@@ -144,10 +141,7 @@ def evaluate(
         if metric.count():
             shares[name] = metric.compute().max()  # of the IoU at each threshold
         elif name != "on-object EPG" or name in metrics:
-            raise ValueError(
-                f"{name} finds nothing to measure: no image has a box, or a segmentation where it asks for one, of a "
-                "class that it shows; without a method `evaluate` measures accuracy alone"
-            )
+            raise ValueError(f"{name} finds nothing to measure: no image has a box (or segmentation) of its classes")
     scores = {name: 100 * share.item() for name, share in shares.items()}
     if method:
         scores["IoU threshold"] = averages["IoU"].best_threshold() if threshold is None else threshold
@@ -156,18 +150,14 @@ def evaluate(
 
 def _averages(method: str | None, threshold: float | None, metrics) -> dict[str, Average]:
     """What is averaged over the data, by name: of a method EPG, IoU and on-object EPG, and the further metrics."""
-    found = {"EPG": EPG(), "IoU": IoUCurve() if threshold is None else IoU(threshold), "on-object EPG": OnObjectEPG()}
-    found = found if method else {}
-    for name in metrics:
-        function = metrics[name] if isinstance(metrics, Mapping) else METRICS.get(name)
-        if function is None:
-            known = f"known are {', '.join(METRICS)}, and functions {{name: function}}"
-            raise ValueError(f"metric {name!r} is unknown; {known}")
-        parameters = inspect.signature(function).parameters
-        if other := [p for p in parameters if p not in GIVEN and parameters[p].default is inspect.Parameter.empty]:
-            raise ValueError(f"metric {name!r} has the parameter {other[0]!r}; it can be given {', '.join(GIVEN)}")
-        if "maps" in parameters and method is None:
-            raise ValueError(f"metric {name!r} asks for maps; evaluate needs a method to explain with")
+    of_iou, given = IoUCurve() if threshold is None else IoU(threshold), GIVEN if method else GIVEN[:-1]
+    found = {"EPG": EPG(), "IoU": of_iou, "on-object EPG": OnObjectEPG()} if method else {}
+    functions = metrics if isinstance(metrics, Mapping) else {name: METRICS.get(name) for name in metrics}
+    for name, function in functions.items():
+        check_value(callable(function), "metric", name, f"one of {', '.join(METRICS)}, or {{name: function}}")
+        for p in inspect.signature(function).parameters.values():
+            if p.default is p.empty and p.name not in given:
+                raise ValueError(f"metric {name!r} asks for {p.name}; it can be given {', '.join(GIVEN)} (by a method)")
         found[name] = Average(function, name)
     return found
 
@@ -176,7 +166,6 @@ def _add(metric: Average, given: dict[str, Tensor]) -> None:
     """Add a batch. Pairs count where the explained class has whatever masks the metric asks for, in common pixels."""
     asked = inspect.signature(metric.function).parameters.keys() & GIVEN
     if asked <= given.keys():  # else no image of this batch has a segmentation
-        shown = {"masks": "boxes", "boxes": "boxes", "segments": "segments"}
-        masks = [given[shown[name]] for name in asked & shown.keys()]
+        masks = [given["boxes" if name == "masks" else name] for name in asked & {"masks", "boxes", "segments"}]
         valid = torch.stack(masks).all(0).flatten(2).any(2) if masks else given["targets"] >= 0
         metric.update(valid=valid, **{name: given[name] for name in asked})

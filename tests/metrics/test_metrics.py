@@ -49,7 +49,7 @@ def test_a_metric_is_added_used_and_removed():
     del metrics.METRICS["negative share"], metrics.METRICS["everything"]
 
     assert set(metrics.METRICS) == before
-    with pytest.raises(ValueError, match="metric 'negative share' is unknown; known are EPG, "):
+    with pytest.raises(ValueError, match="metric is 'negative share'; it must be one of EPG, "):
         training.evaluate(network, SCENES, **HOW, metrics=["negative share"])
 
 

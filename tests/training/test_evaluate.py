@@ -251,9 +251,9 @@ def test_a_metric_is_a_function_of_what_its_parameters_name(monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (["EPIC"], "metric 'EPIC' is unknown; known are EPG, "),
-        ({"mine": lambda maps, heat: 0}, "metric 'mine' has the parameter 'heat'; it can be given maps, masks"),
-        (["EPG"], "metric 'EPG' asks for maps; evaluate needs a method"),
+        (["EPIC"], "metric is 'EPIC'; it must be one of EPG, "),
+        ({"mine": lambda masks, heat: 0}, "metric 'mine' asks for heat; it can be given masks, "),
+        (["EPG"], "metric 'EPG' asks for maps; it can be given .*, maps .by a method"),
         ({"mine": lambda logits: logits[:, 0] * float("nan")}, "mine is NaN or infinite"),
         ({"mine": lambda segments: segments.float().mean((2, 3))}, "mine finds nothing to measure"),
     ],
