@@ -25,11 +25,10 @@ DATASETS |= {"voc": VOC, "coco": COCO, "waterbirds": Waterbirds, "imagefolder": 
 def load(
     data: str, root: str | Path | None, split: str, size: int, length: int | None = None, seed: int = 0, **kwargs
 ) -> Samples:
-    """Data set by name, all images of one size: what a notebook with a parameter `data` needs.
+    """Data set by name, all images of `size` x `size` pixels.
 
-    root is the folder of data on disk, None for embedded data; `size` is in pixels per side. Data on disk is resized,
-    and at most `length` of its images are taken, at random; embedded data is composed, `length` images of that size.
-    `seed` is that of the choice or the composition. kwargs go to the data set (`correlation`, `task`, `classes`, …).
+    Data on disk is resized, and at most `length` of its images are taken, at random. Embedded data, whose root is None,
+    is composed, `length` images. `seed` is that of the choice or the composition. kwargs go to the data set.
     Raises ValueError for an unknown name, a missing or superfluous root, a missing length.
     """
     if data not in DATASETS:
@@ -50,10 +49,10 @@ def load_splits(
 ) -> tuple[Samples, Samples, Samples]:
     """Training, validation and test images of a data set by name; no image is in two of them.
 
-    data, root, size and kwargs are as for `load`. There are at most `length` training images, which `seed` composes or
-    chooses, and at most `held_out` images each for validation and test, always the same ones. Training images are
-    flipped at random, and with `crops` are random crops (`crop_transform`). Half of the embedded birds for validation
-    and test are at the other place, as in Waterbirds: `correlation` is that of the training images.
+    Arguments are those of `load`. There are at most `length` training images, which `seed` composes or chooses, and at
+    most `held_out` images each for validation and test, always the same ones. Training images are flipped at random,
+    and with `crops` are random crops. Half of the embedded birds for validation and test are at the other place, as in
+    Waterbirds: `correlation` is that of the training images.
 
     Notes: where the labels of the test images are not public (`test_split` of the class is "val", as in COCO and
     ImageNet), the val images are for the test, and a tenth of the train images, chosen by seed 0, for validation.

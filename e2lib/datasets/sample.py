@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import convert_bounding_box_format
@@ -128,16 +129,7 @@ class Batch:
 
     @classmethod
     def of(
-        cls,
-        images: Tensor,
-        labels: Tensor,
-        boxes: Tensor | Sequence[Tensor | None] | None = None,
-        box_labels: Sequence[Tensor | None] | None = None,
-        masks: Tensor | Sequence[Tensor | None] | None = None,
-        groups: Sequence[int] | Tensor | None = None,
-        annotated: Sequence[bool] | Tensor | None = None,
-        names: Sequence[str] | None = None,
-        size: tuple[int, int] | None = None,
+        cls, images, labels, boxes=None, box_labels=None, masks=None, groups=None, annotated=None, names=None, size=None
     ) -> "Batch":
         """A Batch of tensors, for a training loop of your own; images and labels are enough.
 
@@ -165,12 +157,7 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Copy with every tensor on `device`."""
 
-        def move(value):
-            if isinstance(value, list):
-                return [move(v) for v in value]
-            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-
-        return Batch(**{name: move(value) for name, value in vars(self).items()})
+        return Batch(**tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), vars(self)))
 
     def hot(self, count: int) -> Tensor:
         """Labels for a network of `count` classes: float32 (B, count) of 0 and 1. Raises ValueError for others."""

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes, mask_box
-from e2lib.datasets.files import FileDataset, Item, Transform, need, read_lines
+from e2lib.datasets.files import FileDataset, Item, need, read_lines
 
 VOC_CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"]
 VOC_CLASSES += ["dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
@@ -41,13 +41,7 @@ class VOC(FileDataset):
     multilabel = True
 
     def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        year: str = "2007",
-        classes: Sequence[str] | None = None,
-        transform: Transform = None,
-        download: bool = False,
+        self, root: str | Path, split: str, year="2007", classes: Sequence[str] = (), transform=None, download=False
     ):
         root = Path(root)
         base = root if (root / "Annotations").is_dir() else root / "VOCdevkit" / f"VOC{year}"
@@ -62,8 +56,8 @@ class VOC(FileDataset):
                 raise ConnectionError(f"downloading VOC{year} failed ({error}); {how}") from error
         if not (names := read_lines(need(listing, self.layout))):
             raise ValueError(f"{listing}: the split is empty")
-        if classes is None:
-            classes = read_lines(base / "classes.txt") if (base / "classes.txt").exists() else VOC_CLASSES
+        own = base / "classes.txt"
+        classes = classes or (read_lines(own) if own.exists() else VOC_CLASSES)
         items = [_item(base, name, classes) for name in tqdm(names, desc=f"VOC {split}", delay=5)]
         super().__init__(base / "JPEGImages", items, classes, transform)
 
@@ -74,15 +68,14 @@ class VOC(FileDataset):
         that is of this class and holds the object but for a pixel; else the free one of the class that fits best.
         """
         name = os.fsdecode(self.files[i]).removesuffix(".jpg")
-        file = self.folder.parent / "SegmentationObject" / f"{name}.png"
+        file, other = (self.folder.parent / f"Segmentation{kind}" / f"{name}.png" for kind in ("Object", "Class"))
         if not file.exists():
             return None
-        objects = _read_indices(file, size)
-        classes = _read_indices(self.folder.parent / "SegmentationClass" / f"{name}.png", size)
+        objects, classes = _read_indices(file, size), _read_indices(other, size)
         boxes, labels = self.boxes[boxes], self.box_labels[boxes]
         masks, free = torch.zeros(len(boxes), *size, dtype=torch.bool), torch.ones(len(boxes), dtype=torch.bool)
         found = []
-        for k in sorted({*objects.unique().tolist()} - {0, VOID}):
+        for k in objects[(objects != 0) & (objects != VOID)].unique().tolist():
             mask = objects == k
             c, tight = int(classes[mask].bincount().argmax()) - 1, mask_box(mask).float()
             fit = box_iou(tight[None], boxes)[0].where(labels == c, -1)
