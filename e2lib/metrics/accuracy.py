@@ -71,24 +71,20 @@ class GroupAccuracy(Metric):
 
     groups: their names; an image's group is an index into them. seen: how many training images each has, if known.
     `compute` returns, each in [0, 1], where there are images to tell: each group's accuracy by its name, the "accuracy"
-    over all images, the "worst group" and the "mean of groups". With `seen` also
-
-    - adjusted mean: the groups' mean weighted by `seen` (Sagawa et al., ICLR 2020).
-    - in distribution, out of distribution: over the images of all groups that have training images, and of all that
-      have none (Parchami-Araghi et al., ECCV 2024, section 4.2).
+    over all images, the "worst group" and the "mean of groups". With `seen` also the "adjusted mean", which is weighted
+    by it (Sagawa et al., ICLR 2020), and the accuracy "in distribution" and "out of distribution": over the images of
+    all groups that have training images, and of all that have none (Parchami-Araghi et al., ECCV 2024, section 4.2).
     """
 
     full_state_update = False
-    hits: Tensor
-    images: Tensor
+    counts: Tensor
 
     def __init__(self, groups: Sequence[str], seen: Sequence[int] | None = None):
         super().__init__()
         if not groups or (seen is not None and len(seen) != len(groups)):
             raise ValueError(f"groups are {groups}, seen is {seen}; there must be a group at least, and a number each")
         self.groups, self.seen = list(groups), None if seen is None else torch.as_tensor(seen).double()
-        self.add_state("hits", torch.zeros(len(groups), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros(len(groups), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(2, len(groups), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, groups: Tensor) -> None:
         """Add a batch: logits (B, C) float, labels (B, C) one-hot, groups (B,) int64; else ValueError."""
@@ -97,17 +93,17 @@ class GroupAccuracy(Metric):
             raise ValueError(f"labels hold {labels.sum(1).tolist()} classes per image; they must be one-hot")
         if groups.shape != logits.shape[:1] or not ((groups >= 0) & (groups < len(self.groups))).all():
             raise ValueError(f"groups is {groups.tolist()}; each must be 0 to {len(self.groups) - 1}")
-        right = logits.argmax(1) == labels.argmax(1)
-        self.hits += torch.bincount(groups[right], minlength=len(self.groups))
-        self.images += torch.bincount(groups, minlength=len(self.groups))
+        right = groups[logits.argmax(1) == labels.argmax(1)]
+        self.counts += torch.stack([torch.bincount(some, minlength=len(self.groups)) for some in (right, groups)])
 
     def compute(self) -> dict[str, Tensor]:
         """The accuracies so far; empty before the first image."""
-        here = self.images > 0
+        hits, images = self.counts
+        here = images > 0
         if not here.any():
             return {}
-        rate = self.hits.double() / self.images.clamp(min=1)
-        result = {"accuracy": self.hits.sum() / self.images.sum()}
+        rate = hits.double() / images.clamp(min=1)
+        result = {"accuracy": hits.sum() / images.sum()}
         result |= {"worst group": rate[here].min(), "mean of groups": rate[here].mean()}
         if self.seen is not None:
             seen = self.seen.to(rate.device)
@@ -115,5 +111,5 @@ class GroupAccuracy(Metric):
                 result["adjusted mean"] = (weights * rate).sum() / weights.sum()
             for name, pool in (("in distribution", here & (seen > 0)), ("out of distribution", here & (seen == 0))):
                 if pool.any():
-                    result[name] = self.hits[pool].sum() / self.images[pool].sum()
+                    result[name] = hits[pool].sum() / images[pool].sum()
         return result | {name: rate[g] for g, name in enumerate(self.groups) if here[g]}

@@ -29,17 +29,13 @@ def deletion_insertion(
 
     RISE, Petsiuk et al., BMVC 2018. A faithful map has a small deletion area and a large insertion area.
 
-    Args:
-        model: network from images to logits (B, C); runs in eval mode, on all B images at once.
-        images: (B, 3, H, W) float in [0, 1], at least 6 pixels a side.
-        maps: (B, 1, H, W) float, finite; equal pixels go in reading order.
-        targets: classes, int64 (B,).
-        steps: equal shares of the pixels that are changed one after the other; areas follow the trapezoidal rule.
-        multilabel: the probability is the sigmoid of the logit instead of the softmax.
+    The model runs in eval mode, on all images (B, 3, H, W) at once, in [0, 1] and at least 6 pixels a side. Maps are
+    (B, 1, H, W) float; equal pixels go in reading order. Targets are classes, int64 (B,). The pixels change in `steps`
+    equal shares. The probability is the softmax, with `multilabel` the sigmoid, of the logit. Raises ValueError for
+    other input, and for NaN among logits.
 
-    Notes:
-        Deleted pixels take the mean colour of their image; in the authors' code that of the data set. Insertion starts,
-        as in their code, from the image blurred by an 11 x 11 Gaussian of σ = 5 pixels (here with reflected borders).
+    Notes: deleted pixels take the mean colour of their image; in the authors' code that of the data set. Insertion
+    starts, as there, from the image blurred by an 11 x 11 Gaussian of σ = 5 pixels (here with reflected borders).
     """
     if images.ndim != 4 or not images.is_floating_point() or len(images) == 0 or min(images.shape[2:]) < 6:
         raise ValueError(f"images is {kind(images)}; it must be float (B, 3, H, W) with B >= 1 and H, W >= 6")
