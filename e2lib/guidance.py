@@ -91,40 +91,30 @@ class Guide:
     and one forward pass serves logits and map: norm layers use, and keep, their running statistics; dropout is off.
     Without boxes a step trains plainly. It warns when none has come where `fraction` leads one to expect 20.
 
-    Args:
-        loss: a name of `LOSSES`, or such a function.
-        method, at: a differentiable method of `explain`, and where it explains.
-        weight: λ. L_loc is averaged over annotated images, so λ does not depend on the size of the batch. 0 trains the
-            baseline: in the same way, without explaining.
-        fraction: the part of the data's images that are annotated. L_loc of a batch is divided by their expected
-            number, fraction · B: its mean over batches is right also where a batch holds one or none.
-        absolute: take |A| for A in the loss. Grad-CAM's maps can escape a strong energy loss by becoming zero
-            everywhere, where there is no gradient. |IxG| at Final, which is Grad-CAM before its ReLU, cannot.
-        contrast: explain the class's logit less the mean of the others: what speaks for this class rather than another.
-        outside: M is the complement: for classes that are told by what surrounds the object in the box.
-        dropout: the share of the explained layer's channels that are set to zero, drawn anew for each image. The map
-            then has to hold with any of them. Not for tokens (B, N, C).
-        classification: a name of `CLASSIFICATION`, or a function of logits and multi-hot labels, both (B, C) float32.
-        masks: boxes, or segmentation: M is then the union of the class's masks; images without them are not explained.
-        keep_modes: leave each module in train or eval mode: for networks whose norm layers still learn their
-            statistics. One pass takes the whole batch then, and maps before such a layer depend on all of its images.
+    L_loc of a batch is its sum over annotated images divided by their expected number, fraction · B. Its mean over
+    batches is right also where a batch holds one or none, and λ does not depend on the size of the batch.
+
+    Grad-CAM's maps can escape a strong energy loss by becoming zero everywhere, where there is no gradient. |IxG| at
+    Final, Grad-CAM before its ReLU, cannot (`absolute`). With `keep_modes` one pass takes the whole batch, and maps
+    before a norm layer that learns depend on all of its images.
 
     Notes: the authors' code sums L_loc over the batch, with a weight λ_sum. λ = λ_sum · fraction · B gives the same
     gradient: 5e-4 ... 5e-3 at B = 64 with all boxes are λ = 0.032 ... 0.32.
     """
 
-    loss: str | Callable[[Tensor, Tensor], Tensor] = "energy"
-    method: str = "ixg"
-    at: str = "Input"
-    weight: float = 0.1
-    fraction: float = 1.0
-    absolute: bool = False
-    contrast: bool = False
-    outside: bool = False
-    dropout: float = 0.0
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "energy"  # a name of `LOSSES`, or such a function
+    method: str = "ixg"  # of `explain`, one that is differentiable
+    at: str = "Input"  # the depth that is explained
+    weight: float = 0.1  # λ; 0 trains the baseline, in the same way without explaining
+    fraction: float = 1.0  # of the data's images that are annotated
+    absolute: bool = False  # take |A| for A in the loss
+    contrast: bool = False  # explain the class's logit less the mean of the others: why this class rather than another
+    outside: bool = False  # M is the complement, for classes that are told by what surrounds the object in the box
+    dropout: float = 0.0  # share of the explained layer's channels set to zero, anew for each image; not for tokens
+    # A name of `CLASSIFICATION`, or a function of logits and multi-hot labels, both (B, C) float32.
     classification: str | Callable[[Tensor, Tensor], Tensor] = "bce"
-    masks: str = "boxes"
-    keep_modes: bool = False
+    masks: str = "boxes"  # or "segmentation", the union of the class's masks: images without are not explained
+    keep_modes: bool = False  # leave each module in train or eval mode, for norm layers that still learn statistics
     missing: list = field(default_factory=lambda: [0.0], init=False, compare=False)  # images that should have had a box
 
     def __post_init__(self):
@@ -214,7 +204,5 @@ def ceiling(model: nn.Module, dataset: Dataset, at: str = "Input", batch_size: i
     for batch in DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator()):
         masks = batch.class_masks(batch.present())
         cells = F.adaptive_avg_pool2d(masks.float(), grid)
-        if cells.shape != masks.shape:
-            cells = F.interpolate(cells, masks.shape[2:], mode="bilinear", align_corners=False)
-        metric.update(cells, masks)
+        metric.update(F.interpolate(cells, masks.shape[2:], mode="bilinear", align_corners=False), masks)
     return 100 * metric.compute().item()
