@@ -80,7 +80,6 @@ class COCO(FileDataset):
 
 
 def _by_id(path: Path, content: dict, section: str) -> dict[int, dict]:
-    """Entries of one section, each with its FIELDS and an id of its own."""
     if section not in content:
         raise ValueError(f"{path} lacks the section {section}")
     found = {}

@@ -53,14 +53,13 @@ def export_voc(dataset: Samples, folder: str | Path, split: str = "train") -> Pa
             lists[f"ImageSets/Segmentation/{split}.txt"] += [sample.name] * (sample.masks is not None)
         for path, lines in lists.items():
             _parents(work / path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        # The list of the split is moved last: without it the split does not exist.
+        # The list of the split is moved last, as it makes the split exist.
         for path in sorted(filter(Path.is_file, work.rglob("*")), key=(work / main).__eq__):
             os.replace(path, _parents(base / path.relative_to(work)))
     return base
 
 
 def _files(sample: Sample, classes: list[str]) -> dict[str, str | Image.Image]:
-    """What stands for a sample, by path: photograph, annotation, segmentation."""
     name, labels, masks = sample.name, sample.box_labels.tolist(), sample.masks
     if lost := set(sample.labels.nonzero()[:, 0].tolist()) ^ set(labels):
         raise ValueError(f"{name}: label without box, or box without label, of {classes[min(lost)]}")

@@ -110,7 +110,6 @@ class FileDataset(Samples):
         return targets
 
     def images_with(self, c: int) -> np.ndarray:
-        """Those of Samples."""
         return np.unique(self.label_of[self.labels.numpy() == c])
 
     def fingerprint(self) -> str:

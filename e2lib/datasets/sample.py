@@ -26,7 +26,7 @@ class Sample:
 
     Boxes of another format (XYWH, CXCYWH) become xyxy; plain tensors count as xyxy in pixels of the image. Masks
     without boxes get the boxes around them. Without `box_labels` every box shows the image's only class.
-    Raises ValueError for boxes without a class, and for boxes, box labels and masks that differ in number.
+    Raises ValueError for boxes without a class, and for numbers of boxes, box labels and masks that differ.
     """
 
     image: Tensor  # tv_tensors.Image, uint8 (3, H, W) RGB or float in [0, 1]; or features (C, h, w) of any range
@@ -176,10 +176,9 @@ class Batch:
         return pad_sequence(found, batch_first=True, padding_value=-1)[:-1]
 
     def class_masks(self, classes: Tensor, segmentation: bool = False) -> Tensor:
-        """Where each class is: classes int64 (B,) or (B, K) -> bool (B, 1 or K, H, W), or float of soft masks.
+        """Union of each class's boxes: classes int64 (B,) or (B, K) -> bool (B, 1 or K, H, W); empty without boxes.
 
-        The union of the class's boxes in the image, or of its segmentation masks, of soft ones the maximum; empty
-        where it has none. Raises ValueError for `segmentation` in a batch without any masks.
+        With `segmentation`, the union of its masks, of soft ones the maximum, float. ValueError where no image has any.
         """
         if segmentation and self.masks is None:
             raise ValueError("segmentation masks were asked for, but no image of this batch has any")
@@ -194,11 +193,7 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a Batch.
-
-    Raises ValueError naming an image of another size than the first, with boxes that are given for another size,
-    inverted, empty or not finite, or with float pixels outside [0, 1].
-    """
+    """Stack samples into a Batch. Raises ValueError naming an image that cannot be in it, and why."""
     shape, size = samples[0].image.shape, samples[0].boxes.canvas_size
     pixels = samples[0].image.dtype == torch.uint8
     for s in samples:

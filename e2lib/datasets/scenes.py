@@ -90,9 +90,8 @@ def backgrounds() -> list[dict[str, str]]:
 
 @lru_cache
 def _pool(part: str | None = None, **wanted: str) -> list[int]:
-    """Positions of the rows with the wanted values: in cutouts(part), or in backgrounds.csv without a part."""
-    rows = cutouts(part) if part else backgrounds()
-    return [i for i, row in enumerate(rows) if wanted.items() <= row.items()]
+    """Positions of the rows with the wanted values: in cutouts(part), or in backgrounds() without a part."""
+    return [i for i, row in enumerate(cutouts(part) if part else backgrounds()) if wanted.items() <= row.items()]
 
 
 @lru_cache
@@ -104,13 +103,11 @@ def _made_of() -> str:
 
 @lru_cache
 def _photographs() -> list[Image.Image]:
-    """Every background photograph whole, decoded once per process."""
-    files = [DATA / "backgrounds" / row["group"] / f"{row['name']}.webp" for row in backgrounds()]
-    return [Image.open(file).convert("RGB") for file in files]
+    folder = DATA / "backgrounds"
+    return [Image.open(folder / row["group"] / f"{row['name']}.webp").convert("RGB") for row in backgrounds()]
 
 
 def _region(photograph: Image.Image, region: str) -> tuple[int, int, int, int]:
-    """Box of a region: a piece of the longer axis, all of the shorter."""
     w, h = photograph.size
     start, stop = math.ceil(REGIONS[region][0] * max(w, h)), math.floor(REGIONS[region][1] * max(w, h))
     return (start, 0, stop, h) if w > h else (0, start, w, stop)
@@ -184,11 +181,9 @@ class _Composed(Samples):
 
     @cached_property
     def group_of(self) -> np.ndarray:
-        """Those of Samples, without composing an image."""
         return np.array([self._choose(self._random(i))[3] for i in range(self.length)])
 
     def fingerprint(self) -> str:
-        """That of Samples, without composing an image."""
         return f"{self} {_made_of()}"
 
     def _place(self, objects, random) -> list[SceneObject]:
@@ -257,9 +252,9 @@ class _Composed(Samples):
 class Scenes(_Composed):
     """Scenes: one to three objects of ten categories on a background that goes with them; multi-label data.
 
-    The background's group g is drawn uniformly from the five of HOMES, then each object's category: with probability
-    `correlation` one of the two at home in g, else one of the other eight, uniformly. Hence every category is equally
-    frequent, and P(g is the category's home) = correlation: 0.2 is independence, 1 a perfect shortcut, 0 its reverse.
+    The background's group g is drawn uniformly from HOMES, then each object's category: with probability `correlation`
+    one of the two at home in g, else one of the other eight, uniformly. So every category is equally frequent, and
+    P(g is the category's home) = correlation: 0.2 is independence, 1 a perfect shortcut, 0 its reverse.
     Each object stays at least half visible. A process keeps the images that it has composed, 4 size² bytes each,
     besides 90 MB of photographs. Raises ValueError for a value outside the ranges beside the fields.
     """
@@ -280,9 +275,8 @@ class Scenes(_Composed):
 
     def _choose(self, random):
         group = _pick(list(HOMES), random())
-        home = [c for c in HOMES[group] if c in self.classes]
+        home, objects = [c for c in HOMES[group] if c in self.classes], []
         others = [c for c in self.classes if c not in home]
-        objects = []
         for _ in range(1 + int(self.objects * random())):
             category = _pick(home if random() < self.correlation else others, random())
             objects.append((_pool(self.part, category=category), self.classes.index(category)))

@@ -31,12 +31,10 @@ class Selection(Samples):
 
     @property
     def transform(self) -> Transform:
-        """That of the data set that it selects from."""
         return self.dataset.transform
 
     @property
     def group_of(self) -> np.ndarray:
-        """Those of Samples."""
         return self.dataset.group_of[self.indices]
 
     @cached_property
@@ -48,11 +46,9 @@ class Selection(Samples):
         return targets
 
     def images_with(self, c: int) -> np.ndarray:
-        """Those of Samples."""
         return np.isin(self.indices, self.dataset.images_with(c)).nonzero()[0]
 
     def fingerprint(self) -> str:
-        """That of Samples."""
         annotated = None if self.annotated is None else self.annotated.tolist()
         return f"{self.dataset.fingerprint()} {self.indices.tolist()} {annotated}"
 
@@ -61,8 +57,7 @@ class Selection(Samples):
 
     def __getitem__(self, i: int) -> Sample:
         sample = self.dataset[int(self.indices[i])]
-        allowed = self.annotated is None or bool(self.annotated[i])
-        return sample if allowed else replace(sample, annotated=False)
+        return sample if self.annotated is None or self.annotated[i] else replace(sample, annotated=False)
 
 
 def random_order(length: int, seed: int) -> np.ndarray:
@@ -82,8 +77,7 @@ def few_shot(dataset: Samples, per_class: int, seed: int = 0) -> Selection:
     Multi-label images count for every class in them. Raises ValueError naming a class with fewer images.
     """
     check_value(per_class >= 1, "per_class", per_class, "at least 1")
-    rank = np.argsort(random_order(len(dataset), seed))  # each image's place in the random order
-    chosen = []
+    rank, chosen = np.argsort(random_order(len(dataset), seed)), []  # each image's place in the random order
     for c, name in enumerate(dataset.classes):
         having = dataset.images_with(c)
         if len(having) < per_class:
