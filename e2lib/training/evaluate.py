@@ -43,23 +43,17 @@ def evaluate(
 
     Several processes (`processes`) share the images, and all get all scores. torch's generator stays as it was.
 
-    Args:
-        model: images (B, 3, H, W) in [0, 1] to logits (B, C).
-        dataset: Samples of one size.
-        batch_size: images per forward pass at most. On a CPU fewer of large images are explained at once.
-        method: how each class that is present is explained, as for `explain`; None for accuracy alone.
-        at: the depth that is explained.
-        threshold: of the IoU, a fraction in [0, 1). None takes the best one on these data, so for validation data only.
-        workers: processes that load images.
-        contrast: as for `guidance.Guide`.
-        outside: as for `guidance.Guide`; on-object EPG stays that of the boxes.
-        seen: how many training images each group has, for `metrics.GroupAccuracy`.
-        teacher: for agreement, a network of the same classes, or its logits (N, C) of these images.
-        metrics: names of `metrics.METRICS`, or functions by name. The parameters of a function say what it is given:
-            maps (B, K, H, W) of the K classes explained per image, and where they are to lie, masks; boxes and segments
-            of these classes, all bool like maps; targets int64 (B, K), the classes, -1 for none; logits and labels
-            (B, C); groups (B,); images; model. It returns a value per image, (B,), or per image and class, (B, K).
-        precision: as for `fit`; methods of the score alone (`attribution.Method`) run in float32.
+    With a `method` of `explain` each class that is present is explained at the depth `at`; without one only accuracy
+    is measured. The threshold of the IoU is in [0, 1). By default it is the best one on these data, which is right for
+    validation data only. The teacher is a network of the same classes, or its logits (N, C) of these images. `contrast`
+    and `outside` are those of `guidance.Guide`, `seen` that of `metrics.GroupAccuracy`, and `precision` that of `fit`,
+    but methods of the score alone (`attribution.Method`) run in float32. On a CPU fewer large images are explained at
+    once than `batch_size`.
+
+    `metrics` are names of `metrics.METRICS`, or functions by name. The parameters of a function say what it is given:
+    maps (B, K, H, W) of the K classes explained per image; masks, where they are to lie; boxes and segments of these
+    classes, all bool like maps; targets int64 (B, K), the classes, -1 for none; logits and labels (B, C); groups (B,);
+    images; model. It returns a value per image, (B,), or per image and class, (B, K).
 
     Returns:
         F1 and mAP. For single-label data "accuracy", of the top class. For data with groups what `GroupAccuracy`
