@@ -1,5 +1,6 @@
 """Networks of other libraries: the gradients of their maps equal finite differences, one image at a time too."""
 
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,7 +18,10 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from e2lib import models
-from e2lib.attribution import Exact, explain
+from e2lib.attribution import Exact, explain, predict
+from e2lib.datasets import Batch
+from e2lib.guidance import Guide
+from e2lib.training import StepModule, classify
 from tests.attribution.finite import assert_exact
 
 SIZE = 32
@@ -230,11 +234,26 @@ def test_one_image_has_exact_parameter_gradients_of_its_logits_too(training):
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 0.0
 
-    def value():
-        with Exact():
-            return net(images(1))[0, 1]
+    assert_exact(net, *[lambda: predict(net, images(1))[0, 1]] * 2)
 
-    assert_exact(net, value, value)
+
+def own(model, batch):
+    return {"own": model(batch.images).square().mean()}
+
+
+@pytest.mark.parametrize("step", [classify, own, Guide("energy", at="Final"), Guide("energy", weight=0.0)])
+def test_steps_have_exact_gradients_where_one_image_passes_alone(step):
+    net, count = build("tokens").float().eval(), 2 if getattr(step, "weight", 0) else 1
+    boxes = [torch.tensor([[4.0, 4.0, 20.0, 20.0]])] * count
+    classes = [torch.tensor([1])] * count
+    labels = torch.eye(3, dtype=torch.uint8)[:count]
+    batch = Batch.of(images(count).float(), labels, boxes, classes, annotated=torch.arange(count) > 0)
+    found, module = [], StepModule(net, step)
+    for context in (nullcontext(), Exact()):
+        with context:
+            loss = sum(module(batch).values())
+        found.append(torch.autograd.grad(loss, net.net.stem[0].weight)[0])
+    torch.testing.assert_close(*found)
 
 
 class Checkpointed(nn.Module):
