@@ -103,8 +103,7 @@ class FileDataset(Samples):
         return len(self.files)
 
     @property
-    def targets(self) -> Tensor:
-        """Those of Samples. Built when asked for: those of ImageNet take over a gigabyte."""
+    def targets(self) -> Tensor:  # not kept: those of ImageNet take over a gigabyte
         targets = torch.zeros(len(self), len(self.classes), dtype=torch.uint8)
         targets[self.label_of, self.labels] = 1
         return targets

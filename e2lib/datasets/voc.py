@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes, mask_box
-from e2lib.datasets.files import FileDataset, Item, need, read_lines
+from e2lib.datasets.files import FileDataset, Item, Transform, need, read_lines
 
 VOC_CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"]
 VOC_CLASSES += ["dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
@@ -30,33 +30,24 @@ class VOC(FileDataset):
 
     root holds VOCdevkit/VOC<year>, or itself JPEGImages, Annotations and ImageSets/Main; split is any list in the last.
     By default `classes` are the lines of a file classes.txt beside Annotations, as `export_voc` writes it, else VOC's
-    own. SegmentationClass numbers them from 1. With `download`, torchvision fetches a split that is not there.
+    own. SegmentationClass numbers them from 1.
     Raises FileNotFoundError naming what is missing, ValueError naming the file of an annotation that is wrong.
 
     Notes: objects marked difficult keep box and label. VOC does not segment them, so their masks are empty.
     """
 
     layout = "VOCdevkit/VOC2007 (or another year) with JPEGImages/*.jpg, Annotations/*.xml, ImageSets/Main/<split>.txt"
-    layout += ", as the archives of host.robots.ox.ac.uk/pascal/VOC unpack; download=True fetches them"
+    layout += ", as the archives of host.robots.ox.ac.uk/pascal/VOC unpack (torchvision's VOCDetection downloads them)"
     multilabel = True
 
     def __init__(
-        self, root: str | Path, split: str, year="2007", classes: Sequence[str] = (), transform=None, download=False
+        self, root: str | Path, split: str, year="2007", classes: Sequence[str] = (), transform: Transform = None
     ):
         root = Path(root)
         base = root if (root / "Annotations").is_dir() else root / "VOCdevkit" / f"VOC{year}"
-        listing = base / "ImageSets" / "Main" / f"{split}.txt"
-        if download and not listing.exists():
-            from torchvision.datasets import VOCDetection
-
-            try:
-                VOCDetection(root, year=year, image_set=split, download=True)
-            except OSError as error:
-                how = f"without network, put into {root}: {self.layout}"
-                raise ConnectionError(f"downloading VOC{year} failed ({error}); {how}") from error
+        listing, own = base / "ImageSets" / "Main" / f"{split}.txt", base / "classes.txt"
         if not (names := read_lines(need(listing, self.layout))):
             raise ValueError(f"{listing}: the split is empty")
-        own = base / "classes.txt"
         classes = classes or (read_lines(own) if own.exists() else VOC_CLASSES)
         items = [_item(base, name, classes) for name in tqdm(names, desc=f"VOC {split}", delay=5)]
         super().__init__(base / "JPEGImages", items, classes, transform)
@@ -79,10 +70,9 @@ class VOC(FileDataset):
             mask = objects == k
             c, tight = int(classes[mask].bincount().argmax()) - 1, mask_box(mask).float()
             fit = box_iou(tight[None], boxes)[0].where(labels == c, -1)
-            own = k <= len(boxes) and labels[k - 1] == c and (tight - boxes[k - 1]).mul(INWARD).min() >= -1
-            if own:
-                fit[k - 1] = 2  # above any other
-            found.append((not own, k, mask, c, fit))
+            if k <= len(boxes) and labels[k - 1] == c and (tight - boxes[k - 1]).mul(INWARD).min() >= -1:
+                fit[k - 1] = 2  # its own box, above any other
+            found.append((2 not in fit, k, mask, c, fit))
         for _, k, mask, c, fit in sorted(found, key=lambda one: one[:2]):  # no other object takes an own box first
             if not (free & (fit >= 0)).any():
                 kind = self.classes[c] if 0 <= c < len(self.classes) else f"index {c + 1}, outside the range of classes"

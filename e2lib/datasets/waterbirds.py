@@ -18,8 +18,8 @@ class Waterbirds(FileDataset):
     Waterbirds-100: the same birds, none on the other place. Source: github.com/kohpangwei/group_DRO, boxes from
     CUB-200-2011 (vision.caltech.edu); for research.
 
-    task: "bird" or "place", what is to be classified. The boxes are the bird's in both, and carry the label: guidance
-    for the place looks outside. variant: name of the waterbird_* folder where root has several.
+    `task`, "bird" or "place", is what is to be classified. The boxes are the bird's in both, and carry the label.
+    `variant` is the name of the waterbird_* folder where root has several.
     Raises FileNotFoundError naming what is missing, ValueError naming the file, row and column that is wrong.
     """
 
