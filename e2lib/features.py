@@ -4,7 +4,7 @@ import copy
 import functools
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from e2lib.attribution import bare, modes_restored
 from e2lib.boxes import box_mask, mask_box
 from e2lib.datasets import Batch, Sample, Selection, collate
+from e2lib.datasets.files import check_value
 from e2lib.datasets.sample import Samples
 from e2lib.disk import digest, once
 from e2lib.models import weights_key
@@ -29,25 +30,18 @@ SHARD = 512  # images in a file
 
 
 class Features(Samples):
-    """A data set whose Samples hold features in place of images; boxes, labels and groups are as they were.
-
-    `extract` returns it. Where an image has two views, itself and its mirror image, torch's generator draws one.
-
-    Attributes:
-        features: float16 (N, V, C, h, w), V views.
-        size: height and width in pixels of the images, in which boxes are given.
-        boxes: float32 (V, all boxes, 4); those of image i are `boxes[:, starts[i] : starts[i + 1]]`.
-    """
+    """Samples of features in place of images, as of `extract`. Of an image's two views, torch's generator draws one."""
 
     def __init__(self, paths: Sequence[Path], dataset: Dataset):
         parts, self.names = [load_file(path) for path in paths], [name for path in paths for name in names_in(path)]
         tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         self.key, self.targets = paths[0].stem, dataset.targets
         self.classes, self.groups, self.multilabel = dataset.classes, dataset.groups, dataset.multilabel
-        self.features, self.boxes, self.box_labels = (tensors[name] for name in ("features", "boxes", "box_labels"))
-        self.boxes, self.starts = self.boxes.movedim(1, 0), [0, *tensors["count"].cumsum(0).tolist()]
         self.group_of, self.annotated = tensors["group"].numpy(), tensors["annotated"].numpy()
-        self.size = tuple(tensors["size"][0].tolist())
+        self.features, self.box_labels = tensors["features"], tensors["box_labels"]  # features: float16 (N, V, C, h, w)
+        self.boxes = tensors["boxes"].movedim(1, 0)  # float32 (V, all boxes, 4)
+        self.starts = [0, *tensors["count"].cumsum(0).tolist()]  # image i has boxes[:, starts[i] : starts[i + 1]]
+        self.size = tuple(tensors["size"][0].tolist())  # height and width in pixels, in which boxes are given
 
     def __len__(self) -> int:
         return len(self.features)
@@ -58,10 +52,7 @@ class Features(Samples):
         return digest([self.key, *(torch.as_tensor(part).tolist() for part in known)])
 
     def labelled(self, classes: Sequence[str], labels: Sequence[int]) -> "Features":
-        """The same features with other labels: names of classes, and one index per image, which its boxes take over.
-
-        Raises ValueError for another number of labels, or one that is no index of the classes.
-        """
+        """The same features with other labels: names of classes, and one index per image, which its boxes take over."""
         labels = torch.as_tensor(labels)
         if labels.shape != (len(self),) or not ((labels >= 0) & (labels < len(classes))).all():
             raise ValueError(f"labels are {tuple(labels.shape)}; one of 0 to {len(classes) - 1} per image is wanted")
@@ -73,35 +64,19 @@ class Features(Samples):
 
     def __getitem__(self, i: int) -> Sample:
         i = range(len(self))[i]
-        views = self.features.shape[1]
-        view = int(torch.randint(views, ())) if views > 1 else 0
+        view = int(torch.randint(2, ())) if self.features.shape[1] == 2 else 0
         span = slice(self.starts[i], self.starts[i + 1])
-        return Sample(
-            image=self.features[i, view],
-            labels=self.targets[i],
-            boxes=tv_tensors.BoundingBoxes(self.boxes[view, span], format="XYXY", canvas_size=self.size),
-            box_labels=self.box_labels[span],
-            group=int(self.group_of[i]),
-            name=self.names[i],
-            annotated=bool(self.annotated[i]),
-        )
+        boxes = tv_tensors.BoundingBoxes(self.boxes[view, span], format="XYXY", canvas_size=self.size)
+        about = {"group": int(self.group_of[i]), "name": self.names[i], "annotated": bool(self.annotated[i])}
+        return Sample(self.features[i, view], self.targets[i], boxes, self.box_labels[span], **about)
 
 
-def extract(
-    trunk: nn.Module,
-    dataset: Dataset,
-    folder: str | Path,
-    mirrored: bool = False,
-    batch_size: int = 32,
-    workers: int = 0,
-    precision: str = "auto",
-) -> Features:
-    """The features of every image of `dataset`, from `folder` where they are known, else computed and kept there.
+def extract(trunk: nn.Module, dataset: Dataset, folder: str | Path, mirrored: bool = False, **how) -> Features:
+    """The features of every image of `dataset`, kept in `folder` by `keep`, which takes `how`.
 
-    The trunk, from images (B, 3, H, W) in [0, 1] to features (B, C, h, w), as from `models.split`, runs in eval mode.
-    `precision` is as for `training.fit`. The images have one size, and no random transform. `mirrored` gives two views
-    of each: itself and its mirror image, with mirrored boxes. Segmentation masks are not kept. All features are in
-    memory: 31 kB a view for EfficientNet-Lite0 at 224 pixels. ValueError where float16 cannot hold them.
+    The trunk, as from `models.split`, makes features (B, C, h, w) of images (B, 3, H, W) in [0, 1], of one size and
+    without random transforms. `mirrored` adds their mirror images as second views, with mirrored boxes. Masks are not
+    kept. All features are in memory, as float16, else ValueError: 31 kB a view of EfficientNet-Lite0 at 224 pixels.
     """
 
     def features(batch: Batch) -> dict[str, Tensor]:
@@ -119,27 +94,18 @@ def extract(
             "size": torch.tensor([batch.size] * len(half)),
         }
 
-    return Features(keep(trunk, dataset, folder, features, [mirrored], batch_size, workers, precision, False), dataset)
+    return Features(keep(trunk, dataset, folder, features, [mirrored], gradients=False, **how), dataset)
 
 
-def keep(
-    network: nn.Module,
-    dataset: Dataset,
-    folder: str | Path,
-    compute: Callable[[Batch], dict[str, Tensor]],
-    how: Sequence,
-    batch_size: int,
-    workers: int,
-    precision: str,
-    gradients: bool = True,
-) -> list[Path]:
-    """Files of what `compute` makes of the images of `dataset`, 512 images each, made where `folder` lacks them.
+def keep(network, dataset, folder, compute, about, gradients=True, batch_size=32, workers=0, precision="auto"):
+    """Paths of files of what `compute` makes of the images of `dataset`, made where `folder` lacks them.
 
-    `compute` takes a Batch and returns tensors by name; those of a file's batches are concatenated. The network that it
-    calls is in eval mode, in the form of `training.precision`. The names of the files begin with the `key` of network,
-    data set, `how` and precision. What an interrupted call has left is not computed again. Processes that call it at
-    the same time, on one machine or on several that see the folder, share the work.
+    `compute` takes a Batch and returns tensors by name; those of a file's 512 images are concatenated. The network that
+    it calls is in eval mode, in its `training.form`, of which `gradients` and `precision` are arguments. The files'
+    names begin with the `key` of network, data set, `about` and dtype. What is there is not computed again. Processes
+    that see the folder, and call it at the same time, share the work.
     """
+    check_value(len(dataset) > 0, "the data set's length", len(dataset), "at least 1: there is no image to compute")
 
     def make(part: range, path: Path) -> None:
         # A generator of its own: what is drawn later must not depend on what was in the folder.
@@ -155,16 +121,16 @@ def keep(
         tensors = {name: torch.cat([values[name] for values in found]).contiguous() for name in found[0]}
         save_file(tensors, path, {"names": json.dumps(names)})
 
-    begin = key(network, dataset, *how, form(network, precision, gradients).dtype)
-    parts = [range(i, min(i + SHARD, len(dataset))) for i in range(0, len(dataset), SHARD)]
-    paths = [Path(folder, f"{begin}-{number:06d}.safetensors") for number in range(len(parts))]
+    begin = key(network, dataset, *about, form(network, precision, gradients).dtype)
+    whole = range(len(dataset))
+    parts = {Path(folder, f"{begin}-{i // SHARD:06d}.safetensors"): whole[i : i + SHARD] for i in whole[::SHARD]}
     bar = tqdm(total=len(dataset), desc=compute.__name__, unit="image", leave=False)
     with bar, modes_restored(network), formed(network, precision, gradients) as cast:
         network.eval()
         for wait in (False, True):
-            for part, path in zip(parts, paths, strict=True):
+            for path, part in parts.items():
                 once(path, functools.partial(make, part), wait)
-    return paths
+    return [*parts]
 
 
 def names_in(path: Path) -> list[str]:
@@ -176,7 +142,7 @@ def names_in(path: Path) -> list[str]:
 def key(network: nn.Module, dataset: Dataset, *others) -> str:
     """Sixteen hex digits of a hash over a network (structure, weights, `models.wrap`), a data set, and whatever else.
 
-    Notes: of the functions given to `models.wrap` it knows code and closure, but no globals.
+    Of the functions given to `models.wrap` it knows code and closure, but no globals.
     """
     network = bare(network)
     read = [getattr(network, name, None) for name in ("depths", "prefix_tokens", "reshape", "logits")]
@@ -188,18 +154,16 @@ def key(network: nn.Module, dataset: Dataset, *others) -> str:
 
 
 def join(first: Features, second: Features) -> Features:
-    """What two trunks make of the same images, in one data set: the channels of the first, then those of the second.
+    """What two trunks make of the same images, views and cells: the channels of the first, then those of the second.
 
     Heads of either network find theirs by `models.Head.channels`, so a teacher and a student can see the same views.
-    Raises ValueError for other images, views, or cells.
     """
     alike = [(x.names, x.size, (*x.features.shape[:2], *x.features.shape[3:])) for x in (first, second)]
     if alike[0] != alike[1]:
         shapes = " and ".join(f"{tuple(x.features.shape)} of {x.size} pixels" for x in (first, second))
         raise ValueError(f"features are {shapes}; both must be of the same images, views and cells")
     result = copy.copy(first)
-    result.key = f"{first.key} {second.key}"
-    result.features = torch.cat([first.features, second.features], 2)
+    result.key, result.features = f"{first.key} {second.key}", torch.cat([first.features, second.features], 2)
     return result
 
 
@@ -207,12 +171,11 @@ def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
     """The features with a box for every image, learned from the few whose boxes may be used.
 
     `data` is what `datasets.with_boxes` makes of `Features` of single-label images, without repeats; else ValueError.
-    Logistic regression learns from all cells of the annotated images, in all views, whether a cell lies in the box. It
-    reads standardised channels. Its target is the part of the cell that the box covers. `penalty` times the squared
-    weights is added to its loss, nats a cell. An image's box is the smallest that holds the pixels whose probability,
+    Logistic regression on standardised channels learns which part of a cell the box covers. `penalty` times the squared
+    weights is added to its loss, nats per cell. An image's box is the smallest around the pixels whose probability,
     averaged over views and brought to the images' size, is at least half of the largest. Known boxes stay.
     """
-    known = data.dataset if isinstance(data, Selection) else None
+    known = getattr(data, "dataset", None)
     single = isinstance(known, Features) and not known.multilabel
     if not single or not np.array_equal(data.indices, np.arange(len(known))):
         raise ValueError("data must be with_boxes(features, fraction), features being those of single-label images")

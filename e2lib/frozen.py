@@ -23,22 +23,19 @@ from e2lib.distillation import explanation, top_class
 from e2lib.distillation.losses import NOTHING
 from e2lib.features import keep, names_in
 
-TYPES = ("float16", "uint8")
-
 
 @dataclass
 class Frozen:
     """The transform that gives Samples the `maps` and `logits` that `freeze` has written for their images.
 
     Maps are float32 (K, H, W) in [-1, 1], each divided by its largest absolute value, brought to the image's size
-    before `then`: the transform of the Sample, which moves image, boxes and maps together (`datasets.Joint`), and may
-    not change colours, as those of the maps would change too. `store` begins the names of the files. ValueError where
-    `folder` holds those of several, and `store` names none of them.
+    before `then`, which moves image, boxes and maps together (`datasets.Joint`). It may not change colours, as those of
+    the maps would change too. ValueError where `folder` holds files of several, and `store` names none of them.
     """
 
     folder: Path
     then: Callable[[Sample], Sample] | None = None
-    store: str = ""
+    store: str = ""  # with which the names of the files begin
 
     def __post_init__(self):
         paths = sorted(self.folder.glob(f"{self.store}*.safetensors"))
@@ -47,7 +44,6 @@ class Frozen:
         self.position = {name: (path, i) for path in paths for i, name in enumerate(names_in(path))}
 
     def __call__(self, sample: Sample) -> Sample:
-        """KeyError for an image that the store does not hold."""
         if sample.name not in self.position:
             raise KeyError(f"{self.folder} holds no image {sample.name!r}: it was made of other data")
         path, i = self.position[sample.name]
@@ -73,19 +69,16 @@ def freeze(
     at: str = "Final",
     dtype: str = "float16",
     contrast: bool = False,
-    batch_size: int = 32,
-    workers: int = 0,
-    precision: str = "auto",
+    **how,
 ) -> Dataset:
     """Explain the teacher's top class of every image of `dataset`, once; the data set with these maps and logits.
 
-    The teacher, from images (B, 3, H, W) in [0, 1] to logits (B, C), runs in eval mode on whole images, resized to
-    `size` pixels a side. Its maps have this size too; on disk they are float16, or uint8 with 255 levels (`dtype`). The
-    data set's own transform is kept, and moves the maps too. Another teacher, data set or way to explain has files of
-    its own in `folder`, made as `features.keep` says. `method`, `at` and `contrast` are as for `distillation.Distill`;
-    `batch_size`, `workers` and `precision` are as for `features.extract`. ValueError for two images of one name.
+    The teacher sees whole images, resized to `size` pixels a side. Its maps have this size too; on disk they are
+    float16, or uint8 with 255 levels (`dtype`). The data set's own transform is kept, and moves the maps too. Another
+    teacher, data set or way to explain has files of its own in `folder`. `method`, `at` and `contrast` are as for
+    `distillation.Distill`; `features.keep` takes `how`. ValueError for two images of one name, and an empty data set.
     """
-    check_value(dtype in TYPES, "dtype", dtype, f"one of {', '.join(TYPES)}")
+    check_value(dtype in ("float16", "uint8"), "dtype", dtype, "one of float16, uint8")
     whole = with_transform(dataset, eval_transform(size))
 
     def explanations(batch: Batch) -> dict[str, Tensor]:
@@ -93,17 +86,14 @@ def freeze(
         maps = maps.float().contiguous()
         peak = maps.abs().amax((1, 2, 3), keepdim=True)
         maps = maps / torch.where(peak > NOTHING, peak, torch.inf)
-        # uint8: from 1 (-1) over 128 (0) to 255
-        maps = maps.half() if dtype == "float16" else (maps * 127 + 128).round().to(torch.uint8)
+        maps = maps.half() if dtype == "float16" else (maps * 127 + 128).round().to(torch.uint8)  # of 1 to 255
         return {"maps": maps, "logits": logits.float()}
 
-    paths = keep(teacher, whole, folder, explanations, [method, at, contrast, dtype], batch_size, workers, precision)
+    paths = keep(teacher, whole, folder, explanations, [method, at, contrast, dtype], **how)
     inner = dataset
     while isinstance(inner, Selection):
         inner = inner.dataset
-    then = inner.transform
-    while isinstance(then, Frozen):  # of another teacher, which this one replaces
-        then = then.then
+    then = inner.transform.then if isinstance(inner.transform, Frozen) else inner.transform  # not another teacher's
     frozen = Frozen(Path(folder), then, paths[0].name.partition("-")[0])
     if len(frozen.position) < len(whole):
         raise ValueError(f"dataset holds {len(whole)} images, of {len(frozen.position)} names; names must differ")

@@ -203,6 +203,8 @@ def test_what_cannot_be_frozen_is_named(scenes, tmp_path):
     freeze(teacher(), scenes, tmp_path, 64)
     with pytest.raises(KeyError, match="holds no image"):
         with_transform(Scenes("val", 2, 64), frozen.Frozen(tmp_path))[0]
+    with pytest.raises(ValueError, match="the data set's length is 0; it must be at least 1"):
+        freeze(teacher(), Selection(scenes, np.array([], int)), tmp_path / "none", 64)
     twice = Selection(scenes, np.array([0, 1, 1]))
     with pytest.raises(ValueError, match="dataset holds 3 images, of 2 names; names must differ"):
         freeze(teacher(), twice, tmp_path / "twice", 64)

@@ -1,7 +1,6 @@
 """Distillation: a student learns what a teacher says, what it computes on the way, or why it says it.
 
-Explanation-enhanced distillation (e²KD): Parchami-Araghi, Böhle, Rao, Schiele: Good Teachers Explain:
-Explanation-Enhanced Knowledge Distillation, ECCV 2024.
+e²KD: Parchami-Araghi et al.: Good Teachers Explain: Explanation-Enhanced Knowledge Distillation, ECCV 2024.
 """
 
 from e2lib.distillation.distill import TERMS, Distill, Term, class_maps, explanation, top_class

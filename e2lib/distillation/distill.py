@@ -24,25 +24,20 @@ from e2lib.models import head_prefixes, weights_key
 
 @dataclasses.dataclass
 class Term:
-    """One term of `Distill`: a function, and what of student and teacher it compares.
+    """One term of `Distill`: the mean of what `function` returns, and what of student and teacher it compares.
 
-    function: takes, by name, any of `student`, `teacher`, `labels` (B, C), `temperature` and `count`. The term is the
-        mean of the tensor that it returns. A Module class, as `losses.Hint`, is a term that learns.
-    of: `logits` (B, C); `explanation` (B, K, h, w) of the teacher's top class; `maps` (B, C, h, w), class activation
-        maps; or `features` (B, C, h, w), of which a function gets depth by depth, and a Module lists with all depths.
-    depths: of the features, the finest first. Those that both networks have are compared; Final, where they have none.
+    It compares `logits` (B, C); `explanation` (B, K, h, w) of the teacher's top class; `maps` (B, C, h, w), as of
+    `class_maps`; or `features` (B, C, h, w), which a function gets depth by depth, and a Module in lists of all depths.
     """
 
-    function: Callable[..., Tensor] | type[nn.Module]
+    function: Callable[..., Tensor] | type[nn.Module]  # of any of student, teacher, labels (B, C), temperature, count
     of: str = "logits"
-    depths: Sequence[str] = ("Final",)
+    depths: Sequence[str] = ("Final",)  # the finest first; those that both networks have, or else Final
 
     def __post_init__(self):
-        if self.of not in ("logits", "explanation", "maps", "features"):
-            raise ValueError(f"of is {self.of!r}; it must be logits, explanation, maps or features")
         self.learns = isinstance(self.function, type)
-        if self.learns and self.of != "features":
-            raise ValueError(f"of is {self.of!r}; a Module, as {self.function.__name__}, must compare features")
+        known = ("features",) if self.learns else ("logits", "explanation", "maps", "features")
+        check_value(self.of in known, "of", self.of, f"{', '.join(known)} for {self.function}")
         parameters = inspect.signature(self.function.forward if self.learns else self.function).parameters
         self.asks = parameters.keys() & {"student", "teacher", "labels", "temperature", "count"}
 
@@ -64,64 +59,51 @@ TERMS: dict[str, Term] = {
 }
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class Distill(nn.Module):
     """A training step that distils: the sum of terms of `TERMS`, each with its weight λ.
 
     One forward pass of the student, in its own modes, serves all terms. What terms learn is part of this module, which
     `fit` trains and saves. ValueError for values out of range, and networks that a term cannot compare.
-
-    Args:
-        teacher: is copied. None: its logits and maps come with the batch (`frozen.freeze`).
-        student: is looked at, for the width of its features.
-        images: (B, 3, H, W) float, a few that the student takes.
-        weights: λ of each term, above 0, by its name in `TERMS`.
-        temperature: τ of the terms that have one.
-        method, at: as for `explain`; or method `weights`: dynamic weights W(x) of B-cos networks, all six channels.
-        every: explanations are compared in each `every`-th step, from the first on; in the others their terms are 0.
-        contrast: explain the difference between the teacher's top class and the others, as `guidance.Guide` does.
-        teacher_size: pixels a side to which images are resized for the teacher; None: as the student's.
-        count: number of images in the training data, for `crd`.
-        mixup: α of the Beta distribution that mixes images, and labels (Zhang et al., ICLR 2018); 0: no mixing.
     """
 
-    def __init__(
-        self,
-        teacher: nn.Module | None,
-        student: nn.Module,
-        images: Tensor,
-        weights: dict[str, float],
-        temperature: float = 1.0,
-        method: str = "gradcam",
-        at: str = "Final",
-        every: int = 1,
-        contrast: bool = False,
-        teacher_size: int | None = None,
-        count: int | None = None,
-        mixup: float = 0.0,
-    ):
+    teacher: dataclasses.InitVar[nn.Module | None]  # is copied; None: logits and maps come with the batch (`freeze`)
+    student: dataclasses.InitVar[nn.Module]  # is looked at, for the width of its features
+    images: dataclasses.InitVar[Tensor]  # (B, 3, H, W) float, a few that the student takes
+    weights: dict[str, float]  # λ of each term, above 0, by its name in `TERMS`
+    temperature: float = 1.0  # τ of the terms that have one
+    method: str = "gradcam"  # as for `explain`; or `weights`: dynamic weights W(x) of B-cos networks, all six channels
+    at: str = "Final"  # as for `explain`
+    every: int = 1  # explanations are compared in each `every`-th step, from the first on; else their terms are 0
+    contrast: bool = False  # explain how the teacher's top class differs from the others, as `guidance.Guide` does
+    teacher_size: int | None = None  # pixels a side to which images are resized for the teacher; None: as they are
+    count: int | None = None  # of images in the training data, for `crd`
+    mixup: float = 0.0  # α of the Beta distribution that mixes images and labels (Zhang et al., ICLR 2018); 0: none
+
+    def __post_init__(self, teacher, student, images):
         super().__init__()
         methods = [*trainable(), "weights"]
-        check_value(method in methods, "method", method, f"one of {', '.join(methods)}")
-        if not weights or weights.keys() - TERMS.keys():
-            raise ValueError(f"weights are {weights}; terms are {', '.join(TERMS)}")
-        for name, weight in weights.items():
-            check_value(0 < weight < inf, f"weights[{name!r}]", weight, "above 0")
-        check_value(0 < temperature < inf, "temperature", temperature, "above 0")
-        for name, value, least in (("every", every, 1), ("count", count, 1), ("mixup", mixup, 0)):
+        check_value(self.method in methods, "method", self.method, f"one of {', '.join(methods)}")
+        right = self.weights and self.weights.keys() <= TERMS.keys()
+        check_value(right, "weights", self.weights, f"of at least one term, of {', '.join(TERMS)}")
+        positive = {f"weights[{name!r}]": weight for name, weight in self.weights.items()}
+        for name, value in (positive | {"temperature": self.temperature}).items():
+            check_value(0 < value < inf, name, value, "above 0")
+        for name, value, least in (("every", self.every, 1), ("count", self.count, 1), ("mixup", self.mixup, 0)):
             check_value(value is None or least <= value < inf, name, value, f"at least {least}")
-        self.terms = terms = {name: TERMS[name] for name in weights}
+        # `extra_repr` shows these; 2 and 2.0 are one training.
+        self.weights = {name: float(weight) for name, weight in self.weights.items()}
+        self.temperature, self.mixup, self.every = float(self.temperature), float(self.mixup), int(self.every)
+        self.terms = terms = {name: TERMS[name] for name in self.weights}
         self.explaining = [name for name, term in terms.items() if term.of == "explanation"]
         self.taught = [name for name, term in terms.items() if "teacher" in term.asks or term.of == "explanation"]
         deep = {name: term for name, term in terms.items() if term.of in ("features", "maps")}
-        if every > 1 and len(self.explaining) == len(weights):
-            raise ValueError(f"every is {every}, but there is no term for the other steps besides {', '.join(weights)}")
-        if count is None and (needs := [name for name, term in terms.items() if "count" in term.asks]):
+        if self.every > 1 and len(self.explaining) == len(terms):
+            raise ValueError(f"every is {self.every}, but no term is for the other steps besides {', '.join(terms)}")
+        if self.count is None and (needs := [name for name, term in terms.items() if "count" in term.asks]):
             raise ValueError(f"count is None; {', '.join(needs)} needs the number of images in the training data")
-        if teacher is None and (needs := [name for name in self.taught if mixup or name in deep]):
+        if teacher is None and (needs := [name for name in self.taught if self.mixup or name in deep]):
             raise ValueError(f"teacher is None; {', '.join(needs)} needs it, for its features or for mixed images")
-        self.weights, self.temperature = {name: float(weight) for name, weight in weights.items()}, float(temperature)
-        self.teacher_size, self.count, self.mixup = teacher_size, count, float(mixup)
-        self.method, self.at, self.every, self.contrast = method, at, int(every), contrast
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # In a list, so that it is no part of this module: neither trained nor saved.
         self.teachers = [] if teacher is None else [copy.deepcopy(bare(teacher)).requires_grad_(False).eval()]
@@ -130,15 +112,15 @@ class Distill(nn.Module):
         self.depths = {name: _common(name, term.depths, networks) for name, term in deep.items()}
         with torch.no_grad(), modes_restored(student):
             student.eval()
-            seen = [self._seen(networks[0], images, check=True)]
-            seen += [self._seen(teacher, self._for_teacher(images), check=True) for teacher in networks[1:]]
+            given = images, self._for_teacher(images)
+            seen = [self._seen(model, x, check=True) for model, x in zip(networks, given, strict=False)]
         classes = [found["logits"].shape[1] for found in seen]
         if classes[0] != classes[-1]:
             raise ValueError("student and teacher have {} and {} classes".format(*classes))
         self.classes, self.learned = classes[0], nn.ModuleDict()
-        for name in (name for name in deep if deep[name].learns):
+        for name in (name for name, term in deep.items() if term.learns):
             widths = [tuple(seen[k]["features"][at].shape[1] for k in (0, -1)) for at in self.depths[name]]
-            self.learned[name] = deep[name].function(widths)
+            self.learned[name] = terms[name].function(widths)
         self.to(images.device)
 
     def extra_repr(self) -> str:
@@ -156,8 +138,8 @@ class Distill(nn.Module):
             batch = dataclasses.replace(batch, images=images, labels=labels)
         there = {"logits": batch.logits, "explanation": batch.maps, "features": {}, "maps": None}
         if self.teachers and self.taught:
+            teacher = self.teachers[0].to(batch.images.device)
             with torch.no_grad():
-                teacher = self.teachers[0].to(batch.images.device)
                 there = self._seen(teacher, self._for_teacher(batch.images), targets)
         elif self.taught and (batch.logits is None or (targets and batch.maps is None)):
             raise ValueError("teacher is None, and the batch has no logits and maps; train on data of frozen.freeze")
@@ -182,7 +164,7 @@ class Distill(nn.Module):
         return value(mine, others) if term.learns else sum(map(value, mine, others)) / len(mine)
 
     def _seen(self, model: nn.Module, images: Tensor, targets=None, create_graph=False, check=False) -> dict[str, Any]:
-        """What terms compare of a network, by the names of `Term.of`; None for what no term asks for."""
+        """What terms compare of a network, by the names of `Term.of`; None or nothing for what no term asks for."""
         maps, features, graph = None, {}, torch.is_grad_enabled()
 
         def catch(at: str, module: nn.Module, inputs, output: Tensor) -> None:
@@ -198,28 +180,22 @@ class Distill(nn.Module):
                 logits = predict(model, images)
             else:
                 logits, maps = explanation(model, images, targets, self.method, self.at, create_graph)
-        seen = {"logits": logits, "explanation": maps, "features": features, "maps": None}
-        for depths in (depths for name, depths in self.depths.items() if self.terms[name].of == "maps"):
-            seen["maps"] = class_maps(model, features[depths[-1]], logits if check else None)
-        return seen
+        at = next((depths[-1] for name, depths in self.depths.items() if self.terms[name].of == "maps"), None)
+        classes = None if at is None else class_maps(model, features[at], logits if check else None)
+        return {"logits": logits, "explanation": maps, "features": features, "maps": classes}
 
     def _for_teacher(self, images: Tensor) -> Tensor:
         if self.teacher_size is None:
             return images
-        resized = F.interpolate(images, (self.teacher_size,) * 2, mode="bilinear", antialias=True)
-        return resized.clamp(0, 1)  # which rounding can leave
+        return F.interpolate(images, (self.teacher_size,) * 2, mode="bilinear", antialias=True).clamp(0, 1)
 
 
 def top_class(contrast: bool = False) -> Callable[[Tensor], Tensor]:
     """Logits (B, C) -> targets for `explain`: the top class, or with `contrast` how it differs from the others."""
-    if contrast:
-        return lambda logits: against_others(logits.argmax(1), logits.shape[1])[:, 0]
-    return lambda logits: logits.argmax(1)
+    return lambda z: against_others(z.argmax(1), z.shape[1])[:, 0] if contrast else z.argmax(1)
 
 
-def explanation(
-    model: nn.Module, images: Tensor, targets, method: str, at: str, create_graph: bool = False
-) -> tuple[Tensor, Tensor]:
+def explanation(model: nn.Module, images: Tensor, targets, method: str, at: str, create_graph: bool = False):
     """Logits and maps (B, K, H, W) of one target per image, by a method of `Distill`; all modules keep their modes."""
     if method == "weights":
         return dynamic_weights(model, images, targets, create_graph, keep_modes=True)
@@ -229,8 +205,8 @@ def explanation(
 def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None) -> Tensor:
     """Class activation maps (B, C, h, w): the classifier applied to every cell of the features at Final (B, D, h, w).
 
-    Their mean over cells is the logits less the bias (Zhou et al., CVPR 2016). ValueError where no linear layer takes
-    the features' mean, or where it does not make `logits` of it, if given. B-cos networks average after that layer.
+    Their mean over cells is the logits less the bias (Zhou et al., CVPR 2016). ValueError where no linear layer makes
+    them, and `logits`, if given, of the features' mean. B-cos networks average after that layer.
     """
     if getattr(model, "is_bcos", False):
         path = head_prefixes(model.net)[0].removesuffix(".weight").removesuffix(".").removesuffix(".linear")
@@ -251,7 +227,5 @@ def _common(term: str, depths: Sequence[str], networks: Sequence[nn.Module]) -> 
     if found := [at for at in depths if at in shared] or [*shared & {"Final"}]:
         return found
     has = " and ".join(f"{type(model).__name__} {names}" for model, names in zip(networks, named, strict=True))
-    raise ValueError(
-        f"{term} compares features at {', '.join(depths)}, or Final; the depths are {has}; "
-        "models.wrap(net, depths={'Final': 'path of a module'}) names them"
-    )
+    cure = "models.wrap(net, depths={'Final': 'path of a module'}) names them"
+    raise ValueError(f"{term} compares features at {', '.join(depths)}, or Final; the depths are {has}; {cure}")

@@ -1,18 +1,25 @@
 """What a student can be asked to match: pure functions of what student and teacher give, then terms that learn.
 
 Each function returns one value per image, (B,) float32 or wider, unless it says otherwise. Logits z are (B, C) and
-features (B, C, h, w), all float; the temperature τ is above 0. The teacher's side is data: it gets no gradient. Inputs
-in half precision are brought to float32 first. A wrong shape or temperature is a ValueError.
+features (B, C, h, w), all float; the temperature τ is above 0. The teacher's side is data: it gets no gradient. Of two
+features, the finer one is averaged to the cells of the other. Maps that are zero everywhere have no gradient. A wrong
+shape or temperature is a ValueError.
 
-A Module is built from `widths`, a pair per depth, the finest first: the student's channels and the teacher's. Its
-parameters are trained with the student. `forward` takes the features of both at these depths.
+A Module is built from `widths`, a pair per depth, the finest first: the student's channels and the teacher's.
+`forward` takes the features of both at these depths.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from math import inf
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from e2lib.datasets.files import check_value
+from e2lib.metrics.localisation import wide
 
 NOTHING = 1e-30  # a map that is nowhere larger is an all-zero map
 
@@ -21,13 +28,12 @@ def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
     """−Σ_c y_c log softmax(z_S)_c, nats, of labels (B, C) that add up to 1 per image: one-hot, or mixtures of these."""
     if not ((sums := labels.sum(1)) - 1).abs().max() < 1e-3:
         raise ValueError(f"labels add up to {sums.tolist()} per image; cross_entropy needs 1, bce takes any sum")
-    return F.cross_entropy(_wide(student), _wide(labels), reduction="none")
+    return F.cross_entropy(wide(student), wide(labels), reduction="none")
 
 
 def bce(student: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy of σ(z_S) per class, nats, (B, C), for labels (B, C) in [0, 1] of any sum."""
-    student = _wide(student)
-    return F.binary_cross_entropy_with_logits(student, labels.to(student), reduction="none")
+    return F.binary_cross_entropy_with_logits(wide(student), labels.to(wide(student)), reduction="none")
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -43,13 +49,11 @@ def multi_label_kd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -
     return temperature**2 * _divergence(there, here).sum(1)
 
 
-def dkd(
-    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0, alpha: float = 1.0, beta: float = 8.0
-) -> Tensor:
+def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature=1.0, alpha=1.0, beta=8.0) -> Tensor:
     """α TCKD + β NCKD, times τ² (Zhao et al.: Decoupled Knowledge Distillation, CVPR 2022).
 
-    TCKD is the divergence of (p_y, 1 − p_y), NCKD that of the softmax over the classes other than y. With α = 1 and the
-    teacher's 1 − p_y as β, it is `kd`. The labels y, int64 (B,) or one-hot (B, C), must be one per image.
+    TCKD is the divergence of (p_y, 1 − p_y), NCKD that of the softmax over the classes other than y: one label per
+    image, int64 (B,) or one-hot (B, C). With α = 1 and the teacher's 1 − p_y as β, it is `kd`.
     """
     student, teacher = _logits(student, teacher, temperature)
     target = F.one_hot(labels, student.shape[1]).bool() if labels.ndim == 1 else labels == 1
@@ -66,8 +70,8 @@ def dkd(
 def dist(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """τ² (inter + intra), a scalar, of p = softmax(z/τ) (Huang et al.: DIST, NeurIPS 2022, both weights 1).
 
-    Inter is 1 − Pearson's correlation over the classes of an image, averaged over images. Intra is the same over the
-    images of a class, averaged over classes. What is constant correlates with nothing.
+    Inter is the mean over images of 1 − Pearson's correlation over classes; intra exchanges images and classes. What is
+    constant correlates with nothing.
     """
     student, teacher = (z.softmax(1) for z in _logits(student, teacher, temperature))
     pairs = (student, teacher), (student.T, teacher.T)
@@ -76,10 +80,7 @@ def dist(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def e2kd(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 − cos(E_S, E_T) of flattened explanations, in [0, 2] (Parchami-Araghi et al., section 3.2).
-
-    Maps (B, K, h, w), signed, of any scale. Where either is zero everywhere, it is 1 and has no gradient.
-    """
+    """1 − cos(E_S, E_T) of maps (B, K, h, w), flattened; 1 where one is zero (Parchami-Araghi et al., section 3.2)."""
     right = student.ndim == 4 and student.shape == teacher.shape
     maps = _checked(right, "maps", student, teacher.detach(), "(B, K, h, w) of one shape")
     student, teacher = (_unit(x.flatten(1)) for x in maps)
@@ -87,42 +88,28 @@ def e2kd(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def cat_kd(student: Tensor, teacher: Tensor, cells: int = 2) -> Tensor:
-    """Σ_c ‖a_S/‖a_S‖ − a_T/‖a_T‖‖² / C of class activation maps (Guo et al.: CAT-KD, CVPR 2023).
-
-    Maps (B, C, h, w) of all classes, averaged to `cells` x `cells`. Their heights and widths may differ.
-    """
+    """Σ_c ‖a_S/‖a_S‖ − a_T/‖a_T‖‖² / C of `class_maps` averaged to `cells` a side (Guo et al.: CAT-KD, CVPR 2023)."""
     student, teacher = (_unit(x.flatten(2)) for x in _features(student, teacher, cells))
     return (student - teacher).square().sum(2).mean(1)
 
 
 def at(student: Tensor, teacher: Tensor) -> Tensor:
-    """‖Q_S/‖Q_S‖ − Q_T/‖Q_T‖‖², Q = Σ_c F_c² flattened: attention transfer (Zagoruyko, Komodakis, ICLR 2017).
-
-    Widths may differ; the finer one is averaged to the cells of the other. Notes: the paper has the norm, not its
-    square. The norm has no gradient at 0.
-    """
+    """‖Q_S/‖Q_S‖ − Q_T/‖Q_T‖‖², Q = Σ_c F_c² flattened: attention transfer (Zagoruyko, Komodakis, ICLR 2017)."""
+    # The paper has the norm, not its square; the norm has no gradient at 0.
     student, teacher = (_unit(x.square().sum(1).flatten(1)) for x in _features(student, teacher))
     return (student - teacher).square().sum(1)
 
 
 def fitnet(student: Tensor, teacher: Tensor, cells: int | None = None) -> Tensor:
-    """Mean of (F_S − F_T)² of one width (FitNets, Romero 2015).
-
-    Both are averaged to `cells` a side, where they are given; else the finer one is to the cells of the other.
-    """
-    student, teacher = _features(student, teacher, cells)
-    if (mine := student.shape[1]) != (others := teacher.shape[1]):
-        raise ValueError(f"features have {mine} and {others} channels; they must have the same number")
+    """Mean of (F_S − F_T)² of one width, averaged to `cells` a side where given (FitNets, Romero et al. 2015)."""
+    both = _features(student, teacher, cells)
+    student, teacher = _checked(both[0].shape == both[1].shape, "features", *both, "of one width")
     return (student - teacher).square().mean((1, 2, 3))
 
 
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
-    """`fitnet` at several resolutions: HCL of ReviewKD (Chen et al., CVPR 2021).
-
-    The resolutions are the features' own, and 4, 2 and 1 cells a side where these are fewer. The weights add up to 1;
-    each is half of the one before.
-    """
-    student, teacher = _wide(student), _wide(teacher)  # also for the sum of their gradients
+    """`fitnet` at the features' own cells, then 4, 2 and 1 a side, each of half the weight before (HCL of ReviewKD)."""
+    student, teacher = wide(student), wide(teacher)  # also for the sum of their gradients
     sizes = [None, *(cells for cells in (4, 2, 1) if cells < min(student.shape[2:] + teacher.shape[2:]))]
     total = sum(fitnet(student, teacher, cells) / 2**k for k, cells in enumerate(sizes))
     return total / sum(0.5**k for k in range(len(sizes)))
@@ -133,8 +120,8 @@ def crd(student: Tensor, teacher: Tensor, images: int, temperature: float = 0.1)
 
     −log h(s_i, t_i) − Σ_j≠i log(1 − h(s_i, t_j)), and the same with s and t exchanged. Here
     h = e^(s·t/τ) / (e^(s·t/τ) + N/M) of embeddings (B, D) over their norms, N = B − 1, and M = `images` in the training
-    data. The embeddings of both are learned, so the teacher's get a gradient too. Notes: negatives are the other images
-    of the batch. The paper draws 16,384 from a memory.
+    data. Both embeddings are learned: the teacher's get a gradient too. Notes: the paper draws 16,384 negatives from a
+    memory; here they are the other images of the batch.
     """
     right = student.ndim == 2 and student.shape == teacher.shape and len(student) > 1
     student, teacher = _checked(right, "embeddings", student, teacher, "(B, D), B at least 2")
@@ -180,10 +167,7 @@ class Review(nn.Module):
 
     def __init__(self, widths: Sequence[tuple[int, int]]):
         super().__init__()
-
-        def convolution(width: int, new: int, size: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(width, new, size, padding=size // 2, bias=False), nn.BatchNorm2d(new))
-
+        convolution = partial(Conv2dNormActivation, activation_layer=None)
         self.reduce = nn.ModuleList(convolution(mine, 128, 1) for mine, _ in widths)
         self.attend = nn.ModuleList(nn.Conv2d(2 * 128, 2, 1) for _ in widths[:-1])
         self.expand = nn.ModuleList(convolution(128, others, 3) for _, others in widths)
@@ -200,27 +184,20 @@ class Review(nn.Module):
         return total
 
 
-def _wide(x: Tensor) -> Tensor:
-    """In float32 or wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _checked(right: bool, what: str, student: Tensor, teacher: Tensor, form: str) -> tuple[Tensor, Tensor]:
+def _checked(right, what, student, teacher, form) -> tuple[Tensor, Tensor]:
     if not right:
         raise ValueError(f"{what} are {tuple(student.shape)} and {tuple(teacher.shape)}; both must be {form}")
-    return _wide(student), _wide(teacher)
+    return wide(student), wide(teacher)
 
 
 def _logits(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     right = student.ndim == 2 and student.shape == teacher.shape and student.shape[1] > 1
     student, teacher = _checked(right, "logits", student, teacher.detach(), "(B, C), C at least 2")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    check_value(0 < temperature < inf, "temperature", temperature, "above 0")
     return student / temperature, teacher / temperature
 
 
 def _features(student: Tensor, teacher: Tensor, cells: int | None = None) -> list[Tensor]:
-    """Both averaged to `cells` a side, or the finer one to the cells of the other."""
     right = student.ndim == teacher.ndim == 4 and len(student) == len(teacher)
     both = _checked(right, "features", student, teacher.detach(), "(B, C, h, w), with one B")
     size = cells or tuple(map(min, student.shape[2:], teacher.shape[2:]))

@@ -200,12 +200,15 @@ def test_what_cannot_be_distilled_is_named(scenes):
         return d.Distill(teacher, student, images, **{"weights": {"kd": 1.0}} | change)
 
     for change, message in (
-        ({"weights": {"kl": 1.0}}, "weights are {'kl': 1.0}; terms are cross_entropy, bce, kd"),
+        (
+            {"weights": {"kl": 1.0}},
+            "weights is {'kl': 1.0}; it must be of at least one term, of cross_entropy, bce",
+        ),
         ({"weights": {"kd": 0}}, r"weights\['kd'\] is 0; it must be above 0"),
-        ({"weights": {}}, "weights are {}; terms are cross_entropy"),
+        ({"weights": {}}, "weights is {}; it must be of at least one term"),
         ({"method": "occlusion"}, "method is 'occlusion'; it must be one of .*, weights"),
         ({"every": 0}, "every is 0; it must be at least 1"),
-        ({"every": 2, "weights": {"e2kd": 1.0}}, "every is 2, but there is no term for the other steps besides e2kd"),
+        ({"every": 2, "weights": {"e2kd": 1.0}}, "every is 2, but no term is for the other steps besides e2kd"),
         ({"temperature": -1}, "temperature is -1; it must be above 0"),
         ({"count": 0}, "count is 0; it must be at least 1"),
         ({"mixup": -1}, "mixup is -1; it must be at least 0"),
@@ -301,9 +304,9 @@ def test_the_recipe_for_a_term(scenes, monkeypatch):
 
 
 def test_what_a_term_compares_is_named():
-    with pytest.raises(ValueError, match="of is 'pixels'; it must be logits, explanation, maps or features"):
+    with pytest.raises(ValueError, match="of is 'pixels'; it must be logits, explanation, maps, features for"):
         d.Term(means, "pixels")
-    with pytest.raises(ValueError, match="of is 'logits'; a Module, as Shift, must compare features"):
+    with pytest.raises(ValueError, match="of is 'logits'; it must be features for .*Shift"):
         d.Term(Shift)
 
 
