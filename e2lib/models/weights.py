@@ -62,6 +62,14 @@ def head_prefixes(net: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
+def train_head_only(model: nn.Module) -> nn.Module:
+    """Freeze every parameter of a `models.build` network but those of its classifier; returns the model."""
+    head = head_prefixes(model.net)
+    for name, parameter in model.net.named_parameters():
+        parameter.requires_grad_(name.startswith(head))
+    return model
+
+
 def _path(name: str, weights: str | Path) -> Path:
     """The file that `weights` stands for."""
     if weights == "scenes" and name != "bcos_scenes":

@@ -1,7 +1,8 @@
 """Fit a network to a data set with any step, and measure it: accuracy, and where its explanations lie."""
 
+from e2lib.models import train_head_only
 from e2lib.training.evaluate import evaluate
-from e2lib.training.loop import Step, classify, fit, train_head_only
+from e2lib.training.loop import Step, classify, fit
 from e2lib.training.precision import form, formed
 from e2lib.training.processes import StepModule, processes
 

@@ -15,9 +15,8 @@ from e2lib.training.processes import processes
 class Checkpoint:
     """The file of one training, `path` with a key in its name; with path None nothing is kept.
 
-    The key is a digest of all that the training begins with: `about`, the data set's fingerprint, and of `parts` the
-    schedule's state and the module's weights. `order` draws the images' order. Raises ValueError for a data set without
-    fingerprint.
+    The key is a digest of what the training begins with: `about`, the data set's fingerprint, the schedule's state and
+    the module's weights. `order` draws the images' order. Raises ValueError for a data set without fingerprint.
     """
 
     def __init__(self, path, about: dict[str, Any], dataset: Dataset, parts: dict[str, Any], order: torch.Generator):
@@ -25,10 +24,7 @@ class Checkpoint:
         if path is None:
             return
         if not hasattr(dataset, "fingerprint"):
-            raise ValueError(
-                f"dataset is a {type(dataset).__name__} without fingerprint(), so that a checkpoint cannot know it; "
-                "derive it from datasets.Samples, or train without checkpoint"
-            )
+            raise ValueError(f"dataset: {type(dataset).__name__} has no fingerprint(); derive it from datasets.Samples")
         with torch.random.fork_rng([]):  # random transforms draw where images are read
             known = [about, dataset.fingerprint(), type(parts["schedule"]).__name__, parts["schedule"].state_dict()]
         trained = [name for name, p in parts["module"].named_parameters() if p.requires_grad]
@@ -56,11 +52,10 @@ class Checkpoint:
         """Replace the file, in the first of several processes, while the others wait."""
         rank, world = processes()
         if self.path is not None and rank == 0:
-            content = {name: part.state_dict() for name, part in self.parts.items()}
-            content |= {"history": history, "order": self.order.get_state()}
-            content |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+            content = {name: part.state_dict() for name, part in self.parts.items()} | {"history": history}
+            rng = {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as part:
-                torch.save(content, part)
+                torch.save(content | rng | {"order": self.order.get_state()}, part)
         if world > 1:
             dist.barrier()

@@ -15,8 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
-from e2lib import models
-from e2lib.attribution import logits_of, modes_restored
+from e2lib.attribution import modes_restored, predict
 from e2lib.datasets import Batch, collate
 from e2lib.training.checkpoint import Checkpoint
 from e2lib.training.log import Log
@@ -28,16 +27,8 @@ Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
 def classify(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """The plain step: binary cross-entropy on the multi-hot labels, nats per class."""
-    logits = logits_of(model(batch.images)).float()
+    logits = predict(model, batch.images).float()
     return {"classification": F.binary_cross_entropy_with_logits(logits, batch.hot(logits.shape[1]))}
-
-
-def train_head_only(model: nn.Module) -> nn.Module:
-    """Freeze every parameter of a `models.build` network but those of its classifier; returns the model."""
-    head = models.head_prefixes(model.net)
-    for name, parameter in model.net.named_parameters():
-        parameter.requires_grad_(name.startswith(head))
-    return model
 
 
 def fit(
@@ -57,14 +48,12 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train the parameters of `model` that are not frozen on the sum of the terms that `step` returns.
 
-    Batches are shuffled by `seed`, and gradients are clipped at norm 1. Modules whose parameters are all frozen run in
-    eval mode: their norm layers keep their statistics. Modes, memory formats and torch's random number generators are
-    restored at the end.
+    Gradients are clipped at norm 1. Modules whose parameters are all frozen run in eval mode: their norm layers keep
+    their statistics. Modes, memory formats and torch's random number generators are restored at the end.
 
-    Several processes (`processes`) share each batch, in torch's DistributedDataParallel. They step by the gradient of
-    the whole batch: that of one process, for losses that are means over images. (GroupDRO, DIST and CRD compare the
-    images of each share.) Each process draws random numbers of its own. Norm layers learn from the first process's
-    share. Frozen parameters take no part. All processes call `after_epoch`; the first one writes the checkpoint.
+    Several processes (`processes`) share each batch. They step by the gradient of the whole batch, as one does, for
+    losses that are means over images. (GroupDRO, DIST and CRD compare the images of each share.) Each process draws
+    random numbers of its own. Norm layers learn from the first one's share. All of them call `after_epoch`.
 
     Args:
         model: images (B, 3, H, W) in [0, 1] to logits (B, C).
@@ -73,25 +62,18 @@ def fit(
         lr: the learning rate at the start, of the default optimizer.
         batch_size: images per step, of all processes together. A last batch of one image joins the one before.
         seed: of the order of the images, and of all random numbers in steps and transforms.
-        step: (model, Batch) -> terms of the loss by name: `classify`, a `guidance.Guide`, a `distillation.Distill`. The
-            parameters of a Module are trained too.
+        step: (model, Batch) -> terms of the loss by name, as a `guidance.Guide`. A Module's parameters are trained too.
         precision: float32; bfloat16, for convolutions and products; or auto, see `form`.
-        workers: processes that load images. Random transforms give other images with another number of them.
-        checkpoint: of `folder/name.pt`, `folder/name-KEY.pt` is replaced after every epoch. A training with the same
-            KEY goes on from it, and ends as if it had never stopped: in one process on a CPU, with as many threads, bit
-            for bit. KEY is a digest of these arguments, of the weights at the start and of `dataset.fingerprint()`. The
-            step counts by its name, or by its repr, which has to tell its settings.
-        after_epoch: called after each epoch with its number, 1 for the first, for example to measure. Random numbers
-            that it draws do not change the training. Scores that it returns, as a dict, are logged.
+        workers: processes that load images; random transforms depend on their number.
+        checkpoint: of `folder/name.pt`, `folder/name-KEY.pt` is replaced after every epoch. A training of the same KEY
+            goes on from it, in one process on a CPU bit for bit. KEY is a digest of the weights at the start, of
+            `dataset.fingerprint()` and of these arguments; the step's repr, or name, has to tell its settings.
+        after_epoch: called with the number of each finished epoch, from 1 on. Where it returns a dict, that is logged.
         optimizer: parameters -> torch optimizer, or an optimizer; None for Adam.
         schedule: (optimizer, number of steps) -> scheduler, which steps once per batch; None for a cosine to 0.
 
-    Where the environment variable E2LIB_TENSORBOARD names a folder, TensorBoard finds there the terms of every step,
-    the learning rate, the scores of every epoch, and the arguments.
-
-    Returns the mean of each term, one dict per epoch. Raises ValueError where every parameter is frozen; for an empty
-    data set, epochs below 0, a wrong precision, or a checkpoint and data without fingerprint; for a loss or gradient
-    that is not finite, naming the images of its batch.
+    Returns the mean of each term, one dict per epoch. Raises ValueError where there is nothing to train, for a wrong
+    value, and for a loss or gradient that is not finite, naming the images of its batch.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("every parameter of the model is frozen; there is nothing to train")
@@ -118,44 +100,35 @@ def fit(
         about = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "workers": workers}
         about |= {"step": getattr(step, "__name__", repr(step)), "optimizer": " ".join(repr(optimizer).split())}
         about["bfloat16"] = form(model, precision).dtype == torch.bfloat16
-        scheduler = (schedule or CosineAnnealingLR)(optimizer, epochs * len(batches))
+        steps = len(batches.counts)
+        scheduler = (schedule or CosineAnnealingLR)(optimizer, epochs * steps)
         parts = {"module": module, "optimizer": optimizer, "schedule": scheduler}
         kept = Checkpoint(checkpoint, about, dataset, parts, order)
         history = kept.resume()
-        with Log(about, epochs * len(batches), len(history) * len(batches), quiet=rank > 0) as log:
+        with Log(about, epochs * steps, len(history) * steps, quiet=rank > 0) as log:
             for epoch in range(len(history) + 1, epochs + 1):
-                _train_mode(model)
+                for part in model.modules():  # parents first: one without parameters follows its parent
+                    if learns := [p.requires_grad for p in part.parameters()]:
+                        part.train(any(learns))
                 totals: Counter[str] = Counter()
                 for (mine, size), batch in zip(batches.counts, loader, strict=True):
                     batch = batch.to(device)
                     with cast():
                         terms = whole(batch)
                     values = {name: term.item() for name, term in terms.items()}
-                    _check(values, batch, lr)
                     optimizer.zero_grad(set_to_none=True)
                     (sum(terms.values()) * (mine * world / size)).backward()
-                    _check({"gradient's norm": nn.utils.clip_grad_norm_(trained, 1.0).item()}, batch, lr)
+                    norm = nn.utils.clip_grad_norm_(trained, 1.0).item()
+                    for name, value in (values | {"gradient's norm": norm}).items():
+                        if not math.isfinite(value):
+                            raise ValueError(f"{name} is {value} on images {', '.join(batch.names)}; lower lr={lr}")
                     optimizer.step()
                     scheduler.step()
                     totals.update({name: value * mine for name, value in values.items()})
                     log.step(values, scheduler.get_last_lr()[0])
                 history.append({name: total / len(dataset) for name, total in summed(totals, device).items()})
                 if after_epoch is not None:
-                    with fork():  # to measure changes no training
+                    with fork():  # random numbers of a measurement change no training
                         log.add("after each epoch", after_epoch(epoch), epoch)
                 kept.save(history)
     return history
-
-
-def _train_mode(model: nn.Module) -> None:
-    """Train mode for modules that learn anything, eval mode for others; one without parameters follows its parent."""
-    for module in model.modules():  # parents first
-        if any(True for _ in module.parameters()):
-            module.train(any(p.requires_grad for p in module.parameters()))
-
-
-def _check(values: dict[str, float], batch: Batch, lr: float) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            what = "loss" if name == "classification" else name
-            raise ValueError(f"the {what} is {value} on images {', '.join(batch.names)}; lower lr={lr}")

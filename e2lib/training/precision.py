@@ -9,7 +9,6 @@ from torch import nn
 
 from e2lib.memory import keep_memory
 
-PRECISIONS = ("auto", "float32", "bfloat16")
 SMALL = 1_000_000  # parameters; networks with fewer gain nothing from bfloat16 on a CPU
 
 
@@ -21,22 +20,20 @@ class Form(NamedTuple):
 
 
 def form(model: nn.Module, precision: str = "auto", gradients: bool = True) -> Form:
-    """The form of `model` on the device of its parameters; ValueError for a precision not in `PRECISIONS`.
+    """The form of `model` on the device of its parameters; ValueError for another precision.
 
     A CPU computes convolutions wider than one pixel in channels_last. `auto` is bfloat16 where the processor has it:
     on a GPU for all; on a CPU for networks of a million parameters or more that have such convolutions, but not with
     `gradients`, as in training and explaining, where some convolve each channel alone: their backward pass is slower.
     """
-    if precision not in PRECISIONS:
-        why = ": gradients of explanations overflow in it" if precision == "float16" else ""
-        raise ValueError(f"precision is {precision!r}; it must be float32, bfloat16 or auto{why}")
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"precision is {precision!r}; it must be auto, float32 or bfloat16 (float16 overflows)")
     device, low = next(model.parameters()).device, precision == "bfloat16"
     wide = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
     on_cpu = device.type == "cpu"
     if precision == "auto" and has_bfloat16(device):
-        large = sum(p.numel() for p in model.parameters()) >= SMALL
         slow = gradients and any(m.groups == m.in_channels > 1 for m in wide)
-        low = not on_cpu or (bool(wide) and large and not slow)
+        low = not on_cpu or (bool(wide) and not slow and sum(p.numel() for p in model.parameters()) >= SMALL)
     memory_format = torch.channels_last if wide and on_cpu else torch.preserve_format
     return Form(memory_format, torch.bfloat16 if low else torch.float32)
 

@@ -1,8 +1,9 @@
 """Several processes that train or measure together, started by torchrun: each takes its share of the images."""
 
-import datetime
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import timedelta
 from itertools import pairwise
 
 import torch
@@ -10,37 +11,30 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from torch.utils.data import RandomSampler
 
+from e2lib.attribution import Exact
 from e2lib.datasets import Batch
 
 
 def processes() -> tuple[int, int]:
-    """This process's number, and how many train together; (0, 1) for one alone.
-
-    In processes of `torchrun` that have no process group yet, the first call starts it: gloo, with GPUs also nccl.
-    """
+    """This process's number, and how many train together: (0, 1) for one alone. Joins those of `torchrun`."""
     if not dist.is_available():
         return 0, 1
     if not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
-        # Processes may wait for long where one of them has more to do.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
+        dist.init_process_group(backend, timeout=timedelta(days=1))  # one may have more to do
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class StepModule(nn.Module):
-    """A whole training step as one Module, batch -> terms of the loss, for torch's DistributedDataParallel.
-
-    The explanation's own backward pass runs inside, so that gradients of all processes are averaged once, by the
-    backward pass of the loss.
-    """
+    """A whole step as one Module, batch -> terms: DistributedDataParallel around it averages gradients once."""
 
     def __init__(self, model: nn.Module, step):
         super().__init__()
         self.model, self.step = model, step
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms that the step returns."""
-        return self.step(self.model, batch)
+        with Exact() if len(batch.images) == 1 else nullcontext():
+            return self.step(self.model, batch)
 
 
 def summed(totals: dict[str, float], device: torch.device) -> dict[str, float]:
@@ -55,9 +49,8 @@ def summed(totals: dict[str, float], device: torch.device) -> dict[str, float]:
 class Batches:
     """Shuffled batches of an epoch, as lists of positions: of each batch, the share of this process.
 
-    A last batch of one image joins the batch before it, as norm layers cannot learn from one value per channel. A
-    process without an image of its own in a batch gets one that counts nothing. `counts` says of each batch how many
-    images count here, and how many it has in all.
+    A last batch of one image joins the one before, as norm layers cannot learn from one value per channel. A process
+    without an image of its own gets one that does not count. `counts`: how many images of a batch count here, and all.
     """
 
     def __init__(self, images: int, size: int, order: Generator):
@@ -68,9 +61,6 @@ class Batches:
             del bounds[-2]
         self.bounds = list(pairwise(bounds))
         self.counts = [(len(range(self.rank, b - a, self.world)), b - a) for a, b in self.bounds]
-
-    def __len__(self) -> int:
-        return len(self.bounds)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(self.sampler)

@@ -19,7 +19,7 @@ def test_tensorboard_shows_each_step_and_epoch_and_changes_nothing(tmp_path, mon
     assert training.fit(second, dataset, **how) == history
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     training.fit(second, dataset, **how)
-    found = sorted(tmp_path.glob("*/*"))
+    found = sorted(tmp_path.iterdir())
     assert len(found) == 2  # a folder a training
     log = EventAccumulator(str(found[0])).Reload()
     losses = [event.value for event in log.Scalars("training/classification")]

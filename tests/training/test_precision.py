@@ -27,15 +27,9 @@ def test_bfloat16_is_close_to_float32_and_keeps_the_parameters_type(step):
     assert low != full and low == pytest.approx(full, rel=0.03)
 
 
-@pytest.mark.parametrize(
-    ("precision", "message"),
-    [
-        ("float16", "precision is 'float16'; .*: gradients of explanations overflow in it"),
-        ("half", "precision is 'half'; it must be float32, bfloat16 or auto$"),
-    ],
-)
-def test_other_precisions_are_refused(precision, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("precision", ["float16", "half"])
+def test_other_precisions_are_refused(precision):
+    with pytest.raises(ValueError, match=f"precision is '{precision}'; it must be auto, float32 or bfloat16"):
         training.fit(tiny(), Scenes("train", 2, 64), epochs=1, lr=1e-2, precision=precision)
 
 
