@@ -80,7 +80,7 @@ def imported(source: str, in_functions: bool = True) -> set[str]:
             visit(child)
 
     visit(ast.parse(source))
-    return found - sys.stdlib_module_names - {"e2lib", "tests"}
+    return found - sys.stdlib_module_names - {"e2lib", "notebooks", "tests"}
 
 
 def missing(modules: set[str], declared: set[str]) -> set[str]:
@@ -163,7 +163,7 @@ def test_gpu_workflow_runs_the_laptop_preset_on_a_gpu_runner():
     check, first, nightly = commands(job)
     assert check.startswith("make setup") and "torch.cuda.is_available()" in check  # where none is, auto takes the CPU
     assert first == "make run PRESET=laptop"
-    compared = "e2lib.course.claims notebooks/claims.yaml runs/before.csv notebooks/results.csv"
+    compared = "tests.verdicts notebooks/claims.yaml runs/before.csv notebooks/results.csv"
     assert nightly.splitlines()[-1].endswith(compared) and "make results" in nightly
     assert "gpu" in job["runs-on"]
 

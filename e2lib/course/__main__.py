@@ -8,6 +8,7 @@ images. The first process shows what cells print, and writes the numbers that th
 import argparse
 import contextlib
 import datetime
+import io
 import json
 import os
 import signal
@@ -69,29 +70,20 @@ def execute(path: Path, given: dict[str, Any], show: bool) -> list[dict[str, Any
     return rows
 
 
-def script() -> None:
-    """Run a notebook as a script."""
-    parser = argparse.ArgumentParser(prog="python -m e2lib.course", description=__doc__)
-    parser.add_argument("notebook", type=Path)
-    parser.add_argument("-f", "--file", type=Path, action="append", default=[], help="YAML file of parameters")
-    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    parser.add_argument("-o", "--output", type=Path, help="where the recorded numbers go, as JSON")
-    options = parser.parse_args()
+def script(path: Path, files: list[Path], more: list[tuple[str, str]], output: Path | None) -> None:
+    """Run a notebook with the parameters of YAML `files`, and `more`; write the rows that it records as JSON."""
     given: dict[str, Any] = {}
-    with plainly():
-        for file in options.file:
-            given |= run.mapping(file)
-        given |= {name: yaml.safe_load(value) for name, value in options.parameter}
-        schema = parameters.of(options.notebook)
-        parameters.check(schema, given)
-        values = {name: parameter.default for name, parameter in schema.items()} | given
-        rank, world = join(values)
-    output = options.output and options.output.absolute()
-    if output:  # before the training
+    for file in files:
+        given |= run.mapping(file)
+    given |= {name: yaml.safe_load(value) for name, value in more}
+    schema = parameters.of(path)
+    parameters.check(schema, given)
+    values = {name: parameter.default for name, parameter in schema.items()} | given
+    rank, world = join(values)
+    if output := output and output.absolute():  # the notebook has another working directory
         output.parent.mkdir(parents=True, exist_ok=True)
-    silent = contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(open(os.devnull, "w"))  # noqa: SIM115
-    with silent:
-        rows = execute(options.notebook.absolute(), values, show=rank == 0)
+    with contextlib.nullcontext() if rank == 0 else contextlib.redirect_stderr(io.StringIO()):
+        rows = execute(path.absolute(), values, show=rank == 0)
     if output and rank == 0:
         write(output, json.dumps(rows, indent=1))
     if world > 1:
@@ -103,26 +95,33 @@ def script() -> None:
 def main() -> None:
     """The command line."""
     os.environ["MPLBACKEND"] = "Agg"
-    if any(word.endswith(".ipynb") for word in sys.argv[1:2]):
-        return script()
     parser = argparse.ArgumentParser(prog="python -m e2lib.course", description=__doc__)
+    if any(word.endswith(".ipynb") for word in sys.argv[1:2]):
+        parser.add_argument("notebook", type=Path)
+        parser.add_argument("-f", "--file", type=Path, action="append", default=[], help="YAML file of parameters")
+        parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+        parser.add_argument("-o", "--output", type=Path, help="where the recorded numbers go, as JSON")
+        given = parser.parse_args()
+        with plainly():
+            return script(given.notebook, given.file, given.parameter, given.output)
     commands = parser.add_subparsers(dest="command", required=True)
-    options = {"run": "preset notebooks device", "publish": "preset notebooks device", "sweep": "runs profile jobs"}
-    for name, words in (options | {"results": "runs", "execute": ""}).items():
+    options = {"run": "--preset --notebooks --device", "publish": "--preset --notebooks --device"}
+    options |= {"sweep": "file --runs --profile --jobs", "results": "file --runs", "execute": "file kept"}
+    defaults = {"--preset": "laptop", "--device": "auto", "--jobs": "0"}
+    for name, words in options.items():
         command = commands.add_parser(name)
         for word in words.split():
-            command.add_argument(f"--{word}", default={"preset": "laptop", "device": "auto", "jobs": "0"}.get(word, ""))
-        if name not in ("run", "publish"):
-            command.add_argument("file", type=Path)
-        if name == "execute":  # Snakemake calls it
-            command.add_argument("kept")
+            command.add_argument(word, default=defaults.get(word, ""))
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: the same command goes on with what is not done"))
     with plainly():
-        if given.command == "execute":
-            return run.execute(given.file, given.kept)
+        if given.command == "execute":  # Snakemake calls it
+            return run.execute(Path(given.file), given.kept)
         if given.command == "run":
-            sys.exit(run.preset(given.preset, given.notebooks, given.device))
+            jobs = run.plan(given.preset, given.notebooks, given.device)
+            # A notebook uses every core; in the smoke preset, where most of the time goes to starting, two run at once.
+            at_once = 2 if given.preset == "smoke" and not run.cards() else 0
+            sys.exit(run.start(jobs, Path("runs", given.preset), at_once, bars=True))
         if given.command == "publish":
             from e2lib.course.publish import publish
 
@@ -130,8 +129,8 @@ def main() -> None:
         from e2lib.course import sweep
 
         if given.command == "sweep":
-            sys.exit(sweep.start(given.file, given.runs, given.profile, int(given.jobs)))
-        sweep.unseal(given.file, given.runs)
+            sys.exit(sweep.start(Path(given.file), given.runs, given.profile, int(given.jobs)))
+        sweep.unseal(Path(given.file), given.runs)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,5 @@
-"""The two papers' claims beside our numbers: one verdict per claim, by the rule in notebooks/claims.yaml.
+"""The two papers' claims beside our numbers: one verdict per claim, by the rule in notebooks/claims.yaml."""
 
-`python -m e2lib.course.claims CLAIMS BEFORE AFTER` names the verdicts that differ between two results.csv, if any do.
-"""
-
-import argparse
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +7,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from e2lib.course import plainly, results
+from e2lib.course import results
 from e2lib.course.run import FILES
 
 FOLDER = Path(__file__).parents[2] / "notebooks"  # of the repository
@@ -128,23 +123,3 @@ def judge(claims: list[Claim], table: pd.DataFrame) -> pd.DataFrame:
 def load(path: str | Path | None = None) -> pd.DataFrame:
     """The numbers in a file that `make results` wrote, one row per setting and seed; None: the repository's."""
     return results.wide(results.read(path or FOLDER / FILES["results"]))
-
-
-def main() -> None:
-    """The command line of this module, for the nightly workflow."""
-    parser = argparse.ArgumentParser(prog="python -m e2lib.course.claims", description=__doc__)
-    for name in ("claims", "before", "after"):
-        parser.add_argument(name, type=Path)
-    given = parser.parse_args()
-    with plainly():
-        claims = read(given.claims)
-        old, new = (judge(claims, load(path)).groupby("claim").verdict.first() for path in (given.before, given.after))
-    pairs = {claim.claim: [part.get(claim.claim, "no numbers") for part in (old, new)] for claim in claims}
-    changed = [f"{name}: {before} before, {after} now" for name, (before, after) in pairs.items() if before != after]
-    if changed:
-        sys.exit("\n".join(["verdicts that changed:", *changed]))
-    print("no verdict changed")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
 """Notebooks as files: their cells, and all that their numbers come from."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Iterable
@@ -7,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from e2lib.disk import digest, digest_of_files, essence
+from e2lib.disk import DATA, digest, digest_of_files, essence
 
 if TYPE_CHECKING:
     import nbformat  # imported where it is used: that takes two seconds, and an opened notebook does not need it
@@ -62,29 +63,17 @@ def origin(sources: Iterable[str] = ()) -> str:
     sources = list(sources)
     imports = [line for source in sources for line in source.splitlines() if "e2lib.course" in line]
     shown = tuple(name for name in SHOWN if any(re.search(rf"\b{name}\b", line) for line in imports))
-    return digest([sources, _code(PACKAGE, shown), _embedded(PACKAGE), _versions()])
+    return digest([sources, _around(shown)])
 
 
 @functools.cache  # a sweep asks once for each notebook; an edit counts from the next process on
-def _code(package: Path, shown: tuple[str, ...]) -> str:
-    library = [path for path in sorted(package.rglob("*.py")) if path.relative_to(package).parts[0] != "course"]
-    files = [*library, *(package / "course" / f"{name}.py" for name in shown)]
-    return digest([(path.relative_to(package).as_posix(), essence(path.read_text("utf-8"))) for path in files])
-
-
-@functools.cache
-def _embedded(package: Path) -> str:
-    folders = (package / "data", package.parent / "data")  # of the wheel, of the repository
-    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix not in ("", ".py", ".md")]
-    return digest_of_files(files)
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    found = {}
+def _around(shown: tuple[str, ...]) -> str:
+    files = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0] != "course"]
+    files += [PACKAGE / "course" / f"{name}.py" for name in shown]
+    code = [(path.relative_to(PACKAGE).as_posix(), essence(path.read_text("utf-8"))) for path in files]
+    data = digest_of_files(path for path in sorted(DATA.rglob("*")) if path.suffix not in ("", ".py", ".md"))
+    versions = {}
     for name in NUMERICAL:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # some are optional
-            continue
-    return found
+        with contextlib.suppress(PackageNotFoundError):  # some are optional
+            versions[name] = version(name)
+    return digest([code, data, versions])

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,8 +40,7 @@ class Parameter:
 def read(namespace: Mapping[str, Any]) -> SimpleNamespace:
     """The checked parameters, as attributes, of the notebook that passes its `globals()`; `device` is a torch.device.
 
-    ValueError names each unknown parameter or field, each missing field, and each value of a wrong type, whether from
-    the notebook or from papermill.
+    ValueError as for `check`, and for parameters of papermill that the notebook does not know.
     """
     # IPython records the cells run so far in In; what other cells have assigned since is no parameter. nbval runs
     # cells unrecorded, but Python knows their lines.
@@ -51,8 +50,8 @@ def read(namespace: Mapping[str, Any]) -> SimpleNamespace:
     if not (own := [source for source in run if _is_own(source)]):
         raise ValueError(f"no parameter is set: first run the cell whose first line has {OWN_CELL!r}")
     schema = declared(own[-1])
-    injected = [name for source in run if source.startswith(INJECTED_CELL) for name, *_ in _lines(source)]
-    values = check(schema, {name: namespace[name] for name in (*schema, *injected)})
+    injected = "".join(source for source in run if source.startswith(INJECTED_CELL))
+    values = check(schema, {name: namespace[name] for name in (*schema, *re.findall(r"(?m)^(\w+) =", injected))})
     if "device" in values:
         values["device"] = device(values["device"])
     return SimpleNamespace(**values)
@@ -65,9 +64,9 @@ def _is_own(source: str) -> bool:
 def of(path: Path) -> dict[str, Parameter]:
     """The parameters of the notebook in file `path`; ValueError where it has not exactly one parameters cell."""
     tagged = [cell.source for cell in notebook.read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    right = f"one, with {OWN_CELL!r} in its first line, is right"
     if len(tagged) != 1 or not _is_own(tagged[0]):
-        text = f"{path} has {len(tagged)} cells tagged parameters; one, with {OWN_CELL!r} in its first line, is right"
-        raise ValueError(text)
+        raise ValueError(f"{path} has {len(tagged)} cells tagged parameters; {right}")
     try:
         return declared(tagged[0])
     except ValueError as error:
@@ -77,21 +76,16 @@ def of(path: Path) -> dict[str, Parameter]:
 def declared(source: str) -> dict[str, Parameter]:
     """The parameters that a cell declares; ValueError for a value that is no literal, or a type that is not known."""
     found = {}
-    for name, annotation, value in _lines(source):
-        default = ast.literal_eval(value)
-        found[name] = Parameter(_kind_of(default) if annotation is None else _kind(annotation), default)
-    return found
-
-
-def _lines(source: str) -> Iterator[tuple[str, ast.expr | None, ast.expr]]:
     for node in ast.parse(source).body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                yield name, None, value
+                kind, default = None, ast.literal_eval(value)
             case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
-                yield name, annotation, value
+                kind, default = _kind(annotation), ast.literal_eval(value)
             case _:
                 raise ValueError(f"parameters cell: {ast.unparse(node)!r} is not like name = value")
+        found[name] = Parameter(kind or _kind_of(default), default)
+    return found
 
 
 def _kind(node: ast.expr) -> Kind:
@@ -108,13 +102,14 @@ def _kind(node: ast.expr) -> Kind:
 
 def _kind_of(value: Any) -> Kind:
     """The type of a default."""
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {name: _kind_of(of) for name, of in value.items()}
-    if isinstance(value, dict):
-        key, of = next(iter(value.items()))
-        return dict[type(key), _kind_of(of)]
-    if isinstance(value, list):
-        return list[_kind_of(value[0])]
+    match value:
+        case dict() if all(isinstance(key, str) for key in value):
+            return {name: _kind_of(of) for name, of in value.items()}
+        case dict():
+            key, of = next(iter(value.items()))
+            return dict[type(key), _kind_of(of)]
+        case [first, *_]:
+            return list[_kind_of(first)]
     return str if value is None else type(value)
 
 
@@ -178,13 +173,10 @@ def device(name: str):
 
     if not re.fullmatch(DEVICES, str(name)):
         raise ValueError(f"parameter device={name!r}: must be auto, cpu, cuda or cuda:N")
-    if name.startswith("cuda") and int(name[5:] or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"parameter device={name!r}: torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu"
-        )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    count = torch.cuda.device_count()
+    if name.startswith("cuda") and int(name[5:] or 0) >= count:
+        raise ValueError(f"parameter device={name!r}: torch sees {count} CUDA devices; use auto or cpu")
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def work_folder(p: SimpleNamespace, without: Iterable[str] = ()) -> Path:

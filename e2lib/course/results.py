@@ -1,7 +1,7 @@
 """The numbers of runs: notebooks record them, a tidy table has each in a row, a report has means over seeds."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,25 @@ COLUMNS += ("commit", "minutes", "device")
 KEYS = [name for name in COLUMNS if name not in ("metric", "value")]
 SOURCES = {"head": "method", "loss": "method", "chosen by": "selection rule", "chosen for": "selection rule"}
 SETTINGS = ("at", "boxes", "group labels", "images", "shots", "task")  # the other columns that are no metrics
+# Columns of the report, in this order.
+DESCRIBED = ("data", "model", "images", "task", "method", "selection rule", "group labels", "at", "boxes")
+REPORTED = (
+    *("worst group", "gain, worst group", "accuracy", "gain, accuracy", "out of distribution"),
+    *("gain, out of distribution", "gain over KD, accuracy", "gain over KD, out of distribution"),
+    *("agreement", "gain over KD, agreement", "agreement, out of distribution"),
+    *("gain over KD, agreement, out of distribution", "F1", "Δ F1", "EPG", "Δ EPG", "way", "of all boxes' gain"),
+    *("IoU", "Δ IoU", "on-object EPG", "F1 without context", "Δ F1 without context"),
+)
+HEAD = """# Results
+
+Written by `make results`, as is results.csv (more metrics). In per cent, on test images; λ and epoch are chosen on \
+validation images, as the selection rule says; from 07 on λ is what the notebook says. ± is the standard deviation \
+over seeds, of training and of what it sees; the test images are always the same. Δ is the difference to the baseline \
+of the same seed, which is trained for as many epochs at λ = 0 (so is *gain*; *gain over KD*: to plain distillation \
+of the same seed), *way* the part of the way from the baseline's EPG to the ceiling, *F1 kept* the seeds whose choice \
+kept the baseline's F1 on validation images up to one point, *agreement* the share of images on which a student has \
+its teacher's top class. The runs are described in sweeps/results.yaml; those of different revisions are marked.
+"""
 
 
 def record(table: pd.DataFrame, settings: Collection[str] = ()) -> None:
@@ -57,27 +76,20 @@ def tidy(rows: pd.DataFrame, settings: Collection[str] = ()) -> pd.DataFrame:
     Metrics are in per cent, but for "λ", "epoch", "seconds …" and "F1 kept" (1 or 0). What else tells a row from others
     is in "setting", as `name=value; name=value`. ValueError for a text that would make this ambiguous.
     """
-    return pd.DataFrame(_cells(rows, {*SETTINGS, *settings}), columns=list(COLUMNS))
-
-
-def _cells(rows: pd.DataFrame, settings: Collection[str]) -> Iterator[dict[str, Any]]:
+    settings, found = {*SETTINGS, *settings}, []
     others = [name for name in rows if name not in {*KEYS, *SOURCES, "F1 kept"}]
     for row in rows.to_dict("records"):
         row = {name: value for name, value in row.items() if pd.notna(value)}
-        about = {name: row.get(name, "") for name in KEYS} | {"selection rule": _rule(row)}
-        about["method"] = row.get("head", row.get("loss", ""))
+        about = {name: row.get(name, "") for name in KEYS} | {"method": row.get("head", row.get("loss", ""))}
+        # λ is chosen with the epoch, on the front of a Pareto archive.
+        kept = f"{row.get('chosen for', 'EPG')} of validation images, F1 kept"
+        about["selection rule"] = kept if "λ" in row else row.get("chosen by", "last epoch")
         about["setting"] = "; ".join(_setting(name, row[name]) for name in others if name in settings and name in row)
         if "F1 kept" in row:
             row["F1 kept"] = float(row["F1 kept"] == "yes")
-        for metric in (name for name in (*others, "F1 kept") if name in row and name not in settings):
-            yield about | {"metric": metric, "value": row[metric]}
-
-
-def _rule(row: dict[str, Any]) -> str:
-    """How epoch, and λ where there are several, were chosen."""
-    if "λ" in row:  # with the epoch, on the front of a Pareto archive
-        return f"{row.get('chosen for', 'EPG')} of validation images, F1 kept"
-    return row.get("chosen by", "last epoch")
+        metrics = [name for name in (*others, "F1 kept") if name in row and name not in settings]
+        found += [about | {"metric": name, "value": row[name]} for name in metrics]
+    return pd.DataFrame(found, columns=list(COLUMNS))
 
 
 def _setting(name: str, value: Any) -> str:
@@ -92,19 +104,18 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
 
     ValueError where two numbers are told apart by nothing.
     """
-    rows: dict[tuple, dict[str, float]] = {}
+    rows: dict[tuple, dict[str, Any]] = {}
     keys = [table[name].astype(object).fillna("") for name in KEYS]  # NaN equals nothing
     for *key, metric, value in zip(*keys, table.metric, table.value, strict=True):
-        metrics = rows.setdefault(tuple(key), {})
-        if metric in metrics:
-            raise ValueError(f"{metric} is there twice for {dict(zip(KEYS, key, strict=True))}")
-        metrics[metric] = value
-    found = []
-    for key, metrics in rows.items():
         about = dict(zip(KEYS, key, strict=True))
-        pairs = [part.split("=") for part in about.pop("setting").split("; ") if part]
-        found.append(about | {name: float(text) if text.isdigit() else text for name, text in pairs} | metrics)
-    return pd.DataFrame(found)
+        if (row := rows.get(tuple(key))) is None:
+            pairs = [part.split("=") for part in about["setting"].split("; ") if part]
+            row = about | {name: float(text) if text.isdigit() else text for name, text in pairs}
+            rows[tuple(key)] = row
+        if metric in row:
+            raise ValueError(f"{metric} is there twice for {about}")
+        row[metric] = value
+    return pd.DataFrame(rows.values()).drop(columns="setting", errors="ignore")
 
 
 def read(path: str | Path) -> pd.DataFrame:
@@ -122,56 +133,30 @@ def write(path: Path, table: pd.DataFrame) -> Path:
     return path
 
 
+def revisions(table: pd.DataFrame) -> str:
+    """A sentence on the commits that the rows of a table are of; empty where there are none."""
+    commits = sorted({*table.commit.dropna().astype(str)} - {""}) if "commit" in table else []
+    several = f"Of several revisions: {', '.join(commits)}." if len(commits) > 1 else ""
+    return several or "".join(f"Revision {commit}." for commit in commits)
+
+
 def report(table: pd.DataFrame) -> str:
     """A tidy table as Markdown: means ± standard deviations over seeds, a table a run."""
-    settings = ["data", "model", "images", "task", "method", "selection rule", "group labels", "at", "boxes"]
-    metrics = ["worst group", "accuracy", "out of distribution"]
-    metrics = [part for name in metrics for part in (name, f"gain, {name}")]
-    metrics += [f"gain over KD, {name}" for name in ("accuracy", "out of distribution")]
-    alike = ["agreement", "agreement, out of distribution"]
-    metrics += [part for name in alike for part in (name, f"gain over KD, {name}")]
-    metrics += ["F1", "Δ F1", "EPG", "Δ EPG", "way", "of all boxes' gain", "IoU", "Δ IoU", "on-object EPG"]
-    metrics += ["F1 without context", "Δ F1 without context"]
-    text = (
-        "# Results\n\nWritten by `make results`, as is results.csv (more metrics). In per cent, on test images; "
-        "λ and epoch are chosen on validation images, as the selection rule says; from 07 on λ is what the notebook "
-        "says. ± is the standard deviation over seeds, of training and of what "
-        "it sees; the test images are always the same. Δ is the difference to the baseline of the same seed, which is "
-        "trained for as many epochs at λ = 0 (so is *gain*; *gain over KD*: to plain distillation of the same seed), "
-        "*way* the part of the way from the baseline's EPG to the "
-        "ceiling, *F1 kept* the seeds whose choice kept the baseline's F1 on "
-        "validation images up to one point, *agreement* the share of images on which a student has its teacher's top "
-        "class. The runs are described in sweeps/results.yaml; those of different revisions are marked.\n"
-    )
+    text = HEAD
     for run, part in wide(table).groupby("run", sort=False):
         part = part.replace("", float("nan")).dropna(axis=1, how="all")
-        names = [name for name in settings if name in part]
-        numbers = part[[name for name in metrics if name in part]]
-        keys = [part[name].fillna("") for name in names]
+        names, metrics = ([name for name in known if name in part] for known in (DESCRIBED, REPORTED))
         choices = [name for name in ("λ", "F1 kept") if name in part]
-        groups, parts = numbers.groupby(keys, sort=False), part.groupby(keys)
-        means, deviations = groups.mean(), groups.std()
-        seeds = sorted(part.seed.unique())
-        commits = sorted({*part.commit.dropna().astype(str)}) if "commit" in part else []
-        mixed = (
-            f" Of several revisions: {', '.join(commits)}."
-            if len(commits) > 1
-            else f" Revision {commits[0]}."
-            if commits
-            else ""
-        )
-        text += f"\n## {run}\n\nSeeds: {', '.join(map(str, seeds))}.{mixed}\n\n"
-        text += f"| {' | '.join([*names, *choices, *numbers])} |\n"
-        text += f"|{'---|' * (len(names) + len(choices) + len(numbers.columns))}\n"
-        for setting, mean in means.iterrows():
-            deviation = deviations.loc[setting]
+        text += f"\n## {run}\n\nSeeds: {', '.join(map(str, sorted(part.seed.unique())))}. {revisions(part)}\n\n"
+        text += f"| {' | '.join([*names, *choices, *metrics])} |\n|{'---|' * len([*names, *choices, *metrics])}\n"
+        for setting, rows in part.groupby([part[name].fillna("") for name in names], sort=False):
             cells = [f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|") for value in setting]
             if choices:
-                of = parts.get_group(setting)
-                cells.append(", ".join(f"{value:g}" for value in sorted(set(of["λ"]))))
-                cells.append(f"{of['F1 kept'].eq(1).sum()} of {len(of)}")
-            # + 0.0 takes the sign from a mean that is rounded to zero.
-            pairs = [(round(m, 1) + 0.0, d) for m, d in zip(mean, deviation, strict=True)]
-            cells += ["" if m != m else f"{m:.1f}" if d != d else f"{m:.1f} ± {d:.1f}" for m, d in pairs]
+                cells.append(", ".join(f"{value:g}" for value in sorted({*rows["λ"]})))
+                cells.append(f"{rows['F1 kept'].eq(1).sum()} of {len(rows)}")
+            for mean, deviation in zip(rows[metrics].mean(), rows[metrics].std(), strict=True):
+                spread = f" ± {deviation:.1f}" if deviation == deviation else ""
+                # + 0.0 takes the sign from a mean that is rounded to zero.
+                cells.append(f"{round(mean, 1) + 0.0:.1f}{spread}" if mean == mean else "")
             text += f"| {' | '.join(cells)} |\n"
     return text

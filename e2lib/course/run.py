@@ -7,7 +7,6 @@ calls `execute` for each.
 import contextlib
 import fcntl
 import functools
-import hashlib
 import json
 import os
 import platform
@@ -20,109 +19,59 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import yaml
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from e2lib.course import notebook, parameters
-from e2lib.disk import digest, replacing, write
+from e2lib.disk import digest, digest_of_files, replacing, write
 
 PRESETS = ("smoke", "laptop", "paper")
-FILES = {
-    "results": "results.csv",
-    "claims": "claims.yaml",
-}  # parameter -> the file beside the notebooks that None means
+FILES = {"results": "results.csv", "claims": "claims.yaml"}  # parameter -> file beside the notebooks, for its None
 KEPT = Path("runs", ".kept")  # out of sight, as a sweep's notebooks show test numbers
 PROFILES = Path("notebooks", "sweeps", "profiles")
 PATIENCE = 30.0  # seconds that a stopped Snakemake has to end after its jobs
+THREADS = 8  # of a job on a cluster
 
 
-@dataclass(frozen=True)
-class Source:
-    """A notebook, as far as jobs need it."""
+@contextlib.contextmanager
+def locked(file: Path, waiting: str | None = None) -> Iterator[IO[str] | None]:
+    """Hold the lock `file`, as an open file; the system gives it back when the process ends, however it ends.
 
-    path: Path
-    schema: dict[str, parameters.Parameter]
-    origin: str
-    sharing: list[tuple[str, ...]]
-
-    @classmethod
-    def read(cls, path: Path) -> "Source":
-        """The notebook in file `path`."""
-        cells = [cell.source for cell in notebook.code_cells(notebook.read(path))]
-        return cls(path, parameters.of(path), notebook.origin(cells), parameters.sharing(cells))
-
-
-@dataclass(frozen=True)
-class Job:
-    """A notebook and its parameters. `place` is the folder, and the stem of files, of the list that it belongs to."""
-
-    notebook: Path
-    given: dict[str, Any]  # parameters, as papermill gets them
-    key: str  # hash of all that goes in
-    starts: tuple[str, ...]  # tell what it starts from, such as a teacher: jobs wait for the first one of a start
-    place: Path
-    name: str  # in summaries
-    about: dict[str, Any] = field(default_factory=dict)  # what a sweep writes beside its numbers
-
-    @classmethod
-    def of(cls, source: Source, given: Mapping[str, Any], place: Path, **more: Any) -> "Job":
-        """The job; a `{key}` in the name of `place` is filled in. ValueError names each wrong parameter."""
-        given = json.loads(json.dumps(given))  # as a job reads them: keys are texts
-        values = parameters.check(source.schema, given)
-        here = source.path.parent
-        named = [FILES[name] for name in FILES if name in values and values[name] is None]
-        files = [here / text for text in (*named, *_texts(values)) if text and (here / text).is_file()]
-        kept = {name: value for name, value in values.items() if name != "work"}  # where trainings lie is no matter
-        key = digest([source.origin, repr(kept), [_contents(file) for file in files]])
-        starts = tuple(parameters.shared(values, source.origin, without) for without in source.sharing)
-        place = place.with_name(place.name.format(key=key))
-        return cls(source.path, given, key, starts, place, **({"name": source.path.stem} | more))
-
-    @property
-    def kept(self) -> Path:
-        """The executed notebook: the job is done where this lies."""
-        return KEPT / f"{self.notebook.stem}-{self.key}.ipynb"
-
-    @property
-    def error(self) -> Path:
-        """One line: why the last try failed."""
-        return self.kept.with_suffix(".error")
-
-    @property
-    def failed(self) -> Path:
-        """What a failing notebook had executed when it stopped, for a look."""
-        return self.place.with_name(f"{self.place.name}.failed.ipynb")
-
-    @property
-    def lock(self) -> FileLock:
-        """Held while a process executes the job; the system gives it back when that one ends, however it ends."""
-        return FileLock(self.kept.with_suffix(".lock"))
-
-    def running(self) -> bool:
-        """Whether a process executes it now."""
-        if not Path(self.lock.lock_file).exists():
-            return False
+    While another process holds it, print the text `waiting` and wait; without a text, hold None.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
         try:
-            with self.lock.acquire(blocking=False):
-                return False
-        except Timeout:
-            return True
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is None:
+                yield None
+                return
+            print(waiting, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
 
-    def show(self, path: Path) -> None:
-        """Copy the executed notebook to `path`: whoever edits it there leaves what is kept as it is."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            shutil.copyfile(self.kept, part)
 
-    def state(self) -> dict[str, Any]:
-        """Of a job that is done: minutes, device, and commit, empty outside of a repository."""
-        return json.loads(self.kept.read_text("utf-8"))["metadata"]["run"]
+@functools.lru_cache
+def _read(path: Path, *state: int) -> tuple[dict[str, parameters.Parameter], str, list[tuple[str, ...]]]:
+    """Of a notebook: its parameters, digest of what its numbers come from, and what its jobs share."""
+    cells = [cell.source for cell in notebook.code_cells(notebook.read(path))]
+    return parameters.of(path), notebook.origin(cells), parameters.sharing(cells)
+
+
+@functools.lru_cache
+def _hash(file: Path, *state: int) -> str:
+    return digest_of_files([file])
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """What changes with the file: a sweep's jobs share notebooks and weights, which are read once."""
+    return file.stat().st_mtime_ns, file.stat().st_size
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -134,15 +83,57 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(item)
 
 
-def _contents(file: Path) -> str:
-    state = file.stat()
-    return _hash(file, state.st_mtime_ns, state.st_size)
+@dataclass(frozen=True)
+class Job:
+    """A notebook and its parameters."""
 
+    notebook: Path
+    given: dict[str, Any]  # parameters, as papermill gets them
+    device: str  # that it asks for
+    origin: str  # of the notebook
+    key: str  # hash of all that goes in
+    starts: tuple[str, ...]  # tell what it starts from, such as a teacher: jobs wait for the first one of a start
+    kept: Path  # the executed notebook: the job is done where this lies
+    error: Path  # one line: why the last try failed
+    lock: Path  # `locked` while a process executes the job
+    place: Path  # the same, but for its ending, in the folder of the list that the job belongs to
+    failed: Path  # what a failing notebook had executed when it stopped, for a look
+    name: str  # in summaries
+    about: dict[str, Any]  # what a sweep writes beside its numbers
 
-@functools.lru_cache  # a sweep's jobs share their weights
-def _hash(file: Path, *state: int) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    @classmethod
+    def of(cls, path: Path, given: Mapping[str, Any], place: Path, name: str = "", **about: Any) -> "Job":
+        """The job of the notebook in `path`; `{key}` in `place` is filled in. ValueError names each wrong parameter."""
+        given = json.loads(json.dumps(given))  # as a job reads them: keys are texts
+        schema, origin, sharing = _read(path, *_state(path))
+        values = parameters.check(schema, given)
+        named = [FILES[name] for name in FILES if name in values and values[name] is None]
+        files = [path.parent / text for text in (*named, *_texts(values)) if text]
+        hashes = [_hash(file, *_state(file)) for file in files if file.is_file()]
+        kept = {name: value for name, value in values.items() if name != "work"}  # where trainings lie is no matter
+        key = digest([origin, repr(kept), hashes])
+        starts = tuple(parameters.shared(values, origin, without) for without in sharing)
+        done, place = KEPT / f"{path.stem}-{key}.ipynb", Path(str(place).replace("{key}", key))
+        beside = (done, done.with_suffix(".error"), done.with_suffix(".lock"))
+        failed, device = place.with_name(f"{place.name}.failed.ipynb"), values.get("device") or "cpu"
+        return cls(path, given, device, origin, key, starts, *beside, place, failed, name or path.stem, about)
+
+    def running(self) -> bool:
+        """Whether a process executes it now."""
+        if not self.lock.exists():
+            return False
+        with locked(self.lock) as free:
+            return free is None
+
+    def show(self, path: Path) -> None:
+        """Copy the executed notebook to `path`: whoever edits it there leaves what is kept as it is."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            shutil.copyfile(self.kept, part)
+
+    def state(self) -> dict[str, Any]:
+        """Of a job that is done: minutes, device, and commit, empty outside of a repository."""
+        return json.loads(self.kept.read_text("utf-8"))["metadata"]["run"]
 
 
 def notebooks() -> dict[str, Path]:
@@ -168,6 +159,8 @@ class _Loader(yaml.SafeLoader):
 
 def mapping(file: Path) -> dict[str, Any]:
     """What a YAML file holds; ValueError where it is no YAML or no mapping, or a key stands there twice."""
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {file}")
     with file.open(encoding="utf-8") as text:  # not its text: the error names the file
         try:
             content = yaml.load(text, _Loader) or {}
@@ -176,6 +169,13 @@ def mapping(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds {content!r} instead of lines name: value")
     return content
+
+
+def chosen(kind: str, words: str, known: Mapping[str, Any]) -> list[str]:
+    """Those of the known names that `words` has, or all; ValueError for others."""
+    if unknown := [word for word in words.split() if word not in known]:
+        raise ValueError(f"unknown {kind} {' '.join(unknown)!r}: choose from {' '.join(known)}")
+    return [name for name in known if name in words.split() or not words.split()]
 
 
 def plan(preset: str, numbers: str = "", device: str = "auto") -> list[Job]:
@@ -187,30 +187,17 @@ def plan(preset: str, numbers: str = "", device: str = "auto") -> list[Job]:
         raise ValueError(f"unknown PRESET {preset!r}: choose from {', '.join(PRESETS)}")
     if not re.fullmatch(parameters.DEVICES, device):
         raise ValueError(f"unknown DEVICE {device!r}: choose from auto, cpu, cuda")
-    found = notebooks()
-    wanted = {number.zfill(2) for number in numbers.split()} or set(found)
-    if unknown := sorted(wanted - set(found)):
-        raise ValueError(f"unknown NOTEBOOKS {' '.join(unknown)!r}: choose from {' '.join(found)}")
-    jobs = []
-    for number in sorted(wanted):
-        file = Path("notebooks", "presets", preset, f"{number}.yaml")
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: the parameters of {found[number]} for PRESET {preset}")
-        given, source = mapping(file), Source.read(found[number])
-        if device != "auto" and "device" in source.schema:
+    found, jobs = notebooks(), []
+    for number in chosen("NOTEBOOKS", " ".join(word.zfill(2) for word in numbers.split()), found):
+        path, file = found[number], Path("notebooks", "presets", preset, f"{number}.yaml")
+        given = mapping(file)
+        if device != "auto" and "device" in parameters.of(path):
             given["device"] = device
         try:
-            jobs.append(Job.of(source, given, Path("runs", preset, source.path.stem)))
+            jobs.append(Job.of(path, given, Path("runs", preset, path.stem)))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
     return jobs
-
-
-def preset(name: str, numbers: str, device: str) -> int:
-    """Run a preset's notebooks, put them into runs/NAME, and return 0 if all are done."""
-    jobs = plan(name, numbers, device)
-    # A notebook uses every core; in the smoke preset, where most of the time goes to starting, two run at once.
-    return start(jobs, Path("runs", name), 2 if name == "smoke" and not cards() else 0, bars=True)
 
 
 def start(jobs: list[Job], folder: Path, at_once: int = 0, gpus: int = 1, profile: str = "", bars: bool = False) -> int:
@@ -224,34 +211,32 @@ def start(jobs: list[Job], folder: Path, at_once: int = 0, gpus: int = 1, profil
     known = sorted(path.name for path in PROFILES.glob("*"))
     if profile and profile not in known:
         raise ValueError(f"unknown PROFILE {profile!r}: choose from {', '.join(known)}")
-    if not profile and not cards() and any(str(job.given.get("device")).startswith("cuda") for job in jobs):
+    if not profile and not cards() and any(job.device.startswith("cuda") for job in jobs):
         raise ValueError("device='cuda', but torch sees no GPU here; DEVICE=cpu runs notebooks, PROFILE=slurm sweeps")
-    on = len(cards()) if gpus and not profile else 0
+    on, elsewhere = len(cards()) if gpus and not profile else 0, str((PROFILES / profile).absolute())
     at_once = at_once or max(1, on)
-    KEPT.mkdir(parents=True, exist_ok=True)
-    with alone(folder) as lock, (folder / "snakemake.log").open("a+") as log:
+    waiting = f"{folder.name} runs already, started earlier; it is waited for"
+    with locked(folder / "lock", waiting) as lock, (folder / "snakemake.log").open("a+") as log:
         if older := sum(job.running() for job in jobs if not job.kept.exists()):
             print(f"{older} of the jobs run already, started earlier; they are waited for", flush=True)
-        before = {job.key for job in jobs if job.error.exists()}
+        # Those that failed the last time come last: no other job is to wait for them.
+        ordered = sorted(jobs, key=lambda job: job.error.exists())
         for job in jobs:
             job.error.unlink(missing_ok=True)
             job.failed.unlink(missing_ok=True)
             if bars and job.kept.exists():
                 job.show(job.place.with_suffix(".ipynb"))
-        # Those that failed the last time come last: no other job is to wait for them.
-        ordered = sorted(jobs, key=lambda job: job.key in before)
-        threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 and not profile else 0
-        describe(ordered, folder / "plan.json", threads, pick=on > 0, bars=bars)
-        call = command(folder, gpus)
-        if any((folder / ".snakemake" / "locks").glob("*")):  # of one that was killed: it would hold our lock, too
-            subprocess.run([*call, "--cores", "1", "--unlock"], stdout=log, stderr=log, check=True)
-        call += ["--profile", str((PROFILES / profile).absolute())] if profile else ["--cores", str(at_once)]
+        describe(ordered, folder / "plan.json", pick=on > 0, bars=bars)
+        # Snakemake's own lock is that of one that was killed: a living one would hold ours, too.
+        shutil.rmtree(folder / ".snakemake" / "locks", ignore_errors=True)
+        threads = max(1, (os.cpu_count() or 1) // at_once) if not profile else THREADS
+        call = command(folder, gpus, threads)
+        call += ["--profile", elsewhere] if profile else ["--cores", str(threads * at_once)]
         call += ["--resources", f"gpu={on}"] if on else []
         begin = log.seek(0, os.SEEK_END)
+        output = {"stdout": None if bars else log, "stderr": log, "env": os.environ | {"E2LIB_PROFILE": elsewhere}}
         # It holds the lock too: were this process killed, its jobs would go on.
-        there = os.environ | {"E2LIB_PROFILE": str((PROFILES / profile).absolute())}
-        output = {"stdout": None if bars else log, "stderr": log}
-        process = subprocess.Popen(call, env=there, pass_fds=[lock.fileno()], **output)
+        process = subprocess.Popen(call, pass_fds=[lock.fileno()], **output)
         _watch(process, jobs, not bars and folder.name)
         log.seek(begin)
         said = log.read()
@@ -263,65 +248,41 @@ def start(jobs: list[Job], folder: Path, at_once: int = 0, gpus: int = 1, profil
     return process.returncode
 
 
-@contextlib.contextmanager
-def alone(folder: Path, wait: bool = True) -> Iterator[IO[str]]:
-    """The lock of the list of jobs in `folder`; without `wait`, ValueError while another process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise ValueError(f"{folder.name} runs still; wait for it, or stop it and its Snakemake") from None
-            print(f"{folder.name} runs already, started earlier; it is waited for", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock
-
-
-def describe(jobs: list[Job], file: Path, threads: int = 0, pick: bool = False, bars: bool = False) -> None:
+def describe(jobs: list[Job], file: Path, pick: bool = False, bars: bool = False) -> None:
     """Write the plan that the Snakefile and `execute` read. A job waits for the first of its start until one is done.
 
-    threads: of each job, 0 for its own choice. pick: jobs choose themselves a GPU that is free.
+    pick: jobs choose themselves a GPU that is free.
     """
     started = {start for job in jobs if job.kept.exists() for start in job.starts}
     first = {start: job for job in reversed(jobs) for start in job.starts if start not in started}
-
-    def after(job: Job) -> list[str]:
-        others = [first[start] for start in job.starts if start in first]
-        return list(dict.fromkeys(str(other.kept.absolute()) for other in others if other.key != job.key))
-
     described = {}
     for number, job in enumerate(jobs, 1):
-        about = {"notebook": str(job.notebook), "given": job.given, "place": str(job.place), "after": after(job)}
-        about |= {"threads": threads, "pick": pick, "bar": bars and f"{number}/{len(jobs)}: {job.name}"}
+        others = dict.fromkeys(first[start].kept for start in job.starts if start in first)
+        after = [str(other.absolute()) for other in others if other != job.kept]
+        about = {"notebook": str(job.notebook), "given": job.given, "place": str(job.place), "after": after}
+        about |= {"pick": pick, "bar": bars and f"{number}/{len(jobs)}: {job.name}"}
         described[str(job.kept.absolute())] = about
     write(file, json.dumps(described))
 
 
-def command(folder: Path, gpus: int) -> list[str]:
+def command(folder: Path, gpus: int, threads: int = 1) -> list[str]:
     """How Snakemake is called for the plan in `folder`, but for where the jobs run."""
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(Path("notebooks", "Snakefile").absolute())]
     # The name of what is kept tells what went in. Its books tell which jobs it had begun when it was killed.
     words += ["--directory", str(folder), "--rerun-triggers", "mtime", "--rerun-incomplete", "--keep-going"]
-    return [*words, "--scheduler", "greedy", "--config", f"root={Path.cwd()}", f"gpus={gpus}"]
+    return [*words, "--scheduler", "greedy", "--config", f"root={Path.cwd()}", f"gpus={gpus}", f"threads={threads}"]
 
 
 def _watch(process: subprocess.Popen, jobs: list[Job], title: str | bool) -> None:
     """Wait until the process ends, with a progress bar over the jobs."""
-    missing = {job.kept for job in jobs if not job.kept.exists()}
-    total = len({job.kept for job in jobs})
+    kept, ended = {job.kept for job in jobs}, False
     often = 0.1 if sys.stderr.isatty() else 60  # seconds: few lines in a file
-    how = {"desc": f"{title}", "unit": "job", "mininterval": often, "disable": not title}
     try:
-        with tqdm(total=total, initial=total - len(missing), **how) as bar:
-            while True:
+        with tqdm(desc=f"{title}", total=len(kept), unit="job", mininterval=often, disable=not title) as bar:
+            while not ended:
                 ended = process.poll() is not None
-                new = {kept for kept in missing if kept.exists()}
-                missing -= new
-                bar.update(len(new))
-                if ended:
-                    return
-                time.sleep(0.5)
+                bar.update(sum(path.exists() for path in kept) - bar.n)
+                time.sleep(0 if ended else 0.5)
     except BaseException:
         process.terminate()  # Snakemake starts no other job, and ends after those that run
         while process.poll() is None:
@@ -356,31 +317,28 @@ def execute(file: Path, kept: str) -> None:
     A job that outlived its Snakemake may run still: then this waits, and takes what that one makes.
     """
     about = json.loads(file.read_text("utf-8"))[kept]
-    source = Source.read(Path(about["notebook"]))
-    job = Job.of(source, about["given"], Path(about["place"]))  # as it is now
+    job = Job.of(Path(about["notebook"]), about["given"], Path(about["place"]))  # as it is now
     if job.kept.absolute() != Path(kept):
-        planned = Path(kept).with_suffix(".error")
-        write(planned, "the notebook, its files or e2lib changed meanwhile; the same command runs it as it is now")
-        sys.exit(f"{job.notebook}: {planned.read_text('utf-8')}")
-    if about["threads"]:
-        os.environ["OMP_NUM_THREADS"] = str(about["threads"])
-    with job.lock:
+        trouble = "the notebook, its files or e2lib changed meanwhile; the same command runs it as it is now"
+        write(Path(kept).with_suffix(".error"), trouble)
+        sys.exit(f"{job.notebook}: {trouble}")
+    with locked(job.lock, f"{job.notebook} runs already; it is waited for"):
         for rest in job.kept.parent.glob(f".{job.kept.name}.*"):  # of a try that was killed
             rest.unlink()
         if not job.kept.exists():
             job.error.unlink(missing_ok=True)  # of a job that outlived its Snakemake, and failed in the end
             with _card() if about["pick"] else contextlib.nullcontext():
-                _execute(job, source, about["bar"])
+                _execute(job, about["bar"])
     if about["bar"]:
         job.show(job.place.with_suffix(".ipynb"))
 
 
-def _execute(job: Job, source: Source, bar: str) -> None:
+def _execute(job: Job, bar: str) -> None:
     import nbformat
     import papermill
 
     os.environ.pop("MPLBACKEND", None)  # the kernel's own choice puts figures into the notebook
-    os.environ[parameters.ORIGIN] = source.origin
+    os.environ[parameters.ORIGIN] = job.origin
     if log := os.environ.get("E2LIB_TENSORBOARD"):  # the notebook has another working directory
         os.environ["E2LIB_TENSORBOARD"] = str(Path(log).absolute())
     commit = _commit(job.notebook.parent)  # before: the code may be edited while this runs
@@ -394,28 +352,23 @@ def _execute(job: Job, source: Source, bar: str) -> None:
         papermill.execute_notebook(job.notebook, part, job.given, **how)
     except Exception as caught:  # of whatever kind: what was executed is kept for a look, and other notebooks go on
         error = caught
-        if not part.exists():  # it could not even be written
-            raise
-        if isinstance(caught, OSError):  # of papermill, not of a cell: on a full disk, what is written is no notebook
-            part.unlink()
-            _fail(job, f"{type(caught).__name__}: {caught}")
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    executed = notebook.read(part)
-    if trouble := _trouble(executed, error):
-        job.failed.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(part, job.failed)
-        _fail(job, f"{trouble} (see {job.failed})")
+    trouble = f"{type(error).__name__}: {error}"
+    if part.exists() and not isinstance(error, OSError):  # on a full disk, what is written is no notebook
+        executed = notebook.read(part)
+        if trouble := _trouble(executed, error):
+            job.failed.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(part, job.failed)
+            trouble += f" (see {job.failed})"
+    part.unlink(missing_ok=True)
+    if trouble:
+        write(job.error, trouble)
+        sys.exit(f"{job.notebook}: {trouble}")
     minutes = round((time.monotonic() - begin) / 60, 2)
-    executed.metadata["run"] = {"minutes": minutes, "device": _machine(job, source), "commit": commit}
+    executed.metadata["run"] = {"minutes": minutes, "device": _machine(job.device), "commit": commit}
     write(job.kept, nbformat.writes(executed) + "\n")
-    part.unlink()
-
-
-def _fail(job: Job, trouble: str) -> NoReturn:
-    write(job.error, trouble)
-    sys.exit(f"{job.notebook}: {trouble}")
 
 
 def _trouble(executed: Any, error: Exception | None) -> str | None:
@@ -430,12 +383,11 @@ def _trouble(executed: Any, error: Exception | None) -> str | None:
     return f"{type(error).__name__}: {error}" if error else None
 
 
-def _machine(job: Job, source: Source) -> str:
-    """What the notebook ran on: a GPU's name, or the processor's kind and the threads that torch takes of it."""
+def _machine(device: str) -> str:
+    """A GPU's name, or the processor's kind and the threads that torch takes of it."""
     import torch
 
-    chosen = job.given.get("device", source.schema["device"].default) if "device" in source.schema else "cpu"
-    if (kind := parameters.device(chosen)).type == "cuda":
+    if (kind := parameters.device(device)).type == "cuda":
         return torch.cuda.get_device_name(kind)
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
@@ -460,18 +412,12 @@ def cards() -> list[str]:
 
 @contextlib.contextmanager
 def _card() -> Iterator[None]:
-    """Let this process, and what it starts, see one GPU that no other job on this machine uses, if there is one.
-
-    A lock says so, which the system gives back when a process ends, however it ends.
-    """
-    folder = Path(tempfile.gettempdir())
+    """Let this process, and what it starts, see one GPU that no other job on this machine uses, if there is one."""
     for name in cards():
-        with (folder / f"e2lib-gpu-{os.getuid()}-{name.replace('/', '_')}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            os.environ["CUDA_VISIBLE_DEVICES"] = name
-            yield
-            return
+        file = Path(tempfile.gettempdir(), f"e2lib-gpu-{os.getuid()}-{name.replace('/', '_')}.lock")
+        with locked(file) as free:
+            if free:
+                os.environ["CUDA_VISIBLE_DEVICES"] = name
+                yield
+                return
     raise RuntimeError(f"other jobs use every GPU of this machine ({', '.join(cards())}); start fewer at once")

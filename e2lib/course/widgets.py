@@ -48,8 +48,7 @@ MOST_PIXELS = 30_000_000  # of an uploaded image, before it is decoded: 90 MB in
 def read_image(name: str, content: bytes, size: int) -> Tensor:
     """The middle square of a reader's image file, turned as the camera says, as uint8 RGB (3, size, size).
 
-    ValueError names a file that is too large, has too many pixels, is damaged or is no JPEG, PNG or WebP. None of these
-    is decoded.
+    ValueError for a file that is too large, has too many pixels, is damaged or of another format; it is not decoded.
     """
     if len(content) > MOST_BYTES:
         raise ValueError(f"{name} has {len(content) / 1e6:.1f} MB; at most {MOST_BYTES / 1e6:.0f} MB can be uploaded")
@@ -77,7 +76,7 @@ def guided(
 ) -> Model:
     """A copy of a network, guided by the boxes of one image: `steps` of Adam at 2e-4, falling to 0, with `Guide`.
 
-    Only what lies behind the layer `at` learns. `weight` is λ. Raises ValueError as `Guide` and `training.fit`.
+    Only what lies behind the layer `at` learns. `weight` is λ.
     """
     step = Guide(loss, method_of(model), at, weight)
     model = copy.deepcopy(model)
@@ -112,15 +111,19 @@ def by_home(networks: dict[str, Model], scenes: Scenes) -> pd.DataFrame:
     home = torch.tensor([at_home(scenes, i) for i in range(len(scenes))])
     rows = {}
     for name, model in networks.items():
-        with torch.no_grad():
-            right = (model(batch.images.to(_device(model))).argmax(1).cpu() == batch.labels.argmax(1)).float()
+        right = 100 * (_logits(model, batch.images).argmax(1) == batch.labels.argmax(1)).float()
         parts = {"at home": right[home], "elsewhere": right[~home], "accuracy": right}
-        rows[name] = {part: 100 * values.mean().item() for part, values in parts.items()}
+        rows[name] = {part: values.mean().item() for part, values in parts.items()}
     return pd.DataFrame(rows).T
 
 
 def _device(model: Model) -> torch.device:
     return next(model.parameters()).device
+
+
+@torch.no_grad()
+def _logits(model: Model, images: Tensor) -> Tensor:
+    return model(images.to(_device(model))).cpu()
 
 
 def draw_explanation(
@@ -180,9 +183,8 @@ def draw_networks(
     for axis in (first, *others):
         for box in boxes.tolist():
             figures.add_box(axis, box, "yellow" if axis is first else "black")
-    table = pd.DataFrame(
-        {name: (100 * q[shown]).numpy() for name, (q, _) in found.items()}, [classes[k] for k in shown]
-    )
+    shares = {name: (100 * q[shown]).numpy() for name, (q, _) in found.items()}
+    table = pd.DataFrame(shares, [classes[k] for k in shown])
     table.plot.barh(ax=bars, width=0.8, color=figures.COLOURS).invert_yaxis()
     bars.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
     bars.set(xlabel="probability, per cent", xlim=(0, 100))
@@ -220,9 +222,13 @@ def _plain(*axes: plt.Axes) -> None:
 
 def jpeg(figure: Figure) -> bytes:
     """A figure as a JPEG file, at its own size; it is closed."""
-    file = io.BytesIO()
-    figure.savefig(file, format="jpeg", dpi=72, pil_kwargs={"quality": 85})
     plt.close(figure)
+    return _file(figure.savefig, format="jpeg", dpi=72, pil_kwargs={"quality": 85})
+
+
+def _file(save: Callable, **how: Any) -> bytes:
+    file = io.BytesIO()
+    save(file, **how)
     return file.getvalue()
 
 
@@ -355,7 +361,7 @@ class Playground(Panel):
         self.loss, self.at = _dropdown([*LOSSES], "loss"), _dropdown([*model.depths], "depth")
         self.weight = ipywidgets.FloatLogSlider(1.0, min=-2, max=1, step=0.25, description="λ", readout_format=".2f")
         self.guide = ipywidgets.Button(description="Guide", button_style="primary", tooltip="train with this box")
-        self.undo = ipywidgets.Button(description="Undo", disabled=True, tooltip="back to before the last press")
+        self.undo = ipywidgets.Button(description="Undo", tooltip="back to before the last press")
         side = scenes.size
         layout = ipywidgets.Layout(width="300px", min_width="220px", margin="0 12px 0 4px")
         self.canvas = BoxCanvas(width=side, height=side, box=[0, 0, side, side], layout=layout)
@@ -374,6 +380,7 @@ class Playground(Panel):
         networks = {"before": self.networks[0]} | ({"after": self.networks[-1]} if len(self.networks) > 1 else {})
         figure = draw_networks(networks, self._sample(), self.target.value, self.scenes.classes, self.at.value)
         figure.suptitle(self.notes[-1], fontsize=11)
+        self.undo.disabled = len(self.networks) == 1
         return figure
 
     def _sample(self) -> Sample:
@@ -381,9 +388,8 @@ class Playground(Panel):
 
     def _choose_scene(self) -> None:
         self.target.options = _present(self.scenes, self.scene.value)
-        file = io.BytesIO()
-        Image.fromarray(self.scenes[self.scene.value].image.permute(1, 2, 0).numpy()).save(file, format="png")
-        self.canvas.photo = file.getvalue()
+        photo = Image.fromarray(self.scenes[self.scene.value].image.permute(1, 2, 0).numpy())
+        self.canvas.photo = _file(photo.save, format="png")
         self._take_box()
 
     def _take_box(self) -> None:
@@ -401,12 +407,10 @@ class Playground(Panel):
         changes = ", ".join(f"{name} {old:.0f} → {after[name]:.0f}" for name, old in self.before[at].items())
         self.networks.append(model)
         self.notes.append(f"On {len(self.others)} other scenes, in per cent: {changes} (at {at})")
-        self.undo.disabled = False
 
     def _undo(self) -> None:
         self.networks.pop()
         self.notes.pop()
-        self.undo.disabled = len(self.networks) == 1
 
     def _elsewhere(self, model: Model, at: str) -> dict[str, float]:
         scores = training.evaluate(model, self.others, 8, method_of(model), at, threshold=0.05)
@@ -445,10 +449,8 @@ class Explanations(Panel):
 
     def _ranked(self, name: str) -> list[tuple[str, int]]:
         """Name and index of each class, the likeliest first."""
-        image = self.images[name][None].float().to(_device(self.model)) / 255
-        with torch.no_grad():
-            order = self.model(image)[0].argsort(descending=True).tolist()
-        return [(self.classes[c], c) for c in order]
+        order = _logits(self.model, self.images[name][None].float() / 255)[0].argsort(descending=True)
+        return [(self.classes[c], c) for c in order.tolist()]
 
     def _choose_image(self) -> None:
         self.target.options = self._ranked(self.image.value)
@@ -527,14 +529,10 @@ class Front(Comparison):
     def still(self) -> bytes:
         """The front above the chosen point's maps, on white."""
         front, maps = (Image.open(io.BytesIO(file)) for file in (self.buttons.picture, self.drawn))
-        sheet, file = (
-            Image.new("RGB", (max(front.width, maps.width), front.height + maps.height), "white"),
-            io.BytesIO(),
-        )
+        sheet = Image.new("RGB", (max(front.width, maps.width), front.height + maps.height), "white")
         sheet.paste(front)
         sheet.paste(maps, (0, front.height))
-        sheet.save(file, format="jpeg", quality=85)
-        return file.getvalue()
+        return _file(sheet.save, format="jpeg", quality=85)
 
 
 class Shortcut(Panel):
@@ -546,9 +544,8 @@ class Shortcut(Panel):
 
     def __init__(self, networks: dict[str, Model], size: int, images: int, seed: int = 0):
         self.networks, self.size, self.images, self.seed = networks, size, images, seed
-        self.correlation = ipywidgets.FloatSlider(
-            0.8, min=0, max=1, step=0.1, description="correlation", continuous_update=False, readout_format=".1f"
-        )
+        how = {"description": "correlation", "continuous_update": False, "readout_format": ".1f"}
+        self.correlation = ipywidgets.FloatSlider(0.8, min=0, max=1, step=0.1, **how)
         text = "Accuracy of networks on objects at home in their background, and elsewhere."
         super().__init__([self.correlation], text)
         self.when({self.correlation: "value"})

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from e2lib import datasets, models, training
-from e2lib.course import run, sweep
+from e2lib.course import parameters, sweep
 from e2lib.distillation import Distill, explanation
 from e2lib.guidance import Guide
 from tests.bench import readme
@@ -135,12 +135,13 @@ OF = {"04": of_04, "05": of_05, "06": of_06, "07": of_07, "08": of_08, "09": of_
 
 def total(path: Path) -> tuple[int, Counter[Step]]:
     """The jobs of a sweep, and how many images take each step; what jobs share is counted once."""
-    jobs, images, done, sources = sweep.plan(path), Counter(), set(), {}
+    jobs, images, done = sweep.plan(path), Counter(), set()
+    schemas = {notebook: parameters.of(notebook) for notebook in {job.notebook for job in jobs}}
+    sharing = Counter(start for job in jobs for start in job.starts)
     for job in jobs:
-        source = sources[job.notebook] = sources.get(job.notebook) or run.Source.read(job.notebook)
-        values = {name: parameter.default for name, parameter in source.schema.items()} | job.given
+        values = {name: parameter.default for name, parameter in schemas[job.notebook].items()} | job.given
         # of several folders that are shared, the one that the fewest jobs share
-        start = job.starts[source.sharing.index(min(source.sharing, key=len))] if source.sharing else job.key
+        start = min(job.starts, key=sharing.__getitem__, default=job.key)
         for shared, step, times in OF[job.notebook.name[:2]](values):
             if not shared or start not in done:
                 images[step] += times

@@ -134,7 +134,7 @@ def test_changed_verdicts_are_named_and_fail(tmp_path):
     results.write(after, results.tidy(rows.assign(accuracy=rows.accuracy.where(rows["head"] != "e²KD", 11.0))))
 
     def compare(*files):
-        command = [sys.executable, "-m", "e2lib.course.claims", *files]
+        command = [sys.executable, "-m", "tests.verdicts", *files]
         return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
 
     assert compare(path, before, before).stdout == "no verdict changed\n"

@@ -9,11 +9,11 @@ from nbformat.v4 import new_code_cell
 
 from e2lib.course import exercises
 from e2lib.course.exercises import Hint
-from e2lib.course.exercises import __main__ as writer
 from e2lib.course.notebook import EXERCISE, code_cells, read, source_hash
+from notebooks.exercises import write as writer
 from tests.course.mistakes import MISTAKES
 
-EXERCISES = {item.number: item for notebook in exercises.NUMBERS for item in writer.of_notebook(notebook)[0]}
+EXERCISES = {item.number: item for notebook in writer.NUMBERS for item in writer.of_notebook(notebook)[0]}
 CASES = [(number, *mistake) for number, mistakes in MISTAKES.items() for mistake in mistakes]
 ALL = pytest.mark.parametrize("item", EXERCISES.values(), ids=lambda item: item.number)
 
@@ -53,23 +53,23 @@ def test_a_text_is_whole_and_does_not_give_the_solution_away(item):
 
 
 def test_each_notebook_has_three_to_six():
-    for notebook in exercises.NUMBERS:
+    for notebook in writer.NUMBERS:
         numbers = [number for number in EXERCISES if number.startswith(notebook)]
         assert numbers == [f"{notebook}.{i}" for i in range(1, len(numbers) + 1)] and 3 <= len(numbers) <= 6
 
 
 def test_notebooks_and_solutions_are_those_of_the_texts():
     names = sorted(f"{path.parent.name}/{path.name}" for path in writer.stale())
-    assert not names, "python -m e2lib.course.exercises writes anew: " + ", ".join(names)
+    assert not names, "python notebooks/exercises/write.py writes anew: " + ", ".join(names)
 
 
 def test_solutions_lie_beside_their_notebooks():
     found = {*(writer.FOLDER / "solutions").glob("*.ipynb")}
-    assert found == {writer.files(number)[2] for number in exercises.NUMBERS}
+    assert found == {writer.files(number)[2] for number in writer.NUMBERS}
 
 
 def test_an_executed_solution_says_that_it_is_right():
-    for notebook in exercises.NUMBERS:
+    for notebook in writer.NUMBERS:
         cells = code_cells(read(writer.files(notebook)[2]))
         outputs = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
         numbers = [number for number in EXERCISES if number.startswith(notebook)]
@@ -137,7 +137,7 @@ def test_a_text_with_a_wrong_cell_is_refused_by_name(folder):
 def test_unknown_numbers_are_refused():
     with pytest.raises(ValueError, match=r"number is '01.9'; it must be one of 01.1, 01.2"):
         exercises.check("01.9", 1)
-    with pytest.raises(ValueError, match="number is '77.1'; it must begin with a notebook's, one of 01, 02"):
+    with pytest.raises(ValueError, match="number is '77.1'; it must be one of 01.1, .* 12.4"):
         exercises.check("77.1", 1)
 
 

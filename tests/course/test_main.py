@@ -33,26 +33,18 @@ def notebook(tmp_path) -> Path:
     return write(tmp_path / "04_a.ipynb", CODE, first=PARAMETERS)
 
 
-def call(notebook: Path, *options: str, world: int = 1):
+def call(notebook: Path, *options: str, world: int = 1, **variables: str):
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m"] if world > 1 else []
     command = [sys.executable, "-m", *torchrun, "e2lib.course", str(notebook), *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def test_two_processes_give_the_numbers_of_one(notebook):
     folder, found = notebook.parent, {}
     for world in (1, 2):
-        options = [
-            "-p",
-            "seed",
-            "3",
-            "-p",
-            "work",
-            str(folder / f"work-{world}"),
-            "-o",
-            str(folder / "new" / f"{world}.json"),
-        ]
+        options = ["-p", "seed", "3", "-p", "work", str(folder / f"work-{world}")]
+        options += ["-o", str(folder / "new" / f"{world}.json")]
         done = call(notebook, *options, world=world)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(f"processes: {world}") == 1  # the first process alone is heard
@@ -70,5 +62,5 @@ def test_wrong_calls_are_refused_by_name(notebook, tmp_path):
     )
     done = call(failing, "-p", "seed", "3")
     assert done.returncode != 0 and "code cell 2 ('seed / 0'): ZeroDivisionError" in done.stderr
-    done = call(notebook, world=2)
+    done = call(notebook, WORLD_SIZE="2")  # as torchrun says it
     assert done.returncode != 0 and "parameter work=None: several processes need a folder" in done.stderr

@@ -13,18 +13,19 @@ def test_docstrings_and_comments_are_no_code():
     assert notebook.essence("class A:\n    '''Doc.'''") == notebook.essence("class A:\n    '''Other.'''\n")
 
 
-def test_the_origin_follows_all_that_numbers_come_from(tmp_path, monkeypatch):
+def test_the_origin_follows_all_that_numbers_come_from(tmp_path, monkeypatch, request):
+    request.addfinalizer(notebook._around.cache_clear)
     package = tmp_path / "e2lib"
     (package / "sub").mkdir(parents=True)
     (package / "course").mkdir()
     (tmp_path / "data").mkdir()
     monkeypatch.setattr(notebook, "PACKAGE", package)
+    monkeypatch.setattr(notebook, "DATA", tmp_path / "data")
     cells = ["from e2lib.course import widgets", "1"]
 
     def found(path, text, cells=cells):
         path.write_text(text)
-        for cached in (notebook._code, notebook._embedded, notebook._versions):
-            cached.cache_clear()
+        notebook._around.cache_clear()
         return notebook.origin(cells)
 
     for name in notebook.SHOWN:

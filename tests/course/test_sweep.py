@@ -86,16 +86,16 @@ def test_a_job_waits_for_the_first_of_each_start(lesson):
     [
         ("{sede: [0]}", "", "sede=0: unknown parameter 'sede': did you mean 'seed'"),
         ("{seed: [0, x]}", "", "seed=x: parameter seed='x'"),
-        ("{seed: []}", "", "axes.seed: List should have at least 1 item"),
-        ("{seed: 0}", "", r"axes.seed: 0 must be a list of values, such as \[0\]"),
+        ("{seed: []}", "", r"axes.seed=\[\]: List should have at least 1 item"),
+        ("{seed: 0}", "", "axes.seed=0: Input should be a valid list"),
         ("{seed: [0, 0]}", "", "axes: a value is named twice"),
         ("{seed.a: [0]}", "", "axes: seed.a: seed=0 has no such field"),
         ("{schedule.eposs: [1]}", "", "unknown parameter 'schedule.eposs'"),
-        ("{seed: [0]}", "gpu: 1", "gpu: unknown; here are notebook, preset, parameters, axes, gpus"),
+        ("{seed: [0]}", "gpu: 1", "gpu=1: unknown; here are notebook, preset, parameters, axes, gpus"),
         ("{seed: [0]}", "parameters: {size: 64}", "unknown parameter 'size'"),
         ("{seed: [0]}", "parameters: {seed: 1}", "seed is among both parameters and axes"),
         ("{seed: [0]}", "notebook: '08'", "is no YAML: notebook stands twice"),
-        ("{seed: [0]}", "preset: paper/07", "preset: there is no notebooks/presets/paper/07.yaml"),
+        ("{seed: [0]}", "preset: paper/07", "there is no notebooks/presets/paper/07.yaml"),
     ],
 )
 def test_wrong_sweeps_are_refused_before_anything_runs(lesson, axes, more, complaint):
@@ -106,12 +106,11 @@ def test_wrong_sweeps_are_refused_before_anything_runs(lesson, axes, more, compl
 def test_missing_files_and_notebooks_are_named(lesson):
     path = file()
     for number, complaint in (
-        ("10", "10 must be a text, in quotes"),
-        ("'7'", "'7' must be a notebook's number, of two digits"),
-        ("'08'", "there is no 08; choose from 07"),
+        ("10", "notebook=10: Input should be a valid string"),
+        ("'7'", "small: notebook: there is no 7; choose from 07"),
     ):
         path.write_text(f"notebook: {number}\naxes: {{seed: [0]}}")
-        with pytest.raises(ValueError, match=f"small.yaml: notebook: {complaint}"):
+        with pytest.raises(ValueError, match=f"small.yaml: {complaint}"):
             sweep.plan(path)
     with pytest.raises(FileNotFoundError, match="there is no sweep .*large.yaml"):
         sweep.plan(path.with_name("large.yaml"))
@@ -129,7 +128,7 @@ def test_keys_of_parameters_may_be_numbers(lesson):
     for shots in ("{5: 1, 20: 2}", "{5: 1, all: 2}"):
         [job] = sweep.plan(file("{seed: [0]}", f"parameters: {{shots: {shots}}}"))
         given = json.loads(json.dumps(job.given))
-        assert run.Job.of(run.Source.read(lesson), given, Path("a")).key == job.key
+        assert run.Job.of(job.notebook, given, Path("a")).key == job.key
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
@@ -145,31 +144,26 @@ def test_the_first_seed_of_the_results_is_the_laptop_presets_run(monkeypatch):
 
 
 def test_a_sweep_is_run_once_and_shows_test_numbers_when_asked(lesson):
-    path, folder = file("{images: [10, 20], seed: [0]}"), Path("runs", "sweeps", "small")
-    with pytest.raises(ValueError, match="small.yaml: 2 of 2 jobs have not run yet; make sweep SWEEP="):
+    path, folder = file("{images: [10, 20, 13], seed: [0]}"), Path("runs", "sweeps", "small")
+    with pytest.raises(ValueError, match="small.yaml: 3 of 3 jobs have not run yet; make sweep SWEEP="):
         sweep.unseal(path)
-    done = course("sweep", path, "--jobs", "2")
-    assert done.returncode == 0, done.stdout
-    assert "small: 2 of 2 jobs done" in done.stdout and "2/2" in done.stdout
-    assert [trained for _, _, trained, _ in logged()] == [True, False]  # shared work is done once
+    done = course("sweep", path)
+    assert done.returncode != 0 and "small: 2 of 3 jobs done" in done.stdout and "2/3" in done.stdout, done.stdout
+    assert "failed: code cell 2" in done.stdout and "AssertionError: no luck" in done.stdout
+    assert [trained for _, _, trained, _ in logged()] == [True, False, False]  # shared work is done once
     # Who tunes sees validation numbers only.
     assert "on validation images: runs/sweeps/small/validation.csv" in done.stdout
     assert sorted(pd.read_csv(folder / "validation.csv").value) == [-20, -10]
-    seen = {file.name for file in folder.iterdir()}
-    assert seen == {".snakemake", "work", "plan.json", "lock", "snakemake.log", "sweep.txt", "validation.csv"}
-    sweep.unseal(path)
-    table = results.wide(results.read(folder / "results.csv"))
-    assert sorted(table.score) == [10, 20] and (table["axis images"] == table.score).all() and {*table.run} == {"small"}
-    assert (table.minutes >= 0).all() and table.device.str.contains("thread").all()
-    assert len(list((folder / "notebooks").glob("*.ipynb"))) == 2
-    more = course("sweep", file("{images: [10, 20, 13], seed: [0]}"))
-    assert (
-        more.returncode != 0 and "small: 2 of 3 jobs done" in more.stdout and len(logged()) == 3
-    )  # only the new point
-    assert "failed: code cell 2" in more.stdout and "AssertionError: no luck" in more.stdout
+    seen = {".snakemake", ".failed", "work", "plan.json", "lock", "snakemake.log", "sweep.txt", "validation.csv"}
+    assert {file.name for file in folder.iterdir()} == seen
     with pytest.raises(ValueError, match="1 of 3 jobs failed: small: images=13, seed=0"):
         sweep.unseal(path)
-    assert len(results.read(folder / "results.csv")) == 2
+    table = results.wide(results.read(folder / "results.csv"))
+    assert sorted(table.score) == [10, 20] and (table["axis images"] == table.score).all() and {*table.run} == {"small"}
+    assert (table.minutes >= 0).all() and table.device.str.endswith(f", {os.cpu_count()} threads").all()
+    assert len(list((folder / "notebooks").glob("*.ipynb"))) == 2
+    grown = sweep.plan(file("{images: [10, 20, 13, 30], seed: [0]}"))
+    assert [job.kept.exists() for job in grown] == [True, True, False, False]  # a new point makes no other run again
 
 
 def do(jobs):
@@ -187,9 +181,9 @@ def test_test_numbers_stay_sealed_while_a_job_that_failed_runs_again(lesson):
     again.error.write_text("killed")
     with pytest.raises(ValueError, match="1 of 2 jobs failed"):
         sweep.unseal(path)  # it has run
-    with again.lock, pytest.raises(ValueError, match="1 of 2 jobs have not run yet"):
+    with run.locked(again.lock), pytest.raises(ValueError, match="1 of 2 jobs have not run yet"):
         sweep.unseal(path)
-    starting = run.alone(Path("runs", "sweeps", "small"))  # a sweep that is about to start a job
+    starting = run.locked(Path("runs", "sweeps", "small", "lock"))  # a sweep that is about to start a job
     with starting, pytest.raises(ValueError, match="small runs still; wait for it"):
         sweep.unseal(path)
 
@@ -276,18 +270,17 @@ def test_profiles_are_refused_by_name(lesson):
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("thousands", [1, 10])
-def test_thousands_of_jobs_are_planned_within_a_minute(lesson, thousands):
-    seeds, images = list(range(100)), list(range(1, 10 * thousands + 1))
+def test_ten_thousand_jobs_are_planned_within_a_minute(lesson):
+    seeds, images = list(range(100)), list(range(1, 101))
     path, folder = file(f"{{seed: {seeds}, images: {images}}}"), Path("runs", "sweeps", "small")
     start = time.perf_counter()
     jobs = sweep.plan(path)
-    assert len(jobs) == 1000 * thousands and len({job.starts for job in jobs}) == 100
+    assert len(jobs) == 10_000 and len({job.starts for job in jobs}) == 100
     folder.mkdir(parents=True)
     run.describe(jobs, folder / "plan.json")
     dry = run.command(folder, gpus=0) + ["--cores", "2", "--dry-run", "--quiet", "all"]
     subprocess.run(dry, check=True, capture_output=True)
-    print(f"{1000 * thousands} jobs: {time.perf_counter() - start:.1f} seconds")
+    print(f"{time.perf_counter() - start:.1f} seconds")
     assert time.perf_counter() - start < 60
 
 
@@ -333,12 +326,11 @@ def test_slurm_runs_each_job_with_a_gpu_of_its_own(lesson, project):
     shutil.copytree(ROOT / run.PROFILES / "slurm", run.PROFILES / "slurm")
     with (run.PROFILES / "slurm" / "config.yaml").open("a") as profile:
         profile.write("slurm-init-seconds-before-status-checks: 1\n")
-    done = course("sweep", file("{seed: [0], images: [10, 20]}"), "--profile", "slurm", PATH=path)
-    assert done.returncode == 0 and "small: 2 of 2 jobs done" in done.stdout, done.stdout
-    asked = [json.loads(job.read_text()) for job in folder.glob("*.json")]
-    assert len(asked) == 2 and all("--gpus=1" in words and "--mem" in words for words in asked)
-    assert len({card for *_, card in logged()}) == 2  # what Slurm gave is left as it is
-    assert [trained for _, _, trained, _ in logged()] == [True, False]  # the second waited
+    done = course("sweep", file("{seed: [0]}"), "--profile", "slurm", PATH=path)
+    assert done.returncode == 0 and "small: 1 of 1 jobs done" in done.stdout, done.stdout
+    [asked] = [json.loads(job.read_text()) for job in folder.glob("*.json")]
+    assert "--gpus=1" in asked and "--mem" in asked
+    assert [card for *_, card in logged()] == ["gpu-of-1"]  # what Slurm gave is left as it is
 
 
 # Stands for kubectl: runs a job's container here, and keeps the manifest.
@@ -365,12 +357,11 @@ def test_kubernetes_runs_each_job_with_a_gpu_of_its_own(lesson, project):
     folder = project / "cluster"
     path = stand_in(("kubectl",), KUBECTL, folder)
     shutil.copytree(ROOT / run.PROFILES / "kubernetes", run.PROFILES / "kubernetes")
-    done = course("sweep", file("{seed: [0], images: [10, 20]}"), "--profile", "kubernetes", PATH=path)
-    assert done.returncode == 0 and "small: 2 of 2 jobs done" in done.stdout, done.stdout
-    manifests = [yaml.safe_load(file.read_text()) for file in folder.glob("*.yaml")]
-    assert len(manifests) == 2
-    for manifest in manifests:
-        [container] = manifest["spec"]["template"]["spec"]["containers"]
-        assert container["resources"]["limits"] == {"nvidia.com/gpu": 1}
-        assert Path(container["workingDir"]).is_relative_to(project)
-    assert [trained for _, _, trained, _ in logged()] == [True, False]  # the second waited
+    with (run.PROFILES / "kubernetes" / "config.yaml").open("a") as profile:
+        profile.write("seconds-between-status-checks: 1\n")
+    done = course("sweep", file("{seed: [0]}"), "--profile", "kubernetes", PATH=path)
+    assert done.returncode == 0 and "small: 1 of 1 jobs done" in done.stdout, done.stdout
+    [manifest] = [yaml.safe_load(file.read_text()) for file in folder.glob("*.yaml")]
+    [container] = manifest["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 1}
+    assert Path(container["workingDir"]).is_relative_to(project)

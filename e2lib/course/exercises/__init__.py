@@ -1,8 +1,8 @@
 """Checks of the exercises: `check` says that an answer is right, or gives a hint that does not give it away.
 
-`values.yaml` holds right numbers and letters. `nbNN.py` checks what has to be computed: its function `check_2` takes
-the answers to NN.2, raises Hint where they are wrong, and may return a remark on a right one. The tasks are text, in
-notebooks/exercises; `python -m e2lib.course.exercises` writes them into the notebooks.
+`values.yaml` holds right numbers and letters. Functions in `MODULES` check what has to be computed: `check_04_2` takes
+the answers to 04.2, raises Hint where they are wrong, and may return a remark on a right one. The tasks are text, in
+notebooks/exercises; `write.py` there writes them into the notebooks.
 """
 
 import importlib
@@ -15,12 +15,19 @@ import torch
 import yaml
 from torch import Tensor
 
-HERE = Path(__file__).parent
-NUMBERS = tuple(sorted(path.stem[2:] for path in HERE.glob("nb[0-9][0-9].py")))  # of notebooks
+VALUES = Path(__file__).with_name("values.yaml")
+KEYWORDS = ("right", "within", "per cent")  # of an answer in values.yaml; what else there is are typical mistakes
+MODULES = ("explaining", "guiding", "distilling")
 
 
 class Hint(Exception):
     """Why an answer is not right yet."""
+
+
+def refuse(wrong: Any, hint: str) -> None:
+    """Raise Hint where something is wrong."""
+    if wrong:
+        raise Hint(hint)
 
 
 def judged(number: str, *answers: Any) -> tuple[bool, str]:
@@ -28,17 +35,14 @@ def judged(number: str, *answers: Any) -> tuple[bool, str]:
 
     ValueError for an unknown number. An exception that an answer raises, a function, is not caught.
     """
-    notebook = str(number).partition(".")[0]
-    if notebook not in NUMBERS:
-        raise ValueError(f"number is {number!r}; it must begin with a notebook's, one of {', '.join(NUMBERS)}")
-    values = yaml.safe_load((HERE / "values.yaml").read_text(encoding="utf-8"))
-    module = vars(importlib.import_module(f"{__name__}.nb{notebook}"))
-    checks = {f"{notebook}.{name[6:]}": function for name, function in module.items() if name.startswith("check_")}
-    if number not in (known := sorted({*checks, *(name for name in values if name.startswith(notebook))})):
-        raise ValueError(f"number is {number!r}; it must be one of {', '.join(known)}")
+    values = yaml.safe_load(VALUES.read_text(encoding="utf-8"))
+    functions = [item for name in MODULES for item in vars(importlib.import_module(f"{__name__}.{name}")).items()]
+    checks = {name[6:].replace("_", "."): function for name, function in functions if name.startswith("check_")}
+    if number not in (known := sorted({*checks, *values})):
+        beside = [name for name in known if name[:2] == str(number)[:2]] or known
+        raise ValueError(f"number is {number!r}; it must be one of {', '.join(beside)}")
     try:
-        if any(answer is ... for answer in answers):
-            raise Hint("put your answer in place of the dots.")
+        refuse(any(answer is ... for answer in answers), "put your answer in place of the dots.")
         if number in checks:
             return True, checks[number](*answers) or ""
         for (name, about), answer in zip(values[number].items(), answers, strict=True):
@@ -49,19 +53,17 @@ def judged(number: str, *answers: Any) -> tuple[bool, str]:
 
 
 def _check_value(name: str, answer: Any, about: dict[Any, Any]) -> None:
-    mistakes = {value: hint for value, hint in about.items() if value not in ("right", "within", "per cent")}
-    if isinstance(about["right"], list):
-        if not isinstance(answer, set):
-            raise Hint(f"{name} should be a set, such as {{1, 2}}.")
-        for wrong in sorted(answer ^ {*about["right"]}):
+    right, mistakes = about["right"], {value: hint for value, hint in about.items() if value not in KEYWORDS}
+    if isinstance(right, list):
+        refuse(not isinstance(answer, set), f"{name} should be a set, such as {{1, 2}}.")
+        for wrong in sorted(answer ^ {*right}):
             raise Hint(mistakes.get(wrong, f"{wrong!r} is none of {', '.join(map(str, mistakes))}."))
-        return
-    if str(about["right"]).isalpha():
-        choose(answer, about["right"], mistakes)
-        return
-    right, *wrong = (float(Fraction(str(value))) for value in (about["right"], *mistakes))
-    hints = zip(wrong, mistakes.values(), strict=True)
-    compare(name, answer, right, *hints, within=about.get("within", 1e-4), per_cent="per cent" in about)
+    elif str(right).isalpha():
+        choose(answer, right, mistakes)
+    else:
+        hints = [(float(Fraction(str(value))), hint) for value, hint in mistakes.items()]
+        how = {"within": about.get("within", 1e-4), "per_cent": "per cent" in about}
+        compare(name, answer, float(Fraction(str(right))), *hints, **how)
 
 
 def check(number: str, *answers: Any) -> None:
@@ -78,16 +80,14 @@ def compare(
     mistakes: values that typical mistakes lead to, each with its hint. per_cent: a hundredth of `right` is one of them.
     """
     right = torch.as_tensor(right, dtype=torch.float64)
-    if found is None:
-        raise Hint(f"{name} is None. Does your function return its result?")
+    refuse(found is None, f"{name} is None. Does your function return its result?")
     if isinstance(found, bool) or not isinstance(found, Tensor if right.ndim else (Tensor, numbers.Real)):
         kind = f"tensor of shape {tuple(right.shape)}" if right.ndim else "number"
         raise Hint(f"{name} is a {type(found).__name__}; it should be a {kind}.")
     found = torch.as_tensor(found).detach().double()
     if found.shape != right.shape:
         raise Hint(f"{name} has the shape {tuple(found.shape)}; it should be {tuple(right.shape)}.")
-    if not found.isfinite().all():
-        raise Hint(f"{name} holds NaN or infinity.")
+    refuse(not found.isfinite().all(), f"{name} holds NaN or infinity.")
     difference = (found - right).abs().max()
     if difference <= within:
         return
@@ -95,15 +95,14 @@ def compare(
         value = torch.as_tensor(value, dtype=torch.float64)
         if value.shape == found.shape and (found - value).abs().max() <= within:
             raise Hint(hint)
-    if right.ndim:
-        raise Hint(f"{name} is off by up to {difference:.2g}.")
+    refuse(right.ndim, f"{name} is off by up to {difference:.2g}.")
     raise Hint(f"{name} is {found.item():.4g}; that is too {'large' if found > right else 'small'}.")
 
 
 def choose(found: Any, right: Any, hints: dict[Any, str]) -> None:
     """Raise Hint if `found` is not the choice `right`; `hints` are those of the other choices."""
-    if found not in (right, *hints):
-        raise Hint(f"{found!r} is none of {', '.join(sorted(map(str, (right, *hints))))}.")
+    choices = ", ".join(sorted(map(str, (right, *hints))))
+    refuse(found not in (right, *hints), f"{found!r} is none of {choices}.")
     if found != right:
         raise Hint(hints[found])
 

@@ -1,4 +1,4 @@
-"""`python -m e2lib.course.exercises` writes exercises into the notebooks, and their solutions into notebooks/solutions.
+"""`python notebooks/exercises/write.py` writes exercises into notebooks, and solutions into notebooks/solutions.
 
 Each text in notebooks/exercises is a notebook for jupytext, in which KINDS are the cells of an exercise. What this
 command wrote before is replaced. Solutions run anew where their code, or the results that they read, changed.
@@ -7,8 +7,8 @@ command wrote before is replaced. Solutions run anew where their code, or the re
 import copy
 import inspect
 import itertools
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jupytext
 import nbclient
@@ -16,17 +16,17 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from e2lib.course import exercises, plainly
+from e2lib.course import plainly
 from e2lib.course.notebook import EXERCISE, code_cells, is_bar, read
 from e2lib.course.run import FILES
 from e2lib.disk import digest, write
 
-FOLDER = Path(__file__).parents[3] / "notebooks"
+FOLDER = Path(__file__).parents[1]
+NUMBERS = sorted(path.name[:2] for path in (FOLDER / "exercises").glob("*.md"))  # of notebooks
 KINDS = ("text", "setup", "start", "solution", "check", "text")  # tags of the cells of an exercise
 
 
-@dataclass(frozen=True)
-class Exercise:
+class Exercise(NamedTuple):
     """Texts in Markdown, and the parts of a code cell."""
 
     number: str  # of notebook and exercise: "04.2"
@@ -109,10 +109,9 @@ def solutions(notebook: str) -> NotebookNode:
     intro = f"# Solutions: {title}\n\nOf the exercises of [the notebook](../{path.name}). Try them there first."
     cells = [new_markdown_cell(intro, id="intro")]
     for item in of_notebook(notebook)[0]:
-        name = item.number.replace(".", "-")
-        cells.append(new_markdown_cell(item.task, id=f"task-{name}"))
-        cells.append(new_code_cell(item.cell(item.solution), id=f"solution-{name}"))
-        cells.append(new_markdown_cell(item.why, id=f"why-{name}"))
+        name, solution = item.number.replace(".", "-"), item.cell(item.solution)
+        cells += [new_markdown_cell(item.task, id=f"task-{name}"), new_code_cell(solution, id=f"solution-{name}")]
+        cells += [new_markdown_cell(item.why, id=f"why-{name}")]
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
     reads = any("e2lib.course.claims" in source for source in sources)
     state = digest([sources, *((FOLDER / name).read_text() for name in FILES.values() if reads)], 12)
@@ -133,7 +132,7 @@ def _take_outputs(notebook: NotebookNode, executed: NotebookNode) -> None:
 def stale() -> dict[Path, NotebookNode]:
     """What `main` would write: notebooks, and solutions, without outputs where these have to be made."""
     found = {}
-    for number in exercises.NUMBERS:
+    for number in NUMBERS:
         path, _, other = files(number)
         for file, new in {path: with_exercises(number), other: solutions(number)}.items():
             if not file.exists() or file.read_text("utf-8") != nbformat.writes(new) + "\n":
