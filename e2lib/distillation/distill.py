@@ -20,6 +20,7 @@ from e2lib.datasets import Batch
 from e2lib.datasets.files import check_value
 from e2lib.distillation import losses
 from e2lib.models import head_prefixes, weights_key
+from e2lib.training.precision import form
 
 
 @dataclasses.dataclass
@@ -59,7 +60,6 @@ TERMS: dict[str, Term] = {
 }
 
 
-@dataclasses.dataclass(eq=False, repr=False)
 class Distill(nn.Module):
     """A training step that distils: the sum of terms of `TERMS`, each with its weight λ.
 
@@ -67,48 +67,51 @@ class Distill(nn.Module):
     `fit` trains and saves. ValueError for values out of range, and networks that a term cannot compare.
     """
 
-    teacher: dataclasses.InitVar[nn.Module | None]  # is copied; None: logits and maps come with the batch (`freeze`)
-    student: dataclasses.InitVar[nn.Module]  # is looked at, for the width of its features
-    images: dataclasses.InitVar[Tensor]  # (B, 3, H, W) float, a few that the student takes
-    weights: dict[str, float]  # λ of each term, above 0, by its name in `TERMS`
-    temperature: float = 1.0  # τ of the terms that have one
-    method: str = "gradcam"  # as for `explain`; or `weights`: dynamic weights W(x) of B-cos networks, all six channels
-    at: str = "Final"  # as for `explain`
-    every: int = 1  # explanations are compared in each `every`-th step, from the first on; else their terms are 0
-    contrast: bool = False  # explain how the teacher's top class differs from the others, as `guidance.Guide` does
-    teacher_size: int | None = None  # pixels a side to which images are resized for the teacher; None: as they are
-    count: int | None = None  # of images in the training data, for `crd`
-    mixup: float = 0.0  # α of the Beta distribution that mixes images and labels (Zhang et al., ICLR 2018); 0: none
-
-    def __post_init__(self, teacher, student, images):
+    def __init__(
+        self,
+        teacher: nn.Module | None,  # is copied; None: logits and maps come with the batch (`freeze`)
+        student: nn.Module,  # is looked at, for the width of its features
+        images: Tensor,  # (B, 3, H, W) float, a few that the student takes
+        weights: dict[str, float],  # λ of each term, above 0, by its name in `TERMS`
+        temperature: float = 1.0,  # τ of the terms that have one
+        method: str = "gradcam",  # as for `explain`; or `weights`: W(x) of B-cos networks, all six channels
+        at: str = "Final",  # as for `explain`
+        every: int = 1,  # explanations are compared in each `every`-th step, from the first on; else their terms are 0
+        contrast: bool = False,  # explain how the teacher's top class differs from the others, as `guidance.Guide` does
+        teacher_size: int | None = None,  # pixels a side to which images are resized for the teacher; None: as they are
+        count: int | None = None,  # of images in the training data, for `crd`
+        mixup: float = 0.0,  # α of the Beta distribution that mixes images and labels (Zhang et al., ICLR 2018)
+    ):
         super().__init__()
         methods = [*trainable(), "weights"]
-        check_value(self.method in methods, "method", self.method, f"one of {', '.join(methods)}")
-        right = self.weights and self.weights.keys() <= TERMS.keys()
-        check_value(right, "weights", self.weights, f"of at least one term, of {', '.join(TERMS)}")
-        positive = {f"weights[{name!r}]": weight for name, weight in self.weights.items()}
-        for name, value in (positive | {"temperature": self.temperature}).items():
+        check_value(method in methods, "method", method, f"one of {', '.join(methods)}")
+        right = weights and weights.keys() <= TERMS.keys()
+        check_value(right, "weights", weights, f"of at least one term, of {', '.join(TERMS)}")
+        positive = {f"weights[{name!r}]": weight for name, weight in weights.items()}
+        for name, value in (positive | {"temperature": temperature}).items():
             check_value(0 < value < inf, name, value, "above 0")
-        for name, value, least in (("every", self.every, 1), ("count", self.count, 1), ("mixup", self.mixup, 0)):
+        for name, value, least in (("every", every, 1), ("count", count, 1), ("mixup", mixup, 0)):
             check_value(value is None or least <= value < inf, name, value, f"at least {least}")
         # `extra_repr` shows these; 2 and 2.0 are one training.
-        self.weights = {name: float(weight) for name, weight in self.weights.items()}
-        self.temperature, self.mixup, self.every = float(self.temperature), float(self.mixup), int(self.every)
-        self.terms = terms = {name: TERMS[name] for name in self.weights}
+        self.weights, self.temperature = {name: float(weight) for name, weight in weights.items()}, float(temperature)
+        self.teacher_size, self.count, self.mixup = teacher_size, count, float(mixup)
+        self.method, self.at, self.every, self.contrast = method, at, int(every), contrast
+        self.terms = terms = {name: TERMS[name] for name in weights}
         self.explaining = [name for name, term in terms.items() if term.of == "explanation"]
         self.taught = [name for name, term in terms.items() if "teacher" in term.asks or term.of == "explanation"]
         deep = {name: term for name, term in terms.items() if term.of in ("features", "maps")}
-        if self.every > 1 and len(self.explaining) == len(terms):
-            raise ValueError(f"every is {self.every}, but no term is for the other steps besides {', '.join(terms)}")
-        if self.count is None and (needs := [name for name, term in terms.items() if "count" in term.asks]):
+        if every > 1 and len(self.explaining) == len(terms):
+            raise ValueError(f"every is {every}, but no term is for the other steps besides {', '.join(terms)}")
+        if count is None and (needs := [name for name, term in terms.items() if "count" in term.asks]):
             raise ValueError(f"count is None; {', '.join(needs)} needs the number of images in the training data")
-        if teacher is None and (needs := [name for name in self.taught if self.mixup or name in deep]):
+        if teacher is None and (needs := [name for name in self.taught if mixup or name in deep]):
             raise ValueError(f"teacher is None; {', '.join(needs)} needs it, for its features or for mixed images")
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # In a list, so that it is no part of this module: neither trained nor saved.
         self.teachers = [] if teacher is None else [copy.deepcopy(bare(teacher)).requires_grad_(False).eval()]
         self.known = None if teacher is None else weights_key(self.teachers[0])
-        networks = [bare(student), *(teacher.to(images.device) for teacher in self.teachers)]
+        placed = (net.to(images.device).to(memory_format=form(net).memory_format) for net in self.teachers)
+        networks = [bare(student), *placed]
         self.depths = {name: _common(name, term.depths, networks) for name, term in deep.items()}
         with torch.no_grad(), modes_restored(student):
             student.eval()
