@@ -164,8 +164,8 @@ def test_memory_does_not_grow_over_calls_of_a_bcos_network():
 
     calls(10)
     before = resident()
-    calls(50)
-    assert resident() - before < 50  # MB; the graphs of all calls take 130
+    calls(30)
+    assert resident() - before < 40  # MB; the graphs of all calls take 80
 
 
 @pytest.mark.parametrize(
