@@ -66,9 +66,8 @@ class Exact(TorchFunctionMode):
 
 
 def _mark(result):
-    for x in tree_leaves(result):
-        if isinstance(x, Tensor):
-            x.dynamic_weight = True
+    for x in filter(torch.is_tensor, tree_leaves(result)):
+        x.dynamic_weight = True
     return result
 
 
@@ -79,11 +78,8 @@ def _marked(x) -> bool:
 def _refuse_checkpoints() -> None:
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     if hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint":
-        raise ValueError(
-            "create_graph=True: gradient checkpointing runs layers again that the explanation is differentiated "
-            "through, which then saves no memory; checkpoint only what comes before the explained layer, none of a "
-            "B-cos network, or switch it off (timm: set_grad_checkpointing(False))"
-        )
+        cure = "checkpoint nothing of a B-cos network, or switch it off (timm: set_grad_checkpointing(False))"
+        raise ValueError(f"create_graph=True: gradient checkpointing behind the explained layer saves nothing; {cure}")
 
 
 def _conv2d(mode: Exact, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
