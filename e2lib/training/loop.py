@@ -81,8 +81,7 @@ def fit(
         raise ValueError("dataset is empty; at least one image is needed")
     if epochs < 0:
         raise ValueError(f"epochs is {epochs}; it must be 0 or more")
-    # Numbers of NumPy cannot be read safely from a checkpoint.
-    epochs, lr, batch_size, seed = int(epochs), float(lr), int(batch_size), int(seed)
+    epochs, lr, batch_size, seed = int(epochs), float(lr), int(batch_size), int(seed)  # torch loads none of NumPy's
     (rank, world), device = processes(), next(model.parameters()).device
     fork = partial(torch.random.fork_rng, range(torch.cuda.device_count()))
     order = torch.Generator().manual_seed(seed)

@@ -173,6 +173,13 @@ def test_a_training_is_known_by_its_teacher(scenes):
     assert len(names) == 2
 
 
+def test_the_copy_of_the_teacher_takes_the_fast_memory_format(scenes):
+    teacher = build("test_resnet")
+    step = d.Distill(teacher, build("test_resnet", 1), batch_of(scenes).images, {"kd": 1.0})
+    wide = [[p for p in net.parameters() if p.ndim == 4 and min(p.shape) > 1] for net in (teacher, *step.teachers)]
+    assert all(p.is_contiguous() for p in wide[0]) and not any(p.is_contiguous() for p in wide[1]) and wide[1]
+
+
 def test_class_maps_are_refused_where_more_than_an_average_follows(scenes):
     for name in ("test_convnext", "test_vit", "test_vit2"):
         model = build(name)
