@@ -2,8 +2,8 @@
 
 from e2lib.models.build import ARCHITECTURES, Model, build
 from e2lib.models.split import Head, split
-from e2lib.models.weights import head_prefixes, save, train_head_only, weights_key
+from e2lib.models.weights import fingerprint, head_prefixes, network_key, save, train_head_only, weights_key
 from e2lib.models.wrap import wrap
 
-__all__ = ["ARCHITECTURES", "Head", "Model", "build", "head_prefixes", "save", "split", "train_head_only"]
-__all__ += ["weights_key", "wrap"]
+__all__ = ["ARCHITECTURES", "Head", "Model", "build", "fingerprint", "head_prefixes", "network_key", "save"]
+__all__ += ["split", "train_head_only", "weights_key", "wrap"]

