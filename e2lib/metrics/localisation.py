@@ -142,10 +142,13 @@ def IoU(threshold: float) -> Average:
     return Average(partial(iou, threshold=_increasing([threshold])[0]), f"IoU {threshold}")
 
 
+THRESHOLDS = tuple(t / 20 for t in range(20))
+
+
 class IoUCurve(Average):
     """Mean `iou` (T,) at each of T increasing thresholds, by default 0, 0.05, …, 0.95, in one pass over the data."""
 
-    def __init__(self, thresholds: Sequence[float] = tuple(t / 20 for t in range(20))):
+    def __init__(self, thresholds: Sequence[float] = THRESHOLDS):
         self.thresholds = _increasing(thresholds)
         function = partial(_ious, thresholds=self.thresholds)
         super().__init__(function, f"IoU {self.thresholds}", [len(self.thresholds)])

@@ -3,7 +3,7 @@
 from e2lib.models.build import ARCHITECTURES, Model, build
 from e2lib.models.split import Head, split
 from e2lib.models.weights import fingerprint, head_prefixes, network_key, save, train_head_only, weights_key
-from e2lib.models.wrap import wrap
+from e2lib.models.wrap import Wrapped, wrap
 
-__all__ = ["ARCHITECTURES", "Head", "Model", "build", "fingerprint", "head_prefixes", "network_key", "save"]
+__all__ = ["ARCHITECTURES", "Head", "Model", "Wrapped", "build", "fingerprint", "head_prefixes", "network_key", "save"]
 __all__ += ["split", "train_head_only", "weights_key", "wrap"]
