@@ -4,7 +4,7 @@ import copy
 import functools
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from tqdm.auto import tqdm
 
-from e2lib.attribution import bare, modes_restored
+from e2lib.attribution import modes_restored
 from e2lib.boxes import box_mask, mask_box
 from e2lib.datasets import Batch, Sample, Selection, collate
 from e2lib.datasets.files import check_value
 from e2lib.datasets.sample import Samples
 from e2lib.disk import digest, once
-from e2lib.models import weights_key
+from e2lib.models import fingerprint
 from e2lib.training.precision import form, formed
 
 SHARD = 512  # images in a file
@@ -71,8 +71,16 @@ class Features(Samples):
         return Sample(self.features[i, view], self.targets[i], boxes, self.box_labels[span], **about)
 
 
-def extract(trunk: nn.Module, dataset: Dataset, folder: str | Path, mirrored: bool = False, **how) -> Features:
-    """The features of every image of `dataset`, kept in `folder` by `keep`, which takes `how`.
+def extract(
+    trunk: nn.Module,
+    dataset: Dataset,
+    folder: str | Path,
+    mirrored: bool = False,
+    batch_size: int = 32,
+    workers: int = 0,
+    precision: str = "auto",
+) -> Features:
+    """The features of every image of `dataset`, kept in `folder`; `keep` explains the other arguments.
 
     The trunk, as from `models.split`, makes features (B, C, h, w) of images (B, 3, H, W) in [0, 1], of one size and
     without random transforms. `mirrored` adds their mirror images as second views, with mirrored boxes. Masks are not
@@ -94,16 +102,27 @@ def extract(trunk: nn.Module, dataset: Dataset, folder: str | Path, mirrored: bo
             "size": torch.tensor([batch.size] * len(half)),
         }
 
-    return Features(keep(trunk, dataset, folder, features, [mirrored], gradients=False, **how), dataset)
+    paths = keep(trunk, dataset, folder, features, [mirrored], False, batch_size, workers, precision)
+    return Features(paths, dataset)
 
 
-def keep(network, dataset, folder, compute, about, gradients=True, batch_size=32, workers=0, precision="auto"):
+def keep(
+    network: nn.Module,
+    dataset: Dataset,
+    folder: str | Path,
+    compute: Callable[[Batch], dict[str, Tensor]],
+    about: Sequence,
+    gradients: bool = True,
+    batch_size: int = 32,
+    workers: int = 0,
+    precision: str = "auto",
+) -> list[Path]:
     """Paths of files of what `compute` makes of the images of `dataset`, made where `folder` lacks them.
 
-    `compute` takes a Batch and returns tensors by name; those of a file's 512 images are concatenated. The network that
-    it calls is in eval mode, in its `training.form`, of which `gradients` and `precision` are arguments. The files'
-    names begin with the `key` of network, data set, `about` and dtype. What is there is not computed again. Processes
-    that see the folder, and call it at the same time, share the work.
+    `compute` takes a Batch and returns tensors by name; those of a file's 512 images are concatenated. The network runs
+    in eval mode, in the `training.form` that `gradients` and `precision` give. The files' names begin with a
+    `models.fingerprint` of network, data set, `about` and dtype. What is there is not computed again. Processes that
+    share the folder and call it at the same time divide the files among them. `workers` load images.
     """
     check_value(len(dataset) > 0, "the data set's length", len(dataset), "at least 1: there is no image to compute")
 
@@ -121,7 +140,7 @@ def keep(network, dataset, folder, compute, about, gradients=True, batch_size=32
         tensors = {name: torch.cat([values[name] for values in found]).contiguous() for name in found[0]}
         save_file(tensors, path, {"names": json.dumps(names)})
 
-    begin = key(network, dataset, *about, form(network, precision, gradients).dtype)
+    begin = fingerprint([network, dataset, about, form(network, precision, gradients).dtype])
     whole = range(len(dataset))
     parts = {Path(folder, f"{begin}-{i // SHARD:06d}.safetensors"): whole[i : i + SHARD] for i in whole[::SHARD]}
     bar = tqdm(total=len(dataset), desc=compute.__name__, unit="image", leave=False)
@@ -137,20 +156,6 @@ def names_in(path: Path) -> list[str]:
     """The names of the images in a file of `keep`."""
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["names"])
-
-
-def key(network: nn.Module, dataset: Dataset, *others) -> str:
-    """Sixteen hex digits of a hash over a network (structure, weights, `models.wrap`), a data set, and whatever else.
-
-    Of the functions given to `models.wrap` it knows code and closure, but no globals.
-    """
-    network = bare(network)
-    read = [getattr(network, name, None) for name in ("depths", "prefix_tokens", "reshape", "logits")]
-    for i, part in enumerate(read):
-        if code := getattr(part, "__code__", None):  # a function, which prints as its address
-            closure = [cell.cell_contents for cell in part.__closure__ or ()]
-            read[i] = (code.co_code, code.co_names, code.co_consts, closure)
-    return weights_key(network, f"{network} {read} {others} {dataset.fingerprint()}")
 
 
 def join(first: Features, second: Features) -> Features:

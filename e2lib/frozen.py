@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from e2lib.attribution import METHODS
 from e2lib.datasets import Batch, Sample, Selection, eval_transform, with_transform
 from e2lib.datasets.files import check_value
 from e2lib.distillation import explanation, top_class
@@ -29,8 +31,9 @@ class Frozen:
     """The transform that gives Samples the `maps` and `logits` that `freeze` has written for their images.
 
     Maps are float32 (K, H, W) in [-1, 1], each divided by its largest absolute value, brought to the image's size
-    before `then`, which moves image, boxes and maps together (`datasets.Joint`). It may not change colours, as those of
-    the maps would change too. ValueError where `folder` holds files of several, and `store` names none of them.
+    before `then`, which moves image, boxes and maps together (`datasets.Joint`). It must not change colours: it would
+    change the maps' values too. ValueError if `folder` holds the files of several `freeze` calls and `store` does not
+    say which.
     """
 
     folder: Path
@@ -69,17 +72,23 @@ def freeze(
     at: str = "Final",
     dtype: str = "float16",
     contrast: bool = False,
-    **how,
+    batch_size: int = 32,
+    workers: int = 0,
+    precision: str = "auto",
 ) -> Dataset:
     """Explain the teacher's top class of every image of `dataset`, once; the data set with these maps and logits.
 
     The teacher sees whole images, resized to `size` pixels a side. Its maps have this size too; on disk they are
     float16, or uint8 with 255 levels (`dtype`). The data set's own transform is kept, and moves the maps too. Another
     teacher, data set or way to explain has files of its own in `folder`. `method`, `at` and `contrast` are as for
-    `distillation.Distill`; `features.keep` takes `how`. ValueError for two images of one name, and an empty data set.
+    `distillation.Distill`, the last three arguments as for `features.keep`. ValueError for two images of one name, and
+    an empty data set.
     """
     check_value(dtype in ("float16", "uint8"), "dtype", dtype, "one of float16, uint8")
-    whole = with_transform(dataset, eval_transform(size))
+    inner, positions = dataset, np.arange(len(dataset))
+    while isinstance(inner, Selection):
+        inner, positions = inner.dataset, inner.indices[positions]
+    whole = Selection(with_transform(inner, eval_transform(size)), np.unique(positions))
 
     def explanations(batch: Batch) -> dict[str, Tensor]:
         logits, maps = explanation(teacher, batch.images, top_class(contrast), method, at)
@@ -89,10 +98,8 @@ def freeze(
         maps = maps.half() if dtype == "float16" else (maps * 127 + 128).round().to(torch.uint8)  # of 1 to 255
         return {"maps": maps, "logits": logits.float()}
 
-    paths = keep(teacher, whole, folder, explanations, [method, at, contrast, dtype], **how)
-    inner = dataset
-    while isinstance(inner, Selection):
-        inner = inner.dataset
+    about = [method, METHODS.get(method), at, contrast, dtype]
+    paths = keep(teacher, whole, folder, explanations, about, True, batch_size, workers, precision)
     then = inner.transform.then if isinstance(inner.transform, Frozen) else inner.transform  # not another teacher's
     frozen = Frozen(Path(folder), then, paths[0].name.partition("-")[0])
     if len(frozen.position) < len(whole):

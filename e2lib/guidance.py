@@ -17,16 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from e2lib.attribution import against_others, explain, grid_size, modes_restored, module_at, predict, trainable
+from e2lib.attribution import METHODS, against_others, explain, grid_size, modes_restored, predict, trainable
+from e2lib.attribution.forward import module_at, refuse_distributed
 from e2lib.datasets import Batch, collate
 from e2lib.datasets.files import check_value
 from e2lib.distillation.losses import bce, cross_entropy
 from e2lib.metrics import EPG
 from e2lib.metrics.localisation import kind, wide
+from e2lib.models import fingerprint
 
 FLOOR = 1e-6  # of Â⁺ in the logarithm of PPCE; attribution below it counts as this much and has no gradient
 NOTHING = 1e-30  # a map that is nowhere larger is an all-zero map
-EXPECTED = 20  # boxes that have not come before Guide says so; by chance that happens once in e^20 trainings
+# Guide warns after this many expected boxes have failed to appear; chance alone would cause that once in e^20
+# trainings.
+EXPECTED = 20
 
 
 def energy(maps: Tensor, masks: Tensor) -> Tensor:
@@ -89,33 +93,51 @@ class Guide:
     In every image that is `annotated`, one class c is drawn uniformly (by torch's global generator) from those that
     have boxes. Only these images are explained. The network runs in eval mode, so that a map depends on its image alone
     and one forward pass serves logits and map: norm layers use, and keep, their running statistics; dropout is off.
-    Without boxes a step trains plainly. It warns when none has come where `fraction` leads one to expect 20.
+    A batch without boxes is trained without guidance. A warning follows if no box has appeared where `fraction` leads
+    one to expect 20.
 
-    L_loc of a batch is its sum over annotated images divided by their expected number, fraction · B. Its mean over
-    batches is right also where a batch holds one or none, and λ does not depend on the size of the batch.
+    L_loc of a batch is its sum over annotated images divided by their expected number, fraction · B. Averaged over
+    batches this is unbiased, even if a batch holds no annotated image; λ does not depend on B.
 
     Grad-CAM's maps can escape a strong energy loss by becoming zero everywhere, where there is no gradient. |IxG| at
     Final, Grad-CAM before its ReLU, cannot (`absolute`). With `keep_modes` one pass takes the whole batch, and maps
     before a norm layer that learns depend on all of its images.
 
+    Args:
+        loss: a name of `LOSSES`, or such a function.
+        method: of `explain`, one of `attribution.trainable()`.
+        at: the depth, or path of a module, that is explained.
+        weight: λ, 0 or more; 0 trains the baseline, in the same way without explaining.
+        fraction: of the data's images that are annotated, in (0, 1].
+        absolute: take |A| for A in the loss.
+        contrast: explain the class's logit less the mean of the others: why this class rather than another.
+        outside: take the complement of M, for classes that are told by what surrounds the object in the box.
+        dropout: share of the explained layer's channels set to zero, anew for each image, in [0, 1); 0 for tokens.
+        classification: a name of `CLASSIFICATION`, or a function of logits and multi-hot labels, both float32 (B, C).
+        masks: "boxes", or "segmentation", the union of the class's masks: images without are not explained.
+        keep_modes: leave each module in train or eval mode, for norm layers that still learn statistics.
+
+    Raises ValueError for a value out of range, and in a step for a DistributedDataParallel network, which goes around
+    `training.StepModule`.
+
     Notes: the authors' code sums L_loc over the batch, with a weight λ_sum. λ = λ_sum · fraction · B gives the same
     gradient: 5e-4 ... 5e-3 at B = 64 with all boxes are λ = 0.032 ... 0.32.
     """
 
-    loss: str | Callable[[Tensor, Tensor], Tensor] = "energy"  # a name of `LOSSES`, or such a function
-    method: str = "ixg"  # of `explain`, one that is differentiable
-    at: str = "Input"  # the depth that is explained
-    weight: float = 0.1  # λ; 0 trains the baseline, in the same way without explaining
-    fraction: float = 1.0  # of the data's images that are annotated
-    absolute: bool = False  # take |A| for A in the loss
-    contrast: bool = False  # explain the class's logit less the mean of the others: why this class rather than another
-    outside: bool = False  # M is the complement, for classes that are told by what surrounds the object in the box
-    dropout: float = 0.0  # share of the explained layer's channels set to zero, anew for each image; not for tokens
-    # A name of `CLASSIFICATION`, or a function of logits and multi-hot labels, both (B, C) float32.
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "energy"
+    method: str = "ixg"
+    at: str = "Input"
+    weight: float = 0.1
+    fraction: float = 1.0
+    absolute: bool = False
+    contrast: bool = False
+    outside: bool = False
+    dropout: float = 0.0
     classification: str | Callable[[Tensor, Tensor], Tensor] = "bce"
-    masks: str = "boxes"  # or "segmentation", the union of the class's masks: images without are not explained
-    keep_modes: bool = False  # leave each module in train or eval mode, for norm layers that still learn statistics
-    missing: list = field(default_factory=lambda: [0.0], init=False, compare=False)  # images that should have had a box
+    masks: str = "boxes"
+    keep_modes: bool = False
+    # Expected number of annotated images so far, while none has come.
+    missing: list = field(default_factory=lambda: [0.0], init=False, compare=False)
 
     def __post_init__(self):
         for name in ("weight", "fraction", "dropout"):  # a number of NumPy would change the repr, and fail in operators
@@ -128,12 +150,19 @@ class Guide:
         check_value(0 < self.fraction <= 1, "fraction", self.fraction, "in (0, 1]")
         check_value(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
-    def __repr__(self) -> str:  # by which checkpoints know a step: a function's name, not its address
+    def fingerprint(self) -> str:
+        """Tells a training with this step from others: by its settings, and the code of functions that they name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        named = ((LOSSES, self.loss), (METHODS, self.method), (CLASSIFICATION, self.classification))
+        return fingerprint([values, *(table.get(name) for table, name in named)])
+
+    def __repr__(self) -> str:  # with names of functions, without addresses
         values = ((f.name, getattr(self, f.name)) for f in fields(self) if f.init)
         return f"Guide({', '.join(name + '=' + getattr(x, '__qualname__', repr(x)) for name, x in values)})"
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, scalars: classification, and guidance (weighted by λ)."""
+        refuse_distributed(model)
         segmentation = self.masks == "segmentation"
         classes = self.choose(batch, segmentation)
         guided = (classes >= 0) & (self.weight > 0)

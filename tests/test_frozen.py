@@ -14,7 +14,17 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from e2lib import distillation, features, frozen, models, training
-from e2lib.datasets import Joint, Scenes, Selection, collate, crop_transform, train_transform, with_transform
+from e2lib.attribution import METHODS, Method
+from e2lib.datasets import (
+    Joint,
+    Scenes,
+    Selection,
+    collate,
+    crop_transform,
+    train_transform,
+    with_boxes,
+    with_transform,
+)
 from e2lib.frozen import freeze
 
 LENGTH = 12
@@ -103,6 +113,11 @@ def test_they_move_with_their_images(transform, scenes, tmp_path):
     assert batch.maps.shape[2:] == batch.images.shape[2:]
     assert distillation.e2kd(maps, batch.maps).max() < 0.02
     assert distillation.e2kd(maps, batch.maps.flip(3)).mean() > 0.2  # which a map that stays behind would have
+
+
+class Nameless(Scenes):
+    def __getitem__(self, i):
+        return replace(super().__getitem__(i), name="")
 
 
 class Smooth(Scenes):
@@ -205,9 +220,25 @@ def test_what_cannot_be_frozen_is_named(scenes, tmp_path):
         with_transform(Scenes("val", 2, 64), frozen.Frozen(tmp_path))[0]
     with pytest.raises(ValueError, match="the data set's length is 0; it must be at least 1"):
         freeze(teacher(), Selection(scenes, np.array([], int)), tmp_path / "none", 64)
-    twice = Selection(scenes, np.array([0, 1, 1]))
-    with pytest.raises(ValueError, match="dataset holds 3 images, of 2 names; names must differ"):
-        freeze(teacher(), twice, tmp_path / "twice", 64)
+    with pytest.raises(ValueError, match="dataset holds 12 images, of 1 names; names must differ"):
+        freeze(teacher(), Nameless("train", LENGTH, 64), tmp_path / "twice", 64)
+
+
+def test_images_that_come_several_times_in_an_epoch_are_explained_once(scenes, tmp_path):
+    data = with_boxes(scenes, 0.25, repeats=3)
+    found, plain = freeze(teacher(), data, tmp_path, 64), freeze(teacher(), scenes, tmp_path, 64)
+    assert len(found) == LENGTH + 6 and len(list(tmp_path.glob("*.safetensors"))) == 3  # of five images
+    assert all(torch.equal(found[i].maps, plain[int(data.indices[i])].maps) for i in range(len(found)))
+    assert [found[i].annotated for i in range(len(found))] == data.annotated.tolist()
+
+
+def test_a_method_that_is_redefined_has_files_of_its_own(scenes, tmp_path, monkeypatch):
+    for scale in (1, -1):
+        mine = Method(lambda a, g, scale=scale: scale * (a * g).sum(1, keepdim=True))
+        monkeypatch.setitem(METHODS, "mine", mine)
+        found = freeze(teacher(), scenes, tmp_path, 64, "mine")[0].maps
+    monkeypatch.setitem(METHODS, "mine", METHODS["ixg"])
+    assert torch.equal(freeze(teacher(), scenes, tmp_path, 64, "mine")[0].maps, -found)
 
 
 def test_those_who_freeze_at_the_same_time_share_the_work(scenes, tmp_path):

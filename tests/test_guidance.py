@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 from torchvision import tv_tensors
 
-from e2lib import guidance, metrics, models, training
+from e2lib import attribution, guidance, metrics, models, training
 from e2lib.attribution import explain
 from e2lib.datasets import Batch, Sample, SceneBirds, Scenes, Selection, collate, with_boxes
 from e2lib.guidance import LOSSES, Guide, ceiling
@@ -301,6 +301,42 @@ def test_dropout_of_channels_serves_logits_and_map_and_is_gone_afterwards():
     assert terms["classification"].item() == pytest.approx(plain.item())
     assert terms["guidance"].item() == pytest.approx(guidance.rrr(maps, some.class_masks(classes)).mean().item())
     assert not model[0]._forward_hooks
+
+
+def test_dropout_of_the_image_is_refused():
+    for net in (tiny(), models.wrap(tiny())):
+        with pytest.raises(ValueError, match="at is 'Input', the image itself"):
+            Guide(dropout=0.5)(net, batch(BIRDS))
+
+
+def test_a_distributed_network_is_refused(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match=r"DistributedDataParallel\(training.StepModule\(net, step\)\)"):
+            Guide()(nn.parallel.DistributedDataParallel(tiny()), batch(BIRDS))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_training_is_known_by_settings_and_functions(monkeypatch):
+    def scaled(factor):
+        return lambda maps, masks: factor * outside_sum(maps, masks)
+
+    guides = [Guide(), Guide(weight=0.2), Guide(scaled(1)), Guide(scaled(2)), Guide(outside_sum)]
+    guides += [Guide(classification=lambda z, y: (z - y).abs()), Guide(classification=lambda z, y: (z - y).square())]
+    known = {guide.fingerprint() for guide in guides}
+    assert len(known) == len(guides) and Guide(scaled(2)).fingerprint() in known
+    for table, name, change in (
+        (LOSSES, "energy", {}),
+        (attribution.METHODS, "ixg", {}),
+        (guidance.CLASSIFICATION, "bce", {}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(table, name, {"ixg": attribution.METHODS["gradcam"]}.get(name, outside_sum))
+            assert Guide(**change).fingerprint() not in known
+    used = Guide()
+    used(tiny(), batch(BIRDS))
+    assert used.fingerprint() == Guide().fingerprint()
 
 
 def test_dropout_of_tokens_is_refused():

@@ -122,7 +122,7 @@ def explain(
                     output, layer = forward(model, images, at, mode, replace=point)
                 gradients = mode.gradients(output, layer, weights, create_graph)
                 maps = maps + weight * torch.cat([chosen.map(a, on_grid(g)) for g in gradients], 1)
-        size = getattr(bare(model), "image_size", images.shape[2:])  # a `models.Head` is given features for images
+        size = getattr(bare(model), "explained_size", images.shape[2:])  # a `models.Head` is given features
         if not len(maps):
             maps = maps.new_zeros((*maps.shape[:2], *size))
         elif maps.shape[2:] != size:
@@ -180,7 +180,7 @@ def _checked_network(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tenso
     if images.ndim != 4 or not images.is_floating_point():
         shape = tuple(images.shape)
         raise ValueError(f"images have shape {shape} and type {images.dtype}; float (B, 3, H, W) is wanted")
-    if hasattr(bare(model), "preprocess") and images.numel():
+    if hasattr(bare(model), "preprocess") and hasattr(bare(model), "is_bcos") and images.numel():  # a `models.Model`
         low, high = images.min().item(), images.max().item()
         if not -ROUNDING <= low <= high <= 1 + ROUNDING:
             wanted = "they must be in [0, 1]: networks of models.build normalise them"

@@ -1,6 +1,7 @@
 """Methods for evaluation alone: captum's, imported where they are used, and attention rollout.
 
-Each takes the explained score as a module, its input x (B, c, H, W) and a number of steps, and returns (B, 1, H, W).
+Each takes `score`, a module from the network's input to the explained score (B,); `x` (B, c, H, W), that input; and
+`steps`, of which Gradient SHAP alone makes use. It returns the map, float (B, 1, H, W), signed, without a graph.
 """
 
 import copy
@@ -54,6 +55,7 @@ def reproducible() -> Iterator[None]:
 
 
 def occlusion(score: Score, x: Tensor, steps: int) -> Tensor:
+    """What the score loses under a zero window, a quarter of the image wide, averaged over the windows on a pixel."""
     # Channels are hidden together, so each of them holds the whole loss.
     window, stride = ((x.shape[1], *(max(1, s // part) for s in x.shape[2:])) for part in (4, 8))
     with torch.no_grad():
@@ -61,6 +63,7 @@ def occlusion(score: Score, x: Tensor, steps: int) -> Tensor:
 
 
 def deeplift(score: Score, x: Tensor, steps: int) -> Tensor:
+    """The rescale rule against the zero input; ValueError where the map misses the score's difference by over 5 %."""
     zero = torch.zeros_like(x)
     parts = _captum().DeepLift(_hookable(score)).attribute(x, zero)
     # Complete by definition; captum silently passes the plain gradient through layers it has no rule for.
@@ -77,6 +80,7 @@ def deeplift(score: Score, x: Tensor, steps: int) -> Tensor:
 
 
 def gradient_shap(score: Score, x: Tensor, steps: int) -> Tensor:
+    """Expected gradients between the zero input and x with noise 0.09, the mean of `steps` samples."""
     shap, zero = _captum().GradientShap(score), torch.zeros_like(x[:1])
     # One sample a call: captum would run all of them as one batch, which takes `steps` times the memory.
     parts = sum(shap.attribute(x, baselines=zero, n_samples=1, stdevs=0.09) for _ in range(steps)) / steps

@@ -1,7 +1,7 @@
 """One forward pass that hands out a layer, and what is read of a network besides its logits.
 
-A network may have `depths` {name: module path, "" for the input}, `prefix_tokens`, `reshape` and `image_size`; see
-`models.wrap`. DataParallel, DistributedDataParallel and AveragedModel count as the network inside.
+A network may have `depths` {name: module path, "" for the input}, `prefix_tokens` and `reshape`; see `models.wrap`.
+DataParallel, DistributedDataParallel and AveragedModel count as the network inside.
 """
 
 import copy
@@ -10,20 +10,32 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from e2lib.attribution.double_backward import Exact
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The network inside wrappers that call theirs `module`: DataParallel, DistributedDataParallel, AveragedModel."""
-    while not hasattr(model, "depths") and isinstance(getattr(model, "module", None), nn.Module):
+    """The network inside torch's wrappers: DataParallel, DistributedDataParallel, AveragedModel."""
+    while isinstance(model, DataParallel | DistributedDataParallel | AveragedModel):
         model = model.module
     return model
 
 
+def refuse_distributed(model: nn.Module) -> None:
+    """ValueError for a DistributedDataParallel network in a step: only one pass by way of it averages gradients."""
+    if isinstance(model, DistributedDataParallel):
+        cure = "DistributedDataParallel(training.StepModule(net, step))"
+        raise ValueError(f"model is a DistributedDataParallel, which goes around network and step together: {cure}")
+
+
 def module_at(model: nn.Module, at: str) -> nn.Module:
-    """The module whose output is the layer `at`, a depth or path (else ValueError); the network itself at its input."""
+    """The module whose output is the layer `at`, a depth or path; else ValueError, also where `at` is the image."""
     net = bare(model)
+    if _path(net, at) == "":
+        cure = "models.wrap(net, depths={'Input': path}) names the module that normalises it, if there is one"
+        raise ValueError(f"at is {at!r}, the image itself; it must be the output of a module: {cure}")
     try:
         return net.get_submodule(_path(net, at))
     except AttributeError:
@@ -99,7 +111,7 @@ def explaining(
 
 
 def outside_inference(x):
-    """A tensor or network that was made in `torch.inference_mode` as one that gradients can go through."""
+    """`x`, or a copy that gradients can go through where it was made in `torch.inference_mode`: a tensor or network."""
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x
     return copy.deepcopy(x) if any(t.is_inference() for t in (*x.parameters(), *x.buffers())) else x
@@ -109,11 +121,13 @@ def forward(
     model: nn.Module, images: Tensor, at: str, mode: Exact, replace: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, C) and the activations of the layer `at`, which are `replace` instead where it is given."""
-    module, net = module_at(model, at), bare(model)
+    net = bare(model)
+    before = _path(net, at) == ""
+    module = net if before else module_at(model, at)
     found, mode.found = [], False
 
     def catch(module, inputs, output=None):
-        outputs = output if module is not net else inputs
+        outputs = inputs if before else output
         layer = outputs[0] if isinstance(outputs, tuple) and outputs else outputs
         _check_layer(layer, net, images, at)
         layer = layer if replace is None else replace
@@ -122,11 +136,10 @@ def forward(
         mode.found, mode.start = True, None if layer.requires_grad else passed.grad_fn
         return (passed, *outputs[1:]) if isinstance(outputs, tuple) else passed
 
-    before = module is net
     handle = module.register_forward_pre_hook(catch) if before else module.register_forward_hook(catch)
     try:
         # A clone: what the network does to its images in place is its own affair.
-        logits = logits_of((net if isinstance(model, nn.DataParallel) else model)(images.clone()))
+        logits = logits_of((net if isinstance(model, DataParallel) else model)(images.clone()))
     finally:
         handle.remove()
     if len(found) != 1:

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from e2lib.attribution import against_others, as_grid, dynamic_weights, explain, modes_restored, trainable
-from e2lib.attribution.forward import bare, module_at, predict
+from e2lib.attribution import Targets, against_others, as_grid, dynamic_weights, explain, modes_restored
+from e2lib.attribution.forward import bare, module_at, predict, refuse_distributed
+from e2lib.attribution.methods import METHODS, trainable
 from e2lib.datasets import Batch
 from e2lib.datasets.files import check_value
 from e2lib.distillation import losses
-from e2lib.models import head_prefixes, weights_key
+from e2lib.models import fingerprint, head_prefixes, network_key
 from e2lib.training.precision import form
 
 
@@ -33,7 +34,8 @@ class Term:
 
     function: Callable[..., Tensor] | type[nn.Module]  # of any of student, teacher, labels (B, C), temperature, count
     of: str = "logits"
-    depths: Sequence[str] = ("Final",)  # the finest first; those that both networks have, or else Final
+    # Finest first; a depth that one network lacks is left out; if none is left, Final.
+    depths: Sequence[str] = ("Final",)
 
     def __post_init__(self):
         self.learns = isinstance(self.function, type)
@@ -64,23 +66,39 @@ class Distill(nn.Module):
     """A training step that distils: the sum of terms of `TERMS`, each with its weight λ.
 
     One forward pass of the student, in its own modes, serves all terms. What terms learn is part of this module, which
-    `fit` trains and saves. ValueError for values out of range, and networks that a term cannot compare.
+    `fit` trains and saves.
+
+    Args:
+        teacher: is copied; None: logits and maps come with the batch (`frozen.freeze`).
+        student: is looked at, for the width of its features.
+        images: float (B, 3, H, W), a few that the student takes.
+        weights: λ of each term, above 0, by its name in `TERMS`.
+        temperature: τ > 0 of the terms that have one.
+        method, at: as for `explain`; method "weights" compares W(x) of B-cos networks, all six channels.
+        every: explanations are compared in steps 0, every, 2·every, …; in the others their terms are 0.
+        contrast: explain how the teacher's top class differs from the others, as `guidance.Guide` does.
+        teacher_size: pixels a side to which images are resized for the teacher; None: as they are.
+        count: of images in the training data, for `crd`.
+        mixup: α ≥ 0 of the Beta distribution that mixes images and labels (Zhang et al., ICLR 2018); 0: no mixing.
+
+    Raises ValueError for values out of range, and networks that a term cannot compare; in a step for a
+    DistributedDataParallel student, which goes around `training.StepModule`.
     """
 
     def __init__(
         self,
-        teacher: nn.Module | None,  # is copied; None: logits and maps come with the batch (`freeze`)
-        student: nn.Module,  # is looked at, for the width of its features
-        images: Tensor,  # (B, 3, H, W) float, a few that the student takes
-        weights: dict[str, float],  # λ of each term, above 0, by its name in `TERMS`
-        temperature: float = 1.0,  # τ of the terms that have one
-        method: str = "gradcam",  # as for `explain`; or `weights`: W(x) of B-cos networks, all six channels
-        at: str = "Final",  # as for `explain`
-        every: int = 1,  # explanations are compared in each `every`-th step, from the first on; else their terms are 0
-        contrast: bool = False,  # explain how the teacher's top class differs from the others, as `guidance.Guide` does
-        teacher_size: int | None = None,  # pixels a side to which images are resized for the teacher; None: as they are
-        count: int | None = None,  # of images in the training data, for `crd`
-        mixup: float = 0.0,  # α of the Beta distribution that mixes images and labels (Zhang et al., ICLR 2018)
+        teacher: nn.Module | None,
+        student: nn.Module,
+        images: Tensor,
+        weights: dict[str, float],
+        temperature: float = 1.0,
+        method: str = "gradcam",
+        at: str = "Final",
+        every: int = 1,
+        contrast: bool = False,
+        teacher_size: int | None = None,
+        count: int | None = None,
+        mixup: float = 0.0,
     ):
         super().__init__()
         methods = [*trainable(), "weights"]
@@ -101,7 +119,8 @@ class Distill(nn.Module):
         self.taught = [name for name, term in terms.items() if "teacher" in term.asks or term.of == "explanation"]
         deep = {name: term for name, term in terms.items() if term.of in ("features", "maps")}
         if every > 1 and len(self.explaining) == len(terms):
-            raise ValueError(f"every is {every}, but no term is for the other steps besides {', '.join(terms)}")
+            what = f"every is {every}, but all terms ({', '.join(terms)}) compare explanations"
+            raise ValueError(f"{what}: the other steps would train nothing; set every=1 or add a term")
         if count is None and (needs := [name for name, term in terms.items() if "count" in term.asks]):
             raise ValueError(f"count is None; {', '.join(needs)} needs the number of images in the training data")
         if teacher is None and (needs := [name for name in self.taught if mixup or name in deep]):
@@ -109,7 +128,7 @@ class Distill(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # In a list, so that it is no part of this module: neither trained nor saved.
         self.teachers = [] if teacher is None else [copy.deepcopy(bare(teacher)).requires_grad_(False).eval()]
-        self.known = None if teacher is None else weights_key(self.teachers[0])
+        self.known = None if teacher is None else network_key(self.teachers[0])
         placed = (net.to(images.device).to(memory_format=form(net).memory_format) for net in self.teachers)
         networks = [bare(student), *placed]
         self.depths = {name: _common(name, term.depths, networks) for name, term in deep.items()}
@@ -130,10 +149,13 @@ class Distill(nn.Module):
         """What `fit` knows a training by."""
         names = ["weights", "temperature", "teacher_size", "count", "mixup"]
         names += ["method", "at", "every", "contrast"] if self.explaining else []  # else these make no difference
-        return ", ".join([f"teacher={self.known!r}", *(f"{name}={getattr(self, name)!r}" for name in names)])
+        terms = [(vars(term), getattr(term.function, "forward", None)) for term in self.terms.values()]
+        known = [f"teacher={self.known!r}", f"terms={fingerprint([terms, METHODS.get(self.method)])!r}"]
+        return ", ".join(known + [f"{name}={getattr(self, name)!r}" for name in names])
 
     def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss by name, weighted, each the mean over the batch."""
+        refuse_distributed(student)
         targets = top_class(self.contrast) if self.explaining and int(self.steps) % self.every == 0 else None
         self.steps += 1
         if self.mixup:
@@ -198,7 +220,9 @@ def top_class(contrast: bool = False) -> Callable[[Tensor], Tensor]:
     return lambda z: against_others(z.argmax(1), z.shape[1])[:, 0] if contrast else z.argmax(1)
 
 
-def explanation(model: nn.Module, images: Tensor, targets, method: str, at: str, create_graph: bool = False):
+def explanation(
+    model: nn.Module, images: Tensor, targets: Targets, method: str, at: str, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
     """Logits and maps (B, K, H, W) of one target per image, by a method of `Distill`; all modules keep their modes."""
     if method == "weights":
         return dynamic_weights(model, images, targets, create_graph, keep_modes=True)

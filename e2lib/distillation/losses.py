@@ -1,9 +1,9 @@
 """What a student can be asked to match: pure functions of what student and teacher give, then terms that learn.
 
 Each function returns one value per image, (B,) float32 or wider, unless it says otherwise. Logits z are (B, C) and
-features (B, C, h, w), all float; the temperature τ is above 0. The teacher's side is data: it gets no gradient. Of two
-features, the finer one is averaged to the cells of the other. Maps that are zero everywhere have no gradient. A wrong
-shape or temperature is a ValueError.
+features (B, C, h, w), all float; the temperature τ is above 0. The teacher's side is data: it gets no gradient. If two
+features differ in resolution, the finer one is average-pooled to the coarser. Maps that are zero everywhere have no
+gradient. A wrong shape or temperature is a ValueError.
 
 A Module is built from `widths`, a pair per depth, the finest first: the student's channels and the teacher's.
 `forward` takes the features of both at these depths.
@@ -37,20 +37,22 @@ def bce(student: Tensor, labels: Tensor) -> Tensor:
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """τ² KL(softmax(z_T/τ) ‖ softmax(z_S/τ)), nats (Hinton, Vinyals, Dean 2015)."""
+    """τ² KL(softmax(z_T/τ) ‖ softmax(z_S/τ)) ≥ 0, nats (Hinton, Vinyals, Dean 2015)."""
     student, teacher = _logits(student, teacher, temperature)
     return temperature**2 * _divergence(teacher.log_softmax(1), student.log_softmax(1))
 
 
 def multi_label_kd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Σ_c τ² KL(σ(z_T/τ) ‖ σ(z_S/τ)) of the two outcomes of each class, nats (Yang et al.: L2D, ICCV 2023)."""
+    """Σ_c τ² KL(σ(z_T/τ) ‖ σ(z_S/τ)) ≥ 0 of the two outcomes of each class, nats (Yang et al.: L2D, ICCV 2023)."""
     student, teacher = _logits(student, teacher, temperature)
     there, here = (torch.stack([F.logsigmoid(z), F.logsigmoid(-z)], 1) for z in (teacher, student))  # (B, 2, C)
     return temperature**2 * _divergence(there, here).sum(1)
 
 
-def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature=1.0, alpha=1.0, beta=8.0) -> Tensor:
-    """α TCKD + β NCKD, times τ² (Zhao et al.: Decoupled Knowledge Distillation, CVPR 2022).
+def dkd(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0, alpha: float = 1.0, beta: float = 8.0
+) -> Tensor:
+    """α TCKD + β NCKD ≥ 0, times τ² (Zhao et al.: Decoupled Knowledge Distillation, CVPR 2022).
 
     TCKD is the divergence of (p_y, 1 − p_y), NCKD that of the softmax over the classes other than y: one label per
     image, int64 (B,) or one-hot (B, C). With α = 1 and the teacher's 1 − p_y as β, it is `kd`.
@@ -68,10 +70,10 @@ def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature=1.0, alpha
 
 
 def dist(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """τ² (inter + intra), a scalar, of p = softmax(z/τ) (Huang et al.: DIST, NeurIPS 2022, both weights 1).
+    """τ² (inter + intra) ≥ 0, a scalar, of p = softmax(z/τ) (Huang et al.: DIST, NeurIPS 2022, both weights 1).
 
-    Inter is the mean over images of 1 − Pearson's correlation over classes; intra exchanges images and classes. What is
-    constant correlates with nothing.
+    Inter is 1 − Pearson's correlation over classes, averaged over images. Intra is the same over images, averaged over
+    classes. A constant vector has correlation 0.
     """
     student, teacher = (z.softmax(1) for z in _logits(student, teacher, temperature))
     pairs = (student, teacher), (student.T, teacher.T)
@@ -80,7 +82,7 @@ def dist(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def e2kd(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 − cos(E_S, E_T) of maps (B, K, h, w), flattened; 1 where one is zero (Parchami-Araghi et al., section 3.2)."""
+    """1 − cos(E_S, E_T), in [0, 2], of flattened maps (B, K, h, w); 1 where one is 0 (Parchami-Araghi, section 3.2)."""
     right = student.ndim == 4 and student.shape == teacher.shape
     maps = _checked(right, "maps", student, teacher.detach(), "(B, K, h, w) of one shape")
     student, teacher = (_unit(x.flatten(1)) for x in maps)
@@ -88,20 +90,23 @@ def e2kd(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def cat_kd(student: Tensor, teacher: Tensor, cells: int = 2) -> Tensor:
-    """Σ_c ‖a_S/‖a_S‖ − a_T/‖a_T‖‖² / C of `class_maps` averaged to `cells` a side (Guo et al.: CAT-KD, CVPR 2023)."""
+    """Σ_c ‖a_S/‖a_S‖ − a_T/‖a_T‖‖² / C, in [0, 4], of `class_maps` pooled to `cells` a side (Guo et al., CVPR 2023)."""
     student, teacher = (_unit(x.flatten(2)) for x in _features(student, teacher, cells))
     return (student - teacher).square().sum(2).mean(1)
 
 
 def at(student: Tensor, teacher: Tensor) -> Tensor:
-    """‖Q_S/‖Q_S‖ − Q_T/‖Q_T‖‖², Q = Σ_c F_c² flattened: attention transfer (Zagoruyko, Komodakis, ICLR 2017)."""
+    """‖Q_S/‖Q_S‖ − Q_T/‖Q_T‖‖² of Q = Σ_c F_c², flattened (attention transfer, Zagoruyko, Komodakis, ICLR 2017).
+
+    In [0, 2], as Q ≥ 0.
+    """
     # The paper has the norm, not its square; the norm has no gradient at 0.
     student, teacher = (_unit(x.square().sum(1).flatten(1)) for x in _features(student, teacher))
     return (student - teacher).square().sum(1)
 
 
 def fitnet(student: Tensor, teacher: Tensor, cells: int | None = None) -> Tensor:
-    """Mean of (F_S − F_T)² of one width, averaged to `cells` a side where given (FitNets, Romero et al. 2015)."""
+    """Mean of (F_S − F_T)² ≥ 0 of one width, averaged to `cells` a side where given (FitNets, Romero et al. 2015)."""
     both = _features(student, teacher, cells)
     student, teacher = _checked(both[0].shape == both[1].shape, "features", *both, "of one width")
     return (student - teacher).square().mean((1, 2, 3))
@@ -141,6 +146,7 @@ class Hint(nn.Module):
         self.convolution = nn.Conv2d(*widths[0], 1)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """One value per image, (B,), of features (B, C, h, w) at the first depth."""
         return fitnet(self.convolution(student[0]), teacher[0])
 
 
@@ -152,6 +158,7 @@ class Contrast(nn.Module):
         self.embed = nn.ModuleList(nn.Linear(width, 128) for width in widths[0])
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], count: int) -> Tensor:
+        """One value per image, (B,), of features (B, C, h, w) at the first depth; `count` as in `Distill`."""
         student, teacher = (layer(x[0].mean((2, 3))) for layer, x in zip(self.embed, (student, teacher), strict=True))
         if len(student) == 1:  # there are no negatives, but DistributedDataParallel wants every gradient
             return 0 * (student + teacher).sum(1)
@@ -173,6 +180,7 @@ class Review(nn.Module):
         self.expand = nn.ModuleList(convolution(128, others, 3) for _, others in widths)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """One value per image, (B,), of features (B, C, h, w) at all depths, the finest first."""
         total, deeper = 0, None
         for k in reversed(range(len(student))):
             x = self.reduce[k](student[k])

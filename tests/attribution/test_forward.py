@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torchvision.ops import Permute
 
-from e2lib.attribution import explain, modes_restored
+from e2lib import models
+from e2lib.attribution import explain, modes_restored, module_at
 from tests.attribution.networks import batch, build
 
 
@@ -17,6 +18,38 @@ def test_modes_are_restored_after_an_exception():
         model[1].eval()
         1 / 0  # noqa: B018
     assert [m.training for m in model.modules()] == [True, False, True]
+
+
+class Within(nn.Module):
+    """A network whose part is called `module`, with attributes that other networks have for ends of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU())
+        self.head, self.image_size, self.preprocess = nn.Linear(4, 3), 16, None
+
+    def forward(self, x):
+        return self.head(self.module(x).mean((2, 3)))
+
+
+def test_networks_keep_their_own_attributes():
+    """A child called `module` is not the network; `image_size` does not resize maps, `preprocess` refuses no pixels."""
+    torch.manual_seed(0)
+    net, images = Within(), 3 * torch.randn(2, 3, 32, 32)
+    logits, maps = explain(net, images, 1)
+    x = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(x)[:, 1].sum(), x)
+    torch.testing.assert_close(logits, net(images).detach())
+    torch.testing.assert_close(maps, (images * gradient).sum(1, keepdim=True))
+    assert explain(net, images, 1, "gradcam", "module").maps.shape == (2, 1, 32, 32)
+
+
+def test_the_image_is_no_module_s_output():
+    net = Within()
+    assert module_at(net, "module") is net.module
+    for network in (net, models.wrap(net), models.wrap(net, {"Final": "module"})):
+        with pytest.raises(ValueError, match="at is 'Input', the image itself; it must be the output of a module"):
+            module_at(network, "Input")
 
 
 def test_a_layer_with_channels_last_is_refused():

@@ -11,7 +11,7 @@ from torch import nn
 
 from e2lib import distillation as d
 from e2lib import models, training
-from e2lib.attribution import against_others, dynamic_weights, explain
+from e2lib.attribution import METHODS, against_others, dynamic_weights, explain
 from e2lib.datasets import Scenes, collate
 
 
@@ -173,6 +173,36 @@ def test_a_training_is_known_by_its_teacher(scenes):
     assert len(names) == 2
 
 
+def test_a_training_is_known_by_the_functions_of_its_terms(scenes, monkeypatch):
+    teacher, images, names = build("test_resnet"), batch_of(scenes).images, []
+    for scale in (1, 1, 2):
+        monkeypatch.setitem(d.TERMS, "mine", d.Term(lambda student, scale=scale: scale * student))
+        names.append(repr(d.Distill(teacher, teacher, images, {"mine": 1.0})))
+    assert names[0] == names[1] != names[2]
+    first, other = (repr(d.Distill(teacher, teacher, images, {"mine": 1.0, "e2kd": 1.0})) for _ in range(2))
+    assert first == other
+    monkeypatch.setitem(METHODS, "gradcam", METHODS["ixg"])
+    assert repr(d.Distill(teacher, teacher, images, {"mine": 1.0, "e2kd": 1.0})) != first
+
+
+def test_a_distributed_student_is_refused(scenes, tmp_path):
+    student, batch = build("test_resnet"), batch_of(scenes)
+    step = d.Distill(build("test_resnet", 1), student, batch.images, {"kd": 1.0})
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match=r"DistributedDataParallel\(training.StepModule\(net, step\)\)"):
+            step(nn.parallel.DistributedDataParallel(student), batch)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_features_of_the_image_itself_are_refused(scenes, monkeypatch):
+    monkeypatch.setitem(d.TERMS, "means", d.Term(means, "features", ["Input"]))
+    net = models.wrap(torchvision.models.resnet18(num_classes=10), {"Final": "layer4"})
+    with pytest.raises(ValueError, match="at is 'Input', the image itself"):
+        d.Distill(net, net, batch_of(scenes).images, {"means": 1.0})
+
+
 def test_the_copy_of_the_teacher_takes_the_fast_memory_format(scenes):
     teacher = build("test_resnet")
     step = d.Distill(teacher, build("test_resnet", 1), batch_of(scenes).images, {"kd": 1.0})
@@ -215,7 +245,10 @@ def test_what_cannot_be_distilled_is_named(scenes):
         ({"weights": {}}, "weights is {}; it must be of at least one term"),
         ({"method": "occlusion"}, "method is 'occlusion'; it must be one of .*, weights"),
         ({"every": 0}, "every is 0; it must be at least 1"),
-        ({"every": 2, "weights": {"e2kd": 1.0}}, "every is 2, but no term is for the other steps besides e2kd"),
+        (
+            {"every": 2, "weights": {"e2kd": 1.0}},
+            "every is 2, but all terms .e2kd. compare explanations",
+        ),
         ({"temperature": -1}, "temperature is -1; it must be above 0"),
         ({"count": 0}, "count is 0; it must be at least 1"),
         ({"mixup": -1}, "mixup is -1; it must be at least 0"),
