@@ -60,11 +60,15 @@ def once(path: Path, make: Callable[[Path], None], wait: bool = True) -> Path:
     """Return `path`; where it does not exist, `make(temporary path)` writes it, in one process while others wait.
 
     The name of `path` should hold a `digest` of all that went in. Without `wait`, a path that another process is making
-    is left to it. To share many, each process goes through all of them without waiting, then once more and waits.
+    is skipped. To share many, go through all without waiting, then once more with waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        with contextlib.suppress(Timeout), FileLock(path.with_name(f".{path.name}.lock")).acquire(blocking=wait):
+        try:
+            lock = FileLock(path.with_name(f".{path.name}.lock")).acquire(blocking=wait)
+        except Timeout:
+            return path
+        with lock:
             if not path.exists():
                 with replacing(path) as part:
                     make(part)

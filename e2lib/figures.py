@@ -59,7 +59,13 @@ def show_samples(
     return figure
 
 
-def show_maps(images: Tensor, maps: dict[str, Tensor], boxes=None, titles=None, notes=None) -> plt.Figure:
+def show_maps(
+    images: Tensor,
+    maps: dict[str, Tensor],
+    boxes: Sequence[Tensor] | None = None,
+    titles: Sequence[str] | None = None,
+    notes: dict[str, Sequence[str]] | None = None,
+) -> plt.Figure:
     """One row per image: the photograph, then each explanation, red for and blue against the class.
 
     Args:

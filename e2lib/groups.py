@@ -77,7 +77,7 @@ def group_balanced(dataset: Dataset, seed: int = 0) -> Selection:
 def dfr(
     model: nn.Module, start: nn.Module, val: Dataset, epochs: int, lr: float, batch_size: int = 64, seed: int = 0
 ) -> nn.Module:
-    """A copy of `model` with a new classifier, trained on group-balanced images of `val`; the rest is as for `fit`.
+    """A copy of `model` with a new classifier, trained on group-balanced images of `val`; other arguments as for `fit`.
 
     Deep feature reweighting (Kirichenko et al., ICLR 2023), with one balanced choice in place of the mean of ten, and
     without the ℓ1 penalty. The classifier begins with that of `start`. Both are of `models.build`, or `models.Head`.
@@ -97,6 +97,15 @@ def _losses(model: nn.Module, batch: Batch) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, batch.hot(logits.shape[1]), reduction="none").mean(1)
 
 
+def _counted(seen: Sequence[int], batch: Batch) -> Tensor:
+    """`seen` as a tensor; ValueError where it does not count the group of an image."""
+    if unknown := [g for g in batch.groups.tolist() if not (0 <= g < len(seen) and seen[g])]:
+        raise ValueError(
+            f"seen is {seen}; it must count the training images of each group, and some are of {unknown[0]}"
+        )
+    return torch.tensor(seen, device=batch.groups.device)
+
+
 @dataclass(frozen=True)
 class Reweighted:
     """A training step in which every group counts as much as any other, however many images it has.
@@ -109,9 +118,7 @@ class Reweighted:
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The term classification; ValueError for an image of a group that `seen` does not count."""
-        seen = torch.tensor(self.seen, device=batch.groups.device)
-        if not seen[batch.groups].all():
-            raise ValueError(f"seen is {self.seen}; it must count the training images, and some are of another group")
+        seen = _counted(self.seen, batch)
         weights = seen.sum() / ((seen > 0).sum() * seen[batch.groups])
         return {"classification": (weights * _losses(model, batch)).mean()}
 
@@ -133,6 +140,8 @@ class GroupDRO(nn.Module):
         return f"seen={self.seen}, rate={self.rate}"
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """As that of `Reweighted`; moves the weights q."""
+        _counted(self.seen, batch)
         losses = _losses(model, batch)
         means = losses.new_zeros(len(self.seen)).scatter_reduce(0, batch.groups, losses, "mean", include_self=False)
         q = self.weights.to(losses.device) * (self.rate * means.detach()).exp()

@@ -12,13 +12,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from e2lib import models, training
-from e2lib.disk import digest, write
+from e2lib.disk import write
 from e2lib.guidance import Guide
+from e2lib.training.processes import from_first
 
 MEASURES = ("F1", "EPG", "IoU")
 
@@ -48,7 +50,7 @@ class ParetoArchive:
             raise KeyError(lacking[0])
         new = {"setting": setting, "scores": scores, "file": None}
         points = [dict(point) for point in self.points if point["setting"] != setting]
-        # A point that the replaced one had beaten has no network any more.
+        # A beaten point has lost its network, and does not return when its rival is replaced.
         on_front = not any(self._beats(point, new) for point in points if point["file"])
         if on_front:
             for point in points:
@@ -105,7 +107,8 @@ def search(
 ) -> ParetoArchive:
     """Fine-tune a copy of `start` with each guide, and put it into an archive after every epoch.
 
-    Each epoch is measured on `val`: `training.evaluate` by the guide's method, at its depth. `epochs`, `lr`,
+    Each epoch is measured on `val`: `training.evaluate` by the guide's method, at its depth, with its `contrast` and
+    `outside`, and in boxes even where the guide learns from segmentations. `epochs`, `lr`,
     `batch_size`, `seed` and `workers` are as for `training.fit`. An interrupted call goes on after the last finished
     epoch when it is made again. The archive lies in a folder below `folder`, whose name tells the network, the images
     and all arguments from others. The first of several processes (`training.processes`) writes; all have to see it.
@@ -113,9 +116,11 @@ def search(
     Returns an archive whose settings are the fields of the guides and "epoch". "seconds" among the scores is the mean
     time of the training epochs since the start, or since the last resume.
     """
-    about = [[repr(guide) for guide in guides], int(epochs), float(lr), int(batch_size), int(seed)]
-    about += [models.weights_key(start), train.fingerprint(), val.fingerprint()]
-    folder, rank = Path(folder, digest(about)), training.processes()[0]
+    trained = [name for name, parameter in start.named_parameters() if parameter.requires_grad]
+    with torch.random.fork_rng([]):  # random transforms draw where images are read
+        torch.manual_seed(seed)
+        about = [guides, int(epochs), float(lr), int(batch_size), int(seed), start, trained, train, val]
+        folder, rank = Path(folder, from_first(models.fingerprint(about))), training.processes()[0]
     for guide in tqdm(guides, desc="settings", unit="setting", leave=False, disable=rank > 0):
         model, times, begun = copy.deepcopy(start), [], [time.perf_counter()]
         values = {field.name: getattr(guide, field.name) for field in fields(guide) if field.init}
@@ -123,7 +128,8 @@ def search(
 
         def record(epoch: int, model=model, guide=guide, setting=setting, times=times, begun=begun) -> dict[str, float]:
             times.append(time.perf_counter() - begun[-1])
-            scores = training.evaluate(model, val, batch_size, guide.method, guide.at, workers=workers)
+            how = {"workers": workers, "contrast": guide.contrast, "outside": guide.outside}
+            scores = training.evaluate(model, val, batch_size, guide.method, guide.at, **how)
             scores["seconds"] = sum(times) / len(times)
             if rank == 0:
                 ParetoArchive(folder).add(model, setting | {"epoch": epoch}, scores)

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from filelock import Timeout
 
 from e2lib import disk
 
@@ -54,3 +55,11 @@ def test_without_waiting_a_file_is_left_to_whoever_makes_it(tmp_path):
         go.set()
         first.result()
     assert disk.once(path, lambda part: part.write_text("third"), wait=False).read_text() == "first"
+
+
+def test_a_timeout_while_a_file_is_made_is_not_hidden(tmp_path):
+    def make(part):
+        raise Timeout(str(part))
+
+    with pytest.raises(Timeout):
+        disk.once(tmp_path / "a.txt", make)

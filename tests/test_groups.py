@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from e2lib import groups, models, training
-from e2lib.datasets import SceneBirds, Selection, collate
+from e2lib.datasets import Batch, SceneBirds, Selection, collate
 from e2lib.guidance import Guide
 
 
@@ -212,3 +212,11 @@ def test_statistics_of_norm_layers_are_those_of_the_best_epoch(monkeypatch):
     model.running_mean.fill_(4)
     best.restore()
     assert model.running_mean.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("step", [groups.Reweighted((3, 1)), groups.GroupDRO((3, 1))], ids=["reweighted", "dro"])
+@pytest.mark.parametrize("group", [-1, 2])
+def test_an_image_of_no_known_group_is_named(step, group):
+    batch = Batch.of(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), groups=[0, group])
+    with pytest.raises(ValueError, match=f"some are of {group}"):
+        step(Linear(), batch)

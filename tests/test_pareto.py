@@ -253,10 +253,13 @@ def test_a_finished_search_trains_nothing(uninterrupted, monkeypatch):
 
 def test_another_search_has_a_folder_of_its_own(uninterrupted):
     index, how = (uninterrupted.folder / "archive.json").read_bytes(), {"guides": GUIDES[:1], "epochs": 1, "lr": 1e-2}
-    for change in ({}, {"lr": 0.1}, {"start": start(1)}, {"val": Scenes("val", 4, 64)}):
+    head, folders = training.train_head_only(start()), set()
+    for change in ({}, {"lr": 0.1}, {"start": start(1)}, {"start": head}, {"val": Scenes("val", 4, 64)}):
         what = {"start": start(), "train": TRAIN, "val": VAL, "batch_size": 4} | how | change
         archive = search(folder=uninterrupted.folder.parent, **what)
         assert len(archive.points) == 1 and archive.folder != uninterrupted.folder
+        folders.add(archive.folder)
+    assert len(folders) == 5
     assert (uninterrupted.folder / "archive.json").read_bytes() == index
 
 

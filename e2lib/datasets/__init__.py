@@ -45,7 +45,14 @@ def load(
 
 
 def load_splits(
-    data: str, root: str | Path | None, size: int, length: int, held_out: int, seed: int = 0, crops=False, **kwargs
+    data: str,
+    root: str | Path | None,
+    size: int,
+    length: int,
+    held_out: int,
+    seed: int = 0,
+    crops: bool = False,
+    **kwargs,
 ) -> tuple[Samples, Samples, Samples]:
     """Training, validation and test images of a data set by name; no image is in two of them.
 

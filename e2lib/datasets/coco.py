@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes
 from e2lib.datasets.files import FileDataset, Item, Transform, check_value, flatten, need
+from e2lib.datasets.sample import hash_of
 
 FIELDS = {"categories": ["id", "name"], "images": ["id", "file_name", "height", "width"]}
 FIELDS |= {"annotations": ["id", "image_id", "category_id", "bbox"]}
@@ -36,7 +37,13 @@ class COCO(FileDataset):
     multilabel = True
 
     def __init__(
-        self, root: str | Path, split: str, year="2014", annotations="", images="", transform: Transform = None
+        self,
+        root: str | Path,
+        split: str,
+        year: str = "2014",
+        annotations: str = "",
+        images: str = "",
+        transform: Transform = None,
     ):
         folder = need(Path(root) / (images or f"{split}{year}"), self.layout)
         path = need(Path(root) / (annotations or f"annotations/instances_{split}{year}.json"), self.layout)
@@ -67,6 +74,9 @@ class COCO(FileDataset):
         super().__init__(folder, [*items.values()], [categories[i]["name"] for i in class_of], transform)
         _, texts = flatten([*shapes.values()])
         self.ends, self.shapes = np.cumsum([0, *map(len, texts)]), np.frombuffer(b"".join(texts), dtype=np.uint8)
+
+    def fingerprint(self) -> str:
+        return hash_of([super().fingerprint(), self.ends, self.shapes])
 
     def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
         """The decoded segmentations. Raises ImportError without pycocotools."""

@@ -112,7 +112,7 @@ class FileDataset(Samples):
         return np.unique(self.label_of[self.labels.numpy() == c])
 
     def fingerprint(self) -> str:
-        """That of Samples, of the files' names, sizes and times in place of their pixels."""
+        """Like that of Samples, but with the files' names, sizes and times for their pixels."""
         stats = [os.stat(self.folder / os.fsdecode(file)) for file in self.files]
         about = [self.classes, self.groups, self.multilabel, self.boxed, self.transform, self.group_of, self.files]
         about += [np.array([(s.st_size, s.st_mtime_ns) for s in stats]), self.label_of, self.labels, self.box_of]

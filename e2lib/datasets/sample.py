@@ -97,7 +97,7 @@ class Samples(Dataset):
         return self.targets[:, c].nonzero()[:, 0].numpy()
 
     def fingerprint(self) -> str:
-        """Tells these images, as they are transformed, and what is known about them, from others."""
+        """Text that changes with the transformed images and with what is known about them."""
         return hash_of(value for i in range(len(self)) for value in vars(self[i]).values())
 
 
@@ -129,18 +129,29 @@ class Batch:
 
     @classmethod
     def of(
-        cls, images, labels, boxes=None, box_labels=None, masks=None, groups=None, annotated=None, names=None, size=None
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        boxes: Tensor | Sequence[Tensor | None] | None = None,
+        box_labels: Sequence[Tensor | None] | None = None,
+        masks: Tensor | Sequence[Tensor | None] | None = None,
+        groups: Sequence[int] | Tensor | None = None,
+        annotated: Sequence[bool] | Tensor | None = None,
+        names: Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> "Batch":
         """A Batch of tensors, for a training loop of your own; images and labels are enough.
 
         Each argument but `size`, the (H, W) of images that are given as features, has one entry per image, as in a
-        Sample, or None. Boxes may also be (B, 4), one per image, and masks (B, H, W), where an empty one means none.
-        Images may be uint8. Defaults are those of Sample; names are positions.
+        Sample, or None. Boxes may also be (B, 4), one per image, or (B, N, 4), and masks (B, H, W), where an empty one
+        means none. Images may be uint8. Defaults are those of Sample; names are positions.
         Raises ValueError for an argument of another length than `images`, and for what Sample and `collate` refuse.
         """
         size, count = tuple(size or images.shape[-2:]), len(images)
         if isinstance(boxes, Tensor):
-            boxes = _xyxy(boxes, size).as_subclass(Tensor)[:, None]
+            if boxes.ndim not in (2, 3) or boxes.shape[-1] != 4:
+                raise ValueError(f"boxes are {tuple(boxes.shape)}; a tensor of them must be (B, 4) or (B, N, 4)")
+            boxes = boxes if boxes.ndim == 3 else _xyxy(boxes, size).as_subclass(Tensor)[:, None]
         if isinstance(masks, Tensor) and masks.ndim == 3:
             masks = [mask[None] if mask.any() else None for mask in masks]
         none = torch.zeros(0, 4, device=images.device)

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes, mask_box
 from e2lib.datasets.files import FileDataset, Item, Transform, need, read_lines
+from e2lib.datasets.sample import hash_of
 
 VOC_CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"]
 VOC_CLASSES += ["dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
@@ -41,7 +42,12 @@ class VOC(FileDataset):
     multilabel = True
 
     def __init__(
-        self, root: str | Path, split: str, year="2007", classes: Sequence[str] = (), transform: Transform = None
+        self,
+        root: str | Path,
+        split: str,
+        year: str = "2007",
+        classes: Sequence[str] = (),
+        transform: Transform = None,
     ):
         root = Path(root)
         base = root if (root / "Annotations").is_dir() else root / "VOCdevkit" / f"VOC{year}"
@@ -52,14 +58,24 @@ class VOC(FileDataset):
         items = [_item(base, name, classes) for name in tqdm(names, desc=f"VOC {split}", delay=5)]
         super().__init__(base / "JPEGImages", items, classes, transform)
 
+    def fingerprint(self) -> str:
+        files = [path for i in range(len(self)) for path in self._segmentation(i)]
+        stats = [(s.st_size, s.st_mtime_ns) for s in (path.stat() for path in files if path.exists())]
+        return hash_of([super().fingerprint(), [path.exists() for path in files], stats])
+
+    def _segmentation(self, i: int) -> list[Path]:
+        """The files of objects and classes in image `i`, whether they exist or not."""
+        name = os.fsdecode(self.files[i]).removesuffix(".jpg")
+        return [self.folder.parent / f"Segmentation{kind}" / f"{name}.png" for kind in ("Object", "Class")]
+
     def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
         """Masks from SegmentationObject, empty where a box has none; None for an image without that file.
 
         Most of an object's pixels in SegmentationClass give its class. The k-th object's box is the file's k-th where
         that is of this class and holds the object but for a pixel; else the free one of the class that fits best.
         """
+        file, other = self._segmentation(i)
         name = os.fsdecode(self.files[i]).removesuffix(".jpg")
-        file, other = (self.folder.parent / f"Segmentation{kind}" / f"{name}.png" for kind in ("Object", "Class"))
         if not file.exists():
             return None
         objects, classes = _read_indices(file, size), _read_indices(other, size)

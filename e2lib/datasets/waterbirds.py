@@ -26,7 +26,14 @@ class Waterbirds(FileDataset):
     layout = "waterbird_*/metadata.csv with its images, and CUB_200_2011/bounding_boxes.txt"
     groups = GROUPS
 
-    def __init__(self, root: str | Path, split: str, task="bird", variant="waterbird_*", transform: Transform = None):
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        task: str = "bird",
+        variant: str = "waterbird_*",
+        transform: Transform = None,
+    ):
         check_value(split in SPLITS, "split", split, f"one of {list(SPLITS)}")
         check_value(task in TASKS, "task", task, f"one of {list(TASKS)}")
         root = need(Path(root), self.layout)

@@ -115,6 +115,7 @@ class Average(Metric):
         if values.ndim == 1:
             valid = torch.ones_like(values, dtype=torch.bool)
         elif valid is None:
+            check_value(len(inputs) > 1, "valid", valid, "given, bool (B, K), where masks are given by name")
             valid = torch.stack(inputs[1:]).all(0).flatten(2).any(2)
         if valid.dtype != torch.bool or valid.shape != values.shape[:2]:
             raise ValueError(f"valid is {kind(valid)}; it must be torch.bool (B, K) = {tuple(values.shape[:2])}")

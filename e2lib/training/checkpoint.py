@@ -1,5 +1,6 @@
 """Checkpoints: everything that the next epoch of a training depends on, in a file whose name tells the training."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -7,37 +8,45 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
-from e2lib.disk import digest, replacing
-from e2lib.models import weights_key
-from e2lib.training.processes import processes
+from e2lib.disk import replacing
+from e2lib.models import fingerprint, network_key
+from e2lib.training.processes import from_first, processes
 
 
 class Checkpoint:
     """The file of one training, `path` with a key in its name; with path None nothing is kept.
 
-    The key is a digest of what the training begins with: `about`, the data set's fingerprint, the schedule's state and
-    the module's weights. `order` draws the images' order. Raises ValueError for a data set without fingerprint.
+    The key is a digest of what the training begins with: `about`, the data set's fingerprint, the states of optimizer
+    and schedule, and the module. `order` draws the images' order. ValueError for a data set without fingerprint.
     """
 
-    def __init__(self, path, about: dict[str, Any], dataset: Dataset, parts: dict[str, Any], order: torch.Generator):
+    def __init__(
+        self,
+        path: str | Path | None,
+        about: dict[str, Any],
+        dataset: Dataset,
+        parts: dict[str, Any],
+        order: torch.Generator,
+    ):
         self.path, self.parts, self.order = None, parts, order
         if path is None:
             return
         if not hasattr(dataset, "fingerprint"):
             raise ValueError(f"dataset: {type(dataset).__name__} has no fingerprint(); derive it from datasets.Samples")
         with torch.random.fork_rng([]):  # random transforms draw where images are read
-            known = [about, dataset.fingerprint(), type(parts["schedule"]).__name__, parts["schedule"].state_dict()]
+            known = [about, dataset.fingerprint(), network_key(parts["module"]), parts["optimizer"].state_dict()]
+        # A schedule's state_dict leaves its functions out.
+        schedule = {name: value for name, value in vars(parts["schedule"]).items() if name != "optimizer"}
         trained = [name for name, p in parts["module"].named_parameters() if p.requires_grad]
-        key = [digest([*known, trained, weights_key(parts["module"])])]
-        if processes()[1] > 1:  # the first one's: a repr may hold an address
-            dist.broadcast_object_list(key)
-        self.path = Path(path).with_stem(f"{Path(path).stem}-{key[0]}")
+        key = from_first(fingerprint([*known, trained, type(parts["schedule"]), schedule]))
+        self.path = Path(path).with_stem(f"{Path(path).stem}-{key}")
 
     def resume(self) -> list[dict[str, float]]:
-        """Load the file, where there is one; the history of finished epochs."""
-        if self.path is None or not self.path.exists():
+        """Load the first process's file, where there is one; the history of finished epochs."""
+        found = self.path is not None and processes()[0] == 0 and self.path.exists()
+        if not (file := from_first(self.path.read_bytes() if found else None)):
             return []
-        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
         for name, part in self.parts.items():
             part.load_state_dict(content[name])
         self.order.set_state(content["order"])

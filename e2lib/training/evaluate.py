@@ -23,6 +23,9 @@ CPU_PIXELS = 8 * 224 * 224  # in a batch that is explained on a CPU
 # What a metric is given, by the names of its parameters; maps only where a method explains.
 GIVEN = ("masks", "boxes", "segments", "targets", "logits", "labels", "groups", "images", "model", "maps")
 
+EMPTY = inspect.Parameter.empty  # the default of a parameter that has none
+SCORES = {"F1", "mAP", "accuracy", "agreement", "IoU", "IoU threshold", "worst group", "mean of groups"}
+
 
 def evaluate(
     model: nn.Module,
@@ -44,24 +47,25 @@ def evaluate(
     Several processes (`processes`) share the images, and all get all scores. torch's generator stays as it was.
 
     With a `method` of `explain` each class that is present is explained at the depth `at`; without one only accuracy
-    is measured. The threshold of the IoU is in [0, 1). By default it is the best one on these data, which is right for
-    validation data only. The teacher is a network of the same classes, or its logits (N, C) of these images. `contrast`
-    and `outside` are those of `guidance.Guide`, `seen` that of `metrics.GroupAccuracy`, and `precision` that of `fit`,
-    but methods of the score alone (`attribution.Method`) run in float32. On a CPU fewer large images are explained at
-    once than `batch_size`.
+    is measured. The threshold of the IoU is in [0, 1). By default the one that is best on `dataset` is used. For test
+    data give the one chosen on validation data. The teacher is a network of the same classes, or its logits (N, C) in
+    the order of `dataset`. `contrast` and `outside` are those of `guidance.Guide`, `seen` that of
+    `metrics.GroupAccuracy`, and `precision` that of `fit`, but methods of the score alone (`attribution.Method`) run in
+    float32. On a CPU fewer large images are explained at once than `batch_size`.
 
     `metrics` are names of `metrics.METRICS`, or functions by name. The parameters of a function say what it is given:
     maps (B, K, H, W) of the K classes explained per image; masks, where they are to lie; boxes and segments of these
     classes, all bool like maps; targets int64 (B, K), the classes, -1 for none; logits and labels (B, C); groups (B,);
-    images; model. It returns a value per image, (B,), or per image and class, (B, K).
+    images; model. One with a default may be missing, as segments are in a batch without any. It returns a value per
+    image, (B,), or per image and class, (B, K).
 
     Returns:
-        F1 and mAP. For single-label data "accuracy", of the top class. For data with groups what `GroupAccuracy`
-        returns. With a teacher "agreement", the share of images on which both have the same top class (Parchami-Araghi
+        F1 and mAP. For single-label data "accuracy", of the top class, and with groups what `GroupAccuracy` returns.
+        With a teacher "agreement", the share of images on which both have the same top class (Parchami-Araghi
         et al., ECCV 2024, section 4), and for data with groups "agreement, out of distribution" and the like. With a
         method EPG, IoU and its "IoU threshold" (a fraction), averaged over pairs of an image and a present class with
         boxes, and "on-object EPG" where the data has segmentation masks, soft ones from 0.5 on. Each of `metrics`,
-        averaged over images, or over pairs that have each mask it is given.
+        averaged over images where it returns (B,), over the pairs whose masks are not empty where it returns (B, K).
 
     Raises ValueError for wrong arguments, and where nothing can be measured, as with a method on data without boxes.
     """
@@ -83,7 +87,7 @@ def evaluate(
         if method and hasattr(dataset, "targets"):
             # A batch costs as many backward passes as its fullest image has classes: equally full ones go together.
             order = dataset.targets.sum(1, dtype=torch.int64).argsort(stable=True)
-        if method in METHODS and METHODS[method].of_score:  # which compare scores, or take gradients between modules
+        if method in METHODS and METHODS[method].of_score:  # They compare scores, or replace gradients between modules.
             precision = "float32"
         if method and device.type == "cpu":  # where a large batch takes longer to allocate than it saves
             batch_size = max(1, min(batch_size, CPU_PIXELS // first.image[0].numel()))
@@ -96,6 +100,7 @@ def evaluate(
         parts = iter(() if said is None else said[order.to(said.device)].to(device).split(batch_size))
         for batch in tqdm(loader, desc="measuring", unit="batch", leave=False, disable=rank > 0):
             batch = batch.to(device)
+            group = batch.groups if groups else torch.zeros_like(batch.groups)
             given = {"images": batch.images, "groups": batch.groups, "model": model}
             if averages:
                 given["targets"] = targets = batch.present()
@@ -114,17 +119,17 @@ def evaluate(
             accuracy = accuracy or {"F1": F1(classes).to(device), "mAP": MeanAP(classes).to(device)}
             for metric in accuracy.values():
                 metric.update(logits, labels)
-            if groups or single:
-                right.update(logits, labels, batch.groups.clamp(min=0))
+            if single:
+                right.update(logits, labels, group)
             if teacher is not None:
                 with forms[-1]():
                     there = logits_of(teacher(batch.images)) if said is None else next(parts)
                 check_logits(there, labels)
-                alike.update(logits, F.one_hot(there.argmax(1), classes), batch.groups.clamp(min=0))
+                alike.update(logits, F.one_hot(there.argmax(1), classes), group)
             for metric in averages.values():
                 _add(metric, given)
     shares = {name: metric.compute() for name, metric in accuracy.items()}
-    if groups or single:
+    if single:
         shares |= right.compute() if groups else {"accuracy": right.compute()["accuracy"]}
     if teacher is not None:
         found = alike.compute()
@@ -148,9 +153,11 @@ def _averages(method: str | None, threshold: float | None, metrics) -> dict[str,
     found = {"EPG": EPG(), "IoU": of_iou, "on-object EPG": OnObjectEPG()} if method else {}
     functions = metrics if isinstance(metrics, Mapping) else {name: METRICS.get(name) for name in metrics}
     for name, function in functions.items():
+        known = name in SCORES or name in found and function is not METRICS[name]
+        check_value(not known, "metric", name, "another name: evaluate reports a score of this one")
         check_value(callable(function), "metric", name, f"one of {', '.join(METRICS)}, or {{name: function}}")
         for p in inspect.signature(function).parameters.values():
-            if p.default is p.empty and p.name not in given:
+            if p.default is EMPTY and p.name not in given:
                 raise ValueError(f"metric {name!r} asks for {p.name}; it can be given {', '.join(GIVEN)} (by a method)")
         found[name] = Average(function, name)
     return found
@@ -158,7 +165,8 @@ def _averages(method: str | None, threshold: float | None, metrics) -> dict[str,
 
 def _add(metric: Average, given: dict[str, Tensor]) -> None:
     """Add a batch. Pairs count where the explained class has whatever masks the metric asks for, in common pixels."""
-    asked = inspect.signature(metric.function).parameters.keys() & GIVEN
+    parameters = inspect.signature(metric.function).parameters
+    asked = {name for name in GIVEN if name in parameters and (name in given or parameters[name].default is EMPTY)}
     if asked <= given.keys():  # else no image of this batch has a segmentation
         masks = [given["boxes" if name == "masks" else name] for name in asked & {"masks", "boxes", "segments"}]
         valid = torch.stack(masks).all(0).flatten(2).any(2) if masks else given["targets"] >= 0

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from e2lib.attribution import modes_restored, predict
 from e2lib.datasets import Batch, collate
+from e2lib.datasets.files import check_value
+from e2lib.models import fingerprint
 from e2lib.training.checkpoint import Checkpoint
 from e2lib.training.log import Log
 from e2lib.training.precision import form, formed
@@ -66,10 +68,10 @@ def fit(
         precision: float32; bfloat16, for convolutions and products; or auto, see `form`.
         workers: processes that load images; random transforms depend on their number.
         checkpoint: of `folder/name.pt`, `folder/name-KEY.pt` is replaced after every epoch. A training of the same KEY
-            goes on from it, in one process on a CPU bit for bit. KEY is a digest of the weights at the start, of
-            `dataset.fingerprint()` and of these arguments; the step's repr, or name, has to tell its settings.
+            goes on from it, in one process on a CPU bit for bit. KEY is a digest of the network at the start, of
+            `dataset.fingerprint()` and of these arguments; see `models.fingerprint` for what counts of a step.
         after_epoch: called with the number of each finished epoch, from 1 on. Where it returns a dict, that is logged.
-        optimizer: parameters -> torch optimizer, or an optimizer; None for Adam.
+        optimizer: parameters -> torch optimizer, or an optimizer; None for Adam. Its settings are restored at the end.
         schedule: (optimizer, number of steps) -> scheduler, which steps once per batch; None for a cosine to 0.
 
     Returns the mean of each term, one dict per epoch. Raises ValueError where there is nothing to train, for a wrong
@@ -79,8 +81,8 @@ def fit(
         raise ValueError("every parameter of the model is frozen; there is nothing to train")
     if len(dataset) == 0:
         raise ValueError("dataset is empty; at least one image is needed")
-    if epochs < 0:
-        raise ValueError(f"epochs is {epochs}; it must be 0 or more")
+    check_value(epochs >= 0, "epochs", epochs, "0 or more")
+    check_value(batch_size >= 1, "batch_size", batch_size, "at least 1")
     epochs, lr, batch_size, seed = int(epochs), float(lr), int(batch_size), int(seed)  # torch loads none of NumPy's
     (rank, world), device = processes(), next(model.parameters()).device
     fork = partial(torch.random.fork_rng, range(torch.cuda.device_count()))
@@ -91,20 +93,23 @@ def fit(
     with modes_restored(model), fork(), formed(model, precision) as cast:
         torch.manual_seed(seed + rank)
         whole = module = StepModule(model, step)
-        if world > 1:  # A share may leave a parameter out. Where none does, torch says once that it looked in vain.
+        if world > 1:  # A share may not use every parameter. If all are used, torch warns once.
             whole = DistributedDataParallel(module, find_unused_parameters=True)
         trained = [p for p in module.parameters() if p.requires_grad]
         if not isinstance(optimizer, Optimizer):
             optimizer = torch.optim.Adam(trained, lr) if optimizer is None else optimizer(trained)
+        before = [dict(group) for group in optimizer.param_groups]
         about = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "workers": workers}
         about |= {"step": getattr(step, "__name__", repr(step)), "optimizer": " ".join(repr(optimizer).split())}
         about["bfloat16"] = form(model, precision).dtype == torch.bfloat16
         steps = len(batches.counts)
         scheduler = (schedule or CosineAnnealingLR)(optimizer, epochs * steps)
         parts = {"module": module, "optimizer": optimizer, "schedule": scheduler}
-        kept = Checkpoint(checkpoint, about, dataset, parts, order)
+        kept = Checkpoint(checkpoint, about | {"step's": fingerprint(step)}, dataset, parts, order)
         history = kept.resume()
         with Log(about, epochs * steps, len(history) * steps, quiet=rank > 0) as log:
+            # A schedule leaves its last learning rate, often 0, and another training may follow.
+            log.callback(lambda: [now.update(then) for now, then in zip(optimizer.param_groups, before, strict=True)])
             for epoch in range(len(history) + 1, epochs + 1):
                 for part in model.modules():  # parents first: one without parameters follows its parent
                     if learns := [p.requires_grad for p in part.parameters()]:

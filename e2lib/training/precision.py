@@ -23,8 +23,8 @@ def form(model: nn.Module, precision: str = "auto", gradients: bool = True) -> F
     """The form of `model` on the device of its parameters; ValueError for another precision.
 
     A CPU computes convolutions wider than one pixel in channels_last. `auto` is bfloat16 where the processor has it:
-    on a GPU for all; on a CPU for networks of a million parameters or more that have such convolutions, but not with
-    `gradients`, as in training and explaining, where some convolve each channel alone: their backward pass is slower.
+    on a GPU for all; on a CPU for networks of a million parameters or more with such convolutions. Depthwise ones are
+    slower backward in bfloat16, so networks that have them keep float32 when `gradients`.
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision is {precision!r}; it must be auto, float32 or bfloat16 (float16 overflows)")

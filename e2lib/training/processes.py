@@ -1,10 +1,11 @@
 """Several processes that train or measure together, started by torchrun: each takes its share of the images."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from datetime import timedelta
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,13 +29,21 @@ def processes() -> tuple[int, int]:
 class StepModule(nn.Module):
     """A whole step as one Module, batch -> terms: DistributedDataParallel around it averages gradients once."""
 
-    def __init__(self, model: nn.Module, step):
+    def __init__(self, model: nn.Module, step: Callable[[nn.Module, Batch], dict[str, Tensor]]):
         super().__init__()
         self.model, self.step = model, step
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         with Exact() if len(batch.images) == 1 else nullcontext():
             return self.step(self.model, batch)
+
+
+def from_first(value: Any) -> Any:
+    """The first process's `value`, in all of them."""
+    held = [value]
+    if processes()[1] > 1:
+        dist.broadcast_object_list(held)
+    return held[0]
 
 
 def summed(totals: dict[str, float], device: torch.device) -> dict[str, float]:
@@ -50,7 +59,7 @@ class Batches:
     """Shuffled batches of an epoch, as lists of positions: of each batch, the share of this process.
 
     A last batch of one image joins the one before, as norm layers cannot learn from one value per channel. A process
-    without an image of its own gets one that does not count. `counts`: how many images of a batch count here, and all.
+    without an image of its own gets one with weight 0. `counts`: per batch, (images that count here, images in it).
     """
 
     def __init__(self, images: int, size: int, order: Generator):

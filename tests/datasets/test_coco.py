@@ -67,6 +67,9 @@ def test_boxes_labels_and_masks(tmp_path, content):
     assert unsegmented.masks is None and len(unsegmented.boxes) == 1
     batch = collate([crowd, empty, unsegmented, two])
     assert batch.class_masks(torch.tensor([1, 1, 1, 1])).any((1, 2, 3)).tolist() == [False, False, False, True]
+    content["annotations"][-1]["segmentation"] = []
+    write(tmp_path, content)
+    assert COCO(tmp_path, "train").fingerprint() != data.fingerprint()
 
 
 def test_a_polygon_of_several_parts_is_their_union(tmp_path, content):

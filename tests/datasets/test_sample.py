@@ -194,3 +194,11 @@ def test_what_follows_from_the_items_of_a_data_set_of_ones_own():
     assert own.fingerprint() == same.fingerprint() != other.fingerprint()
     with pytest.raises(ValueError, match="Own, which has no transform"):
         with_transform(own, None)
+
+
+def test_boxes_may_be_one_tensor():
+    boxes = torch.tensor([[[0.0, 0, 2, 2], [1, 1, 3, 3]], [[0, 1, 2, 3], [2, 2, 4, 4]]])
+    batch = Batch.of(torch.rand(2, 3, 4, 4), torch.tensor([1, 0]), boxes)
+    assert torch.equal(torch.stack(batch.boxes), boxes) and batch.box_labels[0].tolist() == [1, 1]
+    with pytest.raises(ValueError, match="boxes are"):
+        Batch.of(torch.rand(2, 3, 4, 4), torch.tensor([1, 0]), boxes[..., :3])

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from e2lib.boxes import box_masks, mask_box
-from e2lib.datasets import Joint, crop_transform, eval_transform, train_transform
+from e2lib.datasets import Joint, Sample, crop_transform, eval_transform, train_transform
 
 
 @pytest.mark.parametrize("steps", [v2.RandomHorizontalFlip(p=1), v2.Resize((96, 144)), v2.Resize((16, 24))])
@@ -68,3 +69,16 @@ def test_images_without_boxes_and_without_masks(toy):
     for transform in (train_transform(24), crop_transform(24)):
         moved = transform(sample)
         assert moved.boxes.shape == (0, 4) and moved.masks.shape == (0, 24, 24)
+
+
+def test_plain_tensors_are_moved_with_their_boxes():
+    image = torch.rand(3, 8, 8)
+    maps = tv_tensors.Image(image[:1])  # as `Frozen` adds them
+    boxes = torch.tensor([[0.0, 0, 2, 4]])
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :4, :2] = 1
+    for added in (None, maps, image[:1]):
+        moved = Joint(v2.RandomHorizontalFlip(p=1))(Sample(image, torch.tensor(1), boxes, masks=mask, maps=added))
+        assert torch.equal(moved.image, image.flip(-1)) and torch.equal(moved.masks, mask.flip(-1))
+        assert moved.boxes.tolist() == [[6, 0, 8, 4]]
+        assert added is None or torch.equal(moved.maps, image[:1].flip(-1))

@@ -65,9 +65,10 @@ def test_masks_come_from_both_segmentation_files(tmp_path, base):
     objects, classes = np.zeros((30, 40), np.uint8), np.zeros((30, 40), np.uint8)
     objects[0:20, 0:10], objects[4:30, 10:40], objects[:, 9] = 1, 2, 255
     classes[0:20, 0:10], classes[4:30, 10:40], classes[:, 9] = 12, 15, 255  # dog, person
+    without = VOC(tmp_path, "train").fingerprint()
     write_masks(base, "000012", objects, classes)
     data = VOC(tmp_path, "train")
-    assert data[1].masks is None
+    assert data[1].masks is None and data.fingerprint() != without
     assert torch.equal(data[0].masks, torch.from_numpy(np.stack([objects == 1, objects == 2])))
     write_masks(base, "000012", np.where(objects == 1, 2, np.where(objects == 2, 1, objects)).astype(np.uint8), classes)
     assert torch.equal(data[0].masks, torch.from_numpy(np.stack([objects == 1, objects == 2])))  # in another order

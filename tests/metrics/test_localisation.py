@@ -160,3 +160,9 @@ def test_lowest_of_equal_thresholds():
 def test_wrong_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_masks_by_name_ask_for_the_pairs_that_count():
+    maps, masks = torch.rand(1, 1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="valid"):
+        metrics.EPG().update(maps=maps, masks=masks)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from e2lib import training
 from e2lib.datasets import Samples, Scenes, with_boxes
@@ -216,3 +216,24 @@ def test_numbers_of_numpy_can_be_resumed(tmp_path):
         guide = Guide(weight=kind(0.5), fraction=kind(1), dropout=kind(0))
         how = {"epochs": np.int64(1), "lr": np.float64(1e-2), "batch_size": np.int64(4), "seed": np.int64(0)}
         training.fit(tiny(), Scenes("train", 4, 64), step=guide, checkpoint=tmp_path / "run.pt", **how)
+
+
+def by_lambda(factor):
+    return lambda optimizer, steps: LambdaLR(optimizer, lambda step: factor)
+
+
+def scaled(factor):
+    return lambda model, batch: {"loss": factor * training.classify(model, batch)["classification"]}
+
+
+def test_what_no_weights_tell_begins_another_training(tmp_path):
+    """The structure, the functions of a schedule and of a step."""
+    changes = [{}, {"schedule": by_lambda(1)}, {"schedule": by_lambda(0.5)}, {"step": scaled(1)}, {"step": scaled(2)}]
+    changes += [{"step": Guide(loss=lambda maps, masks, c=c: c * maps.square().sum((1, 2, 3)))} for c in (1, 2)]
+    tanh = tiny()
+    tanh[2] = nn.Tanh()
+    changes.append({"model": tanh})
+    found = [run(tmp_path / "run.pt", epochs=1, **change)[1] for change in changes]
+    assert len(files(tmp_path)) == len(changes)
+    assert found == [run(tmp_path / "run.pt", epochs=1, **change)[1] for change in changes[:-1]] + found[-1:]
+    assert len(files(tmp_path)) == len(changes)

@@ -359,3 +359,33 @@ def test_measuring_in_inference_mode_and_its_random_numbers(method):
     assert torch.equal(torch.get_rng_state(), before)
     with torch.inference_mode():
         assert training.evaluate(Linear(1.0, 2), birds, method=method) == pytest.approx(expected)
+
+
+def in_groups(images, labels, groups):
+    class Data(Samples):
+        classes = ["a", "b"]
+
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, i):
+            return Sample(images[i], labels[i], group=groups[i], name=str(i))
+
+    Data.groups = ["left", "right"]
+    return Data()
+
+
+def test_groups_of_images_with_several_labels_are_no_obstacle_and_unknown_groups_are_named(network):
+    images, several = torch.rand(2, 3, 32, 32), torch.tensor([[1, 1], [0, 1]], dtype=torch.uint8)
+    network = models.build("test_resnet", 2)
+    assert training.evaluate(network, in_groups(images, several, [0, 1])).keys() == {"F1", "mAP"}
+    with pytest.raises(ValueError, match="groups is"):
+        training.evaluate(network, in_groups(images, torch.tensor([0, 1]), [0, -1]))
+
+
+def test_a_metric_may_do_without_segments_and_takes_no_name_of_ours():
+    network, dataset = models.build("test_resnet", 10), Scenes("test", 2, 64, transform=no_masks)
+    scores = training.evaluate(network, dataset, metrics={"one": lambda logits, segments=None: logits[:, 0] * 0 + 1})
+    assert scores["one"] == 100
+    with pytest.raises(ValueError, match="F1"):
+        training.evaluate(network, dataset, metrics={"F1": lambda logits: logits[:, 0]})

@@ -194,3 +194,14 @@ def test_an_optimizer_and_a_schedule_can_be_passed():
     trained(optimizer=partial(Seen, lr=1.0), schedule=lambda optimizer, steps: halving(optimizer))
     assert rates == [1, 0.5, 0.25, 0.125]
     assert differ(trained(optimizer=partial(torch.optim.SGD, lr=1e-2)), trained())
+
+
+def test_an_optimizer_can_be_used_twice_and_a_batch_has_an_image():
+    model, weights = tiny(), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(2):
+        training.fit(model, flipped(), 1, 0.1, optimizer=optimizer)
+        weights.append(model[0].weight.detach().clone())
+    assert optimizer.param_groups[0]["lr"] == 0.1 and not torch.equal(*weights)
+    with pytest.raises(ValueError, match="batch_size is -4"):
+        training.fit(tiny(), flipped(), 1, 0.1, batch_size=-4)
