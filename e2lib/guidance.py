@@ -117,8 +117,8 @@ class Guide:
         masks: "boxes", or "segmentation", the union of the class's masks: images without are not explained.
         keep_modes: leave each module in train or eval mode, for norm layers that still learn statistics.
 
-    Raises ValueError for a value out of range, and in a step for a DistributedDataParallel network, which goes around
-    `training.StepModule`.
+    Raises ValueError for a value out of range. A step raises it for a network in DistributedDataParallel, which belongs
+    around `training.StepModule`.
 
     Notes: the authors' code sums L_loc over the batch, with a weight λ_sum. λ = λ_sum · fraction · B gives the same
     gradient: 5e-4 ... 5e-3 at B = 64 with all boxes are λ = 0.032 ... 0.32.

@@ -24,12 +24,13 @@ class Exact(TorchFunctionMode):
     the wrong memory format where a `flatten` and a `transpose` follow the norm.
 
     After the explained layer (`found`), if the maps are trained through (`twice`): convolution, batch norm and relu
-    have fast second derivatives. torch's own convolves with kernels as large as the images, group by group, and takes
-    batch norm for one in train mode. Hardsigmoid and attention get forms that have a second derivative.
+    have fast second derivatives. torch's second derivative of conv2d convolves with kernels as large as the images, one
+    group at a time; that of batch norm does the work of train mode. Hardsigmoid and attention get forms that have a
+    second derivative.
 
     Dynamic weights of a B-cos network (`dynamic`): in explanation mode its modules detach the factors of these weights.
-    Here `.detach()` only marks the factors, and what is computed from them alone. A gate stands where they meet
-    anything else. It is closed within `gradients`.
+    Here `.detach()` only marks a tensor; what is computed from marked tensors alone is marked too. Where a marked
+    tensor meets another, it passes a gate, which stops its gradient while `gradients` runs.
     """
 
     def __init__(self, twice: bool = False, dynamic: bool = False):
@@ -203,7 +204,7 @@ class _Transposed(torch.autograd.Function):
 
 
 class _BatchNorm(torch.autograd.Function):
-    """x · scale + shift in each channel; no explanation depends on these by way of anything but x."""
+    """x · scale + shift in each channel. An explanation treats scale and shift as constants."""
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, shift: Tensor, switch: Exact) -> Tensor:

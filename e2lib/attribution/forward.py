@@ -24,10 +24,10 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def refuse_distributed(model: nn.Module) -> None:
-    """ValueError for a DistributedDataParallel network in a step: only one pass by way of it averages gradients."""
+    """ValueError for a DistributedDataParallel network: it averages gradients of a plain pass, not of a step."""
     if isinstance(model, DistributedDataParallel):
         cure = "DistributedDataParallel(training.StepModule(net, step))"
-        raise ValueError(f"model is a DistributedDataParallel, which goes around network and step together: {cure}")
+        raise ValueError(f"model is a DistributedDataParallel; it must go around network and step together: {cure}")
 
 
 def module_at(model: nn.Module, at: str) -> nn.Module:

@@ -81,8 +81,8 @@ class Distill(nn.Module):
         count: of images in the training data, for `crd`.
         mixup: α ≥ 0 of the Beta distribution that mixes images and labels (Zhang et al., ICLR 2018); 0: no mixing.
 
-    Raises ValueError for values out of range, and networks that a term cannot compare; in a step for a
-    DistributedDataParallel student, which goes around `training.StepModule`.
+    Raises ValueError for values out of range, and for networks that a term cannot compare. A step raises it for a
+    student in DistributedDataParallel, which belongs around `training.StepModule`.
     """
 
     def __init__(

@@ -96,10 +96,7 @@ def cat_kd(student: Tensor, teacher: Tensor, cells: int = 2) -> Tensor:
 
 
 def at(student: Tensor, teacher: Tensor) -> Tensor:
-    """‖Q_S/‖Q_S‖ − Q_T/‖Q_T‖‖² of Q = Σ_c F_c², flattened (attention transfer, Zagoruyko, Komodakis, ICLR 2017).
-
-    In [0, 2], as Q ≥ 0.
-    """
+    """‖Q_S/‖Q_S‖ − Q_T/‖Q_T‖‖², in [0, 2], of Q = Σ_c F_c², flattened (AT, Zagoruyko, Komodakis, ICLR 2017)."""
     # The paper has the norm, not its square; the norm has no gradient at 0.
     student, teacher = (_unit(x.square().sum(1).flatten(1)) for x in _features(student, teacher))
     return (student - teacher).square().sum(1)
