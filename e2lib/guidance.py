@@ -21,13 +21,12 @@ from e2lib.attribution import METHODS, against_others, explain, grid_size, modes
 from e2lib.attribution.forward import module_at, refuse_distributed
 from e2lib.datasets import Batch, collate
 from e2lib.datasets.files import check_value
-from e2lib.distillation.losses import bce, cross_entropy
+from e2lib.distillation.losses import NOTHING, bce, cross_entropy
 from e2lib.metrics import EPG
 from e2lib.metrics.localisation import kind, wide
 from e2lib.models import fingerprint
 
 FLOOR = 1e-6  # of Â⁺ in the logarithm of PPCE; attribution below it counts as this much and has no gradient
-NOTHING = 1e-30  # a map that is nowhere larger is an all-zero map
 # Guide warns after this many expected boxes have failed to appear; chance alone would cause that once in e^20
 # trainings.
 EXPECTED = 20
