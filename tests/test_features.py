@@ -189,9 +189,9 @@ def test_what_wrap_says_is_part_of_the_key(birds):
         scaled(2),
         scaled(3),
     ]
-    keys = [models.network_key(network) for network in wrapped]
-    assert len(set(keys)) == 6 and models.network_key(scaled(3)) == keys[-1]
-    assert models.network_key(nn.DataParallel(wrapped[0])) == keys[0]
+    keys = [models.fingerprint(network) for network in wrapped]
+    assert len(set(keys)) == 6 and models.fingerprint(scaled(3)) == keys[-1]
+    assert models.fingerprint(nn.DataParallel(wrapped[0])) == keys[0]
 
 
 def test_what_is_interrupted_is_not_taken_for_features(birds, tmp_path, monkeypatch):

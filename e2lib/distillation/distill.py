@@ -20,7 +20,7 @@ from e2lib.attribution.methods import METHODS, trainable
 from e2lib.datasets import Batch
 from e2lib.datasets.files import check_value
 from e2lib.distillation import losses
-from e2lib.models import fingerprint, head_prefixes, network_key
+from e2lib.models import fingerprint, head_prefixes
 from e2lib.training.precision import form
 
 
@@ -128,7 +128,7 @@ class Distill(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # In a list, so that it is no part of this module: neither trained nor saved.
         self.teachers = [] if teacher is None else [copy.deepcopy(bare(teacher)).requires_grad_(False).eval()]
-        self.known = None if teacher is None else network_key(self.teachers[0])
+        self.known = None if teacher is None else fingerprint(self.teachers[0])
         placed = (net.to(images.device).to(memory_format=form(net).memory_format) for net in self.teachers)
         networks = [bare(student), *placed]
         self.depths = {name: _common(name, term.depths, networks) for name, term in deep.items()}

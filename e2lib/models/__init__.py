@@ -2,8 +2,8 @@
 
 from e2lib.models.build import ARCHITECTURES, Model, build
 from e2lib.models.split import Head, split
-from e2lib.models.weights import fingerprint, head_prefixes, network_key, save, train_head_only, weights_key
+from e2lib.models.weights import fingerprint, head_prefixes, save, train_head_only
 from e2lib.models.wrap import Wrapped, wrap
 
-__all__ = ["ARCHITECTURES", "Head", "Model", "Wrapped", "build", "fingerprint", "head_prefixes", "network_key", "save"]
-__all__ += ["split", "train_head_only", "weights_key", "wrap"]
+__all__ = ["ARCHITECTURES", "Head", "Model", "Wrapped", "build", "fingerprint", "head_prefixes", "save", "split"]
+__all__ += ["train_head_only", "wrap"]

@@ -57,19 +57,12 @@ def save(model: nn.Module, path: str | Path) -> None:
         save_file(state, part)
 
 
-def network_key(network: nn.Module) -> str:
-    """Sixteen hex digits that tell a network from others: by what it prints, `models.wrap`, parameters and buffers.
-
-    Wrappers such as DistributedDataParallel do not count. A setting that a module does not print does not count either.
-    """
-    return fingerprint(network)
-
-
 def fingerprint(value: Any) -> str:
-    """Sixteen hex digits that tell a value from others, the same in every process.
+    """Sixteen hex digits that tell a network, a function, or any other value from others, the same in every process.
 
-    Functions count by code, closure and defaults, tensors and arrays by bytes, networks by `network_key`, other objects
-    by their fingerprint(), dataclasses by what they are made of, the rest by type and attributes. Globals do not count.
+    Networks count by what they print, `models.wrap`, parameters and buffers, but without wrappers such as DataParallel;
+    functions by code, closure and defaults; tensors and arrays by bytes; other objects by their fingerprint(),
+    dataclasses by what they are made of, the rest by type and attributes. The globals of functions do not count.
     """
     return digest(_parts(value, ()))
 
@@ -114,11 +107,6 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
     if hasattr(value, "__dict__") and not isinstance(value, ModuleType):
         return [inside(type(value)), inside(vars(value))]
     return ADDRESS.sub("", repr(value))
-
-
-def weights_key(network: nn.Module, about: str = "") -> str:
-    """Sixteen hex digits of a hash over a network, as of `network_key`, and the text `about`."""
-    return fingerprint([network_key(network), about])
 
 
 def head_prefixes(net: nn.Module) -> tuple[str, ...]:

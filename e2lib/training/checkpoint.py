@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.utils.data import Dataset
 
 from e2lib.disk import replacing
-from e2lib.models import fingerprint, network_key
+from e2lib.models import fingerprint
 from e2lib.training.processes import from_first, processes
 
 
@@ -34,7 +34,7 @@ class Checkpoint:
         if not hasattr(dataset, "fingerprint"):
             raise ValueError(f"dataset: {type(dataset).__name__} has no fingerprint(); derive it from datasets.Samples")
         with torch.random.fork_rng([]):  # random transforms draw where images are read
-            known = [about, dataset.fingerprint(), network_key(parts["module"]), parts["optimizer"].state_dict()]
+            known = [about, dataset.fingerprint(), parts["module"], parts["optimizer"].state_dict()]
         # A schedule's state_dict leaves its functions out.
         schedule = {name: value for name, value in vars(parts["schedule"]).items() if name != "optimizer"}
         trained = [name for name, p in parts["module"].named_parameters() if p.requires_grad]

@@ -67,8 +67,8 @@ def test_boxes_labels_and_masks(tmp_path, content):
     assert unsegmented.masks is None and len(unsegmented.boxes) == 1
     batch = collate([crowd, empty, unsegmented, two])
     assert batch.class_masks(torch.tensor([1, 1, 1, 1])).any((1, 2, 3)).tolist() == [False, False, False, True]
-    content["annotations"][-1]["segmentation"] = []
-    write(tmp_path, content)
+    content["annotations"][0]["segmentation"] = []
+    (tmp_path / "annotations/instances_train2014.json").write_text(json.dumps(content))
     assert COCO(tmp_path, "train").fingerprint() != data.fingerprint()
 
 

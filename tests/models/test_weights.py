@@ -158,9 +158,9 @@ def test_a_network_s_key_tells_structure_wrap_and_weights():
     with torch.no_grad():
         others[-1][0].weight[0, 0, 0, 0] += 1
     wrapped = [models.wrap(net, logits=lambda net, x, scale=scale: scale * net(x)) for scale in (1, 2)]
-    keys = [models.network_key(network) for network in (net, *others, *wrapped)]
+    keys = [models.fingerprint(network) for network in (net, *others, *wrapped)]
     assert len(set(keys)) == len(keys)
-    assert models.network_key(nn.DataParallel(copy.deepcopy(net))) == keys[0]
+    assert models.fingerprint(nn.DataParallel(copy.deepcopy(net))) == keys[0]
 
 
 @pytest.mark.parametrize(
@@ -190,4 +190,4 @@ def test_a_network_that_reshapes_by_its_own_method_has_a_key():
 
     net = Own(2, 2)
     net.reshape = net.turned
-    assert len(models.network_key(net)) == 16
+    assert len(models.fingerprint(net)) == 16
