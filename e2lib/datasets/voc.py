@@ -42,12 +42,7 @@ class VOC(FileDataset):
     multilabel = True
 
     def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        year: str = "2007",
-        classes: Sequence[str] = (),
-        transform: Transform = None,
+        self, root: str | Path, split: str, year: str = "2007", classes: Sequence[str] = (), transform: Transform = None
     ):
         root = Path(root)
         base = root if (root / "Annotations").is_dir() else root / "VOCdevkit" / f"VOC{year}"

@@ -72,8 +72,6 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
     if id(value) in above:
         return ["within", len(above) - above.index(id(value))]
     inside = partial(_parts, above=(*above, id(value)))
-    if value is None or isinstance(value, str | int | float):
-        return repr(value)
     if isinstance(value, Tensor | np.ndarray):
         array = torch.as_tensor(value).detach().cpu().contiguous()
         content = array.flatten().view(torch.uint8).numpy().tobytes()
@@ -81,13 +79,12 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, nn.Module):
         value = bare(value)
         read = [vars(module).get(name) for module in value.modules() for name in WRAP]
-        tensors = [*value.named_parameters(), *value.named_buffers()]  # also those outside the state_dict
-        return [ADDRESS.sub("", repr(value)), inside(read), inside(tensors)]
-    if isinstance(value, Mapping):
-        return [[inside(key), inside(item)] for key, item in value.items()]
-    if isinstance(value, set | frozenset):
-        return sorted(json.dumps(inside(item)) for item in value)
-    if isinstance(value, CodeType):
+        value = (repr(value), read, [*value.named_parameters(), *value.named_buffers()])  # also those not in state_dict
+    elif isinstance(value, Mapping):
+        value = list(value.items())
+    elif isinstance(value, set | frozenset):
+        value = sorted(json.dumps(inside(item)) for item in value)
+    elif isinstance(value, CodeType):
         value = (value.co_code.hex(), value.co_names, value.co_consts)
     elif isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
@@ -96,17 +93,15 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
         value = (value.__func__, value.__self__)
     elif isinstance(value, partial):
         value = (value.func, value.args, value.keywords)
-    if isinstance(value, list | tuple):
-        return [inside(item) for item in value]
-    if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
-    if callable(found := getattr(value, "fingerprint", None)):
-        return found()
-    if is_dataclass(value):
-        return [inside(type(value)), [inside(getattr(value, f.name)) for f in fields(value) if f.init]]
-    if hasattr(value, "__dict__") and not isinstance(value, ModuleType):
-        return [inside(type(value)), inside(vars(value))]
-    return ADDRESS.sub("", repr(value))
+    elif isinstance(value, type):
+        value = f"{value.__module__}.{value.__qualname__}"
+    elif callable(found := getattr(value, "fingerprint", None)):
+        value = found()
+    elif is_dataclass(value):
+        value = (type(value), [getattr(value, f.name) for f in fields(value) if f.init])
+    elif hasattr(value, "__dict__") and not isinstance(value, ModuleType):
+        value = (type(value), vars(value))
+    return [inside(item) for item in value] if isinstance(value, list | tuple) else ADDRESS.sub("", repr(value))
 
 
 def head_prefixes(net: nn.Module) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,14 +19,7 @@ class Checkpoint:
     and schedule, and the module. `order` draws the images' order. ValueError for a data set without fingerprint.
     """
 
-    def __init__(
-        self,
-        path: str | Path | None,
-        about: dict[str, Any],
-        dataset: Dataset,
-        parts: dict[str, Any],
-        order: torch.Generator,
-    ):
+    def __init__(self, path: str | Path | None, about: dict, dataset: Dataset, parts: dict, order: torch.Generator):
         self.path, self.parts, self.order = None, parts, order
         if path is None:
             return
