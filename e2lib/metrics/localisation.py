@@ -31,7 +31,9 @@ def on_object_epg(maps: Tensor, boxes: Tensor, segments: Tensor) -> Tensor:
 
 
 def iou(maps: Tensor, masks: Tensor, threshold: float) -> Tensor:
-    """Intersection over union of the mask with the pixels where A⁺ / max A⁺ > threshold, in [0, 1); otherwise as `epg`.
+    """Intersection over union, in [0, 1], of the mask with the pixels where A⁺ / max A⁺ > threshold; else as `epg`.
+
+    The threshold is in [0, 1).
 
     Notes: the paper chooses the threshold on held-out data, see `IoUCurve`. A fixed 0.5 misleads at Input: so few
     pixels reach half the maximum that the IoU is near 0 whatever the map shows.

@@ -100,8 +100,8 @@ def evaluate(
         parts = iter(() if said is None else said[order.to(said.device)].to(device).split(batch_size))
         for batch in tqdm(loader, desc="measuring", unit="batch", leave=False, disable=rank > 0):
             batch = batch.to(device)
-            group = batch.groups if groups else torch.zeros_like(batch.groups)
             given = {"images": batch.images, "groups": batch.groups, "model": model}
+            group = batch.groups if groups else torch.zeros_like(batch.groups)
             if averages:
                 given["targets"] = targets = batch.present()
                 given["boxes"] = boxes = batch.class_masks(targets)
