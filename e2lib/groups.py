@@ -100,9 +100,7 @@ def _losses(model: nn.Module, batch: Batch) -> Tensor:
 def _counted(seen: Sequence[int], batch: Batch) -> Tensor:
     """`seen` as a tensor; ValueError where it does not count the group of an image."""
     if unknown := [g for g in batch.groups.tolist() if not (0 <= g < len(seen) and seen[g])]:
-        raise ValueError(
-            f"seen is {seen}; it must count the training images of each group, and some are of {unknown[0]}"
-        )
+        raise ValueError(f"seen is {seen}; it must count the training images, and some are of {unknown[0]}")
     return torch.tensor(seen, device=batch.groups.device)
 
 

@@ -108,10 +108,10 @@ def search(
     """Fine-tune a copy of `start` with each guide, and put it into an archive after every epoch.
 
     Each epoch is measured on `val`: `training.evaluate` by the guide's method, at its depth, with its `contrast` and
-    `outside`, and in boxes even where the guide learns from segmentations. `epochs`, `lr`,
-    `batch_size`, `seed` and `workers` are as for `training.fit`. An interrupted call goes on after the last finished
-    epoch when it is made again. The archive lies in a folder below `folder`, whose name tells the network, the images
-    and all arguments from others. The first of several processes (`training.processes`) writes; all have to see it.
+    `outside`, and in boxes even where the guide learns from segmentations. `epochs`, `lr`, `batch_size`, `seed` and
+    `workers` are as for `training.fit`. An interrupted call goes on after the last finished epoch when it is made
+    again. The archive lies in a folder below `folder`, whose name tells the network, the images and all arguments from
+    others. The first of several processes (`training.processes`) writes; all have to see it.
 
     Returns an archive whose settings are the fields of the guides and "epoch". "seconds" among the scores is the mean
     time of the training epochs since the start, or since the last resume.
