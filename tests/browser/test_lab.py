@@ -17,6 +17,8 @@ import nbformat
 import pytest
 import yaml
 
+from e2lib.course.notebook import code_cells
+
 ROOT = Path(__file__).parents[2]
 LONG = 300_000  # milliseconds until the cells have run
 KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
@@ -98,11 +100,11 @@ def copied_until_widget(name: str, values: dict, folder: Path) -> None:
 def copied_explorers(folder: Path) -> None:
     """Notebook 12 as explorers.ipynb, in its smoke preset but for a front of several points, without the playground."""
     notebook = nbformat.read(ROOT / "notebooks" / "12_playground.ipynb", as_version=4)
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source]
+    cells = [cell for cell in code_cells(notebook) if cell.source]
     notebook.cells = [cell for cell in cells if not re.search(r"draw_networks|Playground|scores\['F1'\]", cell.source)]
     values = yaml.safe_load((ROOT / "notebooks" / "presets" / "smoke" / "12.yaml").read_text())
     values |= {
-        "lambdas": {"energy": [0.1, 30.0]},
+        "lambdas: dict[str, list[float]]": {"energy": [0.1, 30.0]},
         "schedule": {"epochs": 2, "lr": 5e-4, "batch_size": 8},
         "measured": 16,
     }
