@@ -1,5 +1,6 @@
-"""Networks by name: timm, ShuffleNets, EfficientNet-Lite with ImageNet weights, B-cos networks, X-DNNs."""
+"""Networks by name, where they can be explained, and their two parts: a frozen trunk, and a head that trains fast."""
 
+import copy
 import difflib
 import math
 from collections.abc import Callable
@@ -12,12 +13,31 @@ import torch
 import torchvision
 from bcos.data.transforms import AddInverse
 from bcos.models.resnet import BasicBlock, BcosResNet
+from bcos.models.vit import SimpleViT
 from bcos.modules import BcosConv2d, LogitLayer, norms
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from e2lib.models import weights as files
-from e2lib.models.depths import depths, prefix_tokens
+
+# Depths: paths of the modules whose outputs are Mid1, Mid2, Mid3 and Final, by the name of the network's class.
+STAGES = {
+    "BcosResNet": ("layer1", "layer2", "layer3", "layer4"),
+    "BcosDenseNet": ("features.denseblock1", "features.denseblock2", "features.denseblock3", "features.norm5"),
+    "BcosConvNeXt": ("features.2", "features.4", "features.6", "features.8"),
+    "ShuffleNetV2": ("maxpool", "stage2", "stage3", "conv5"),
+}
+# The feature_info of timm knows the stages of these, but not the last map where a 1x1 convolution makes it.
+_TIMM_CNNS = ("ResNet", "DenseNet", "EfficientNet", "MobileNetV3", "ConvNeXt", "RegNet", "ByobNet", "VGG")
+_FINAL = {"EfficientNet": "bn2", "RegNet": "final_conv"}
+# The modules before the last stage, in the order in which they run.
+_TRUNKS = {
+    "EfficientNet": ("conv_stem", "bn1", "blocks"),  # all but the last 1x1 convolution
+    "ResNet": ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3"),
+    "BcosResNet": ("conv1", "bn1", "pool", "layer1", "layer2", "layer3"),
+}
 
 
 class Normalize(nn.Module):
@@ -25,9 +45,8 @@ class Normalize(nn.Module):
 
     def __init__(self, mean, std):
         super().__init__()
-        # Constants of the architecture, no weights: not in the state_dict.
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        for name, value in (("mean", mean), ("std", std)):  # constants of the architecture: not in the state_dict
+            self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
@@ -47,23 +66,22 @@ class Multiplier(nn.Module):
 class Model(nn.Module):
     """A classifier that takes RGB images, float (B, 3, H, W) in [0, 1], and returns logits (B, num_classes).
 
-    Attributes:
-        preprocess: image -> what the net sees: normalised RGB, or [x, 1 - x] (B, 6, H, W) for B-cos nets.
-        net: the backbone with its head, in the tensor names of timm or bcos.
-        depths, prefix_tokens, reshape: as for `models.wrap`. Depths are "Input", "Mid1", "Mid2", "Mid3" and "Final"; of
-            an unknown architecture "Input" alone.
-        is_bcos: whether the net explains itself exactly by its dynamic weights.
-        logit_bias: constant added to each logit: -log(num_classes - 1) for B-cos nets, else 0.
+    Its depths are "Input", "Mid1", "Mid2", "Mid3" and "Final"; of an unknown architecture "Input" alone.
     """
 
     def __init__(self, name: str, num_classes: int, net: nn.Module, preprocess: nn.Module):
         super().__init__()
         self.name, self.num_classes = name, num_classes
-        self.preprocess, self.net = preprocess, net
+        self.preprocess = preprocess  # image -> what the net sees: normalised RGB, or [x, 1 - x] (B, 6, H, W)
+        self.net = net  # the backbone with its head, in the tensor names of timm or bcos
         last = _logit_layer(net)
+        # A B-cos net explains itself by its dynamic weights, and adds -log(num_classes - 1) to each logit.
         self.is_bcos, self.logit_bias = last is not None, 0.0 if last is None else last.logit_bias
-        self.prefix_tokens, self.reshape = prefix_tokens(net), getattr(net, "reshape", None)
-        self.depths = {"Input": "preprocess"} | {depth: f"net.{path}" for depth, path in depths(net).items()}
+        # As for `models.wrap`.
+        self.depths = {"Input": "preprocess"} | {depth: f"net.{path}" for depth, path in _depths(net).items()}
+        vit = isinstance(net, VisionTransformer | Eva)
+        self.prefix_tokens = net.num_prefix_tokens if vit else getattr(net, "prefix_tokens", 0)
+        self.reshape = getattr(net, "reshape", None)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
@@ -79,16 +97,14 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
             Fixup: net(a x) = a net(x) for a > 0, Hesse et al. 2021); shufflenet_v2_x0_5/1_0/1_5/2_0 of torchvision;
             any other name in `ARCHITECTURES`; any name of timm.
         num_classes: number of logits, at least 2 for B-cos nets.
-        weights: None; "imagenet" (efficientnet_lite*); "scenes" (bcos_scenes); or the path of a .safetensors, .pt or
-            .pth file with the net's tensors. The net keeps its new head if the file's head differs in the number of
-            classes alone.
+        weights: None; "imagenet" (efficientnet_lite*); "scenes" (bcos_scenes); or a .safetensors, .pt or .pth file with
+            the net's tensors. The net keeps its new head if the file's differs in the number of classes alone.
 
     Raises ValueError for an unknown name, number or weights, and for a file that does not fit, naming its first wrong
     tensor; FileNotFoundError without the file; ImportError without the package of the ImageNet weights.
 
-    Notes:
-        An X-DNN is homogeneous in the normalised image, so its exact Integrated Gradients have the mean colour as
-        baseline. Fixup starts the head and the last layer of each branch at zero: maps vanish before the first steps.
+    Notes: exact Integrated Gradients of an X-DNN have the mean colour as baseline. Fixup starts the head and the last
+    layer of each branch at zero: maps vanish before the first steps.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be at least 1")
@@ -99,6 +115,28 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
         return Model(name, num_classes, net, AddInverse())
     config = getattr(net, "pretrained_cfg", None)
     return Model(name, num_classes, net, Normalize(config["mean"], config["std"]) if config else nn.Identity())
+
+
+def _depths(net: nn.Module) -> dict[str, str]:
+    """Depth -> path in `net`; empty for an unknown architecture."""
+    kind = type(net).__name__
+    if hasattr(net, "depths"):  # a network of `models.wrap`, or one whose author has set them
+        return {depth: path for depth, path in net.depths.items() if path}
+    if kind in _TIMM_CNNS and hasattr(net, "feature_info"):
+        stages = [info["module"] for info in net.feature_info][-4:]
+        paths = (*stages[:3], _FINAL.get(kind, stages[3]))
+    elif isinstance(net, VisionTransformer | Eva):
+        # A class token reads the patch tokens for the last time in the last block: they get no gradient at its output.
+        paths = _quarters("blocks.{}", len(net.blocks) - (net.global_pool == "token"))
+    elif isinstance(net, nn.Sequential) and isinstance(net[0], SimpleViT):
+        paths = _quarters("0.transformer.encoder_{}", len(net[0].transformer))
+    else:
+        paths = STAGES.get(kind, ())
+    return dict(zip(("Mid1", "Mid2", "Mid3", "Final"), paths, strict=False))
+
+
+def _quarters(path: str, blocks: int) -> tuple[str, ...]:
+    return tuple(path.format(round(blocks * k / 4) - 1) for k in (1, 2, 3, 4))
 
 
 def _logit_layer(net: nn.Module) -> LogitLayer | None:
@@ -123,10 +161,9 @@ def _lite(name: str, num_classes: int) -> nn.Module:
 
 
 def _shufflenet(name: str, num_classes: int) -> nn.Module:
-    """A ShuffleNet (Ma et al., ECCV 2018) with the attributes that timm's networks have."""
+    """A ShuffleNet (Ma et al., ECCV 2018)."""
     net = torchvision.models.get_model(name, num_classes=num_classes)
     net.pretrained_cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "classifier": "fc"}
-    net.num_features, net.global_pool = net.fc.in_features, "avg"
     return net
 
 
@@ -170,3 +207,38 @@ ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     **{f"xdnn_resnet{n}": partial(_xdnn, f"resnet{n}") for n in (18, 34, 50, 101, 152)},
     **{n: partial(_shufflenet, n) for n in (f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0"))},
 }
+
+
+class Head(nn.Module):
+    """The end of a network, from features (B, C, h, w) to logits (B, num_classes), with its depth "Final"; see `split`.
+
+    `explain` brings maps to `explained_size`, in pixels. The head reads the slice `channels` of the features, all at
+    first; those of `features.join` hold the channels of two networks.
+    """
+
+    def __init__(self, model: Model, size: int):
+        super().__init__()
+        self.name, self.num_classes, self.is_bcos = model.name, model.num_classes, model.is_bcos
+        self.logit_bias, self.explained_size, self.channels = model.logit_bias, (size, size), slice(None)
+        self.net = copy.copy(model.net)
+        self.net._modules = model.net._modules | {name: nn.Identity() for name in _TRUNKS[type(model.net).__name__]}
+        self.depths = {"Final": model.depths["Final"]}
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.net(features[:, self.channels])
+
+
+def split(model: Model, size: int) -> tuple[nn.Sequential, Head]:
+    """Cut a network of `build` before its last stage (EfficientNets: before their last 1x1 convolution).
+
+    Takes an EfficientNet, ResNet, X-DNN or B-cos ResNet (else ValueError), and the pixels a side of its images. Returns
+    the trunk, now frozen, and the head: `head(trunk(images))` is `model(images)` in eval mode. They share the network's
+    modules, so training the head trains the network.
+    """
+    kind = type(getattr(model, "net", model)).__name__
+    if not isinstance(model, Model) or kind not in _TRUNKS:
+        raise ValueError(f"model is a {kind}; `split` knows the {', '.join(_TRUNKS)} of `models.build`")
+    head = Head(model, size)
+    parts = [getattr(model.net, name) for name in _TRUNKS[kind]]
+    trunk = nn.Sequential(model.preprocess, *(part for part in parts if part is not None))
+    return trunk.requires_grad_(False).eval(), head

@@ -6,16 +6,11 @@ from torch import Tensor, nn
 
 from e2lib.attribution.forward import logits_of
 
-Layer = Callable[[Tensor], Tensor] | None
-Logits = Callable[[nn.Module, Tensor], Tensor] | None
-
 
 class Wrapped(nn.Module):
     """The network `net` with the names of its layers, paths of this module; made by `wrap`."""
 
-    def __init__(
-        self, net: nn.Module, depths: Mapping[str, str], prefix_tokens: int, reshape: Layer, logits: Logits
-    ) -> None:
+    def __init__(self, net: nn.Module, depths: Mapping[str, str], prefix_tokens: int, reshape, logits):
         super().__init__()
         self.net, self.depths = net, depths
         self.prefix_tokens, self.reshape, self.logits = prefix_tokens, reshape, logits
@@ -35,8 +30,8 @@ def wrap(
     net: nn.Module,
     depths: Mapping[str, str] | None = None,
     prefix_tokens: int = 0,
-    reshape: Layer = None,
-    logits: Logits = None,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+    logits: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> Wrapped:
     """Give any network what `explain`, `Guide`, `Distill` and `evaluate` read of it; its parameters are shared.
 
@@ -50,10 +45,8 @@ def wrap(
         logits: (net, images) -> logits (B, C), where net(images) is not plainly that: a second input, a text encoder,
             a segmentation. Else a tensor, `.logits`, ["logits"] and the first of a tuple are understood.
     """
-    depths = {"Input": ""} | dict(depths or {})
-    modules = dict(net.named_modules())
+    depths, modules = {"Input": ""} | dict(depths or {}), dict(net.named_modules())
     for name, path in depths.items():
         if path not in modules:
             raise ValueError(f"depths: {name!r} is {path!r}; the network has no module at this path")
-    depths = {name: path and f"net.{path}" for name, path in depths.items()}
-    return Wrapped(net, depths, prefix_tokens, reshape, logits)
+    return Wrapped(net, {name: path and f"net.{path}" for name, path in depths.items()}, prefix_tokens, reshape, logits)
