@@ -14,9 +14,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from e2lib.metrics.accuracy import F1, GroupAccuracy, MeanAP
-from e2lib.metrics.faithfulness import DeletionInsertion, deletion_insertion
+from e2lib.metrics.faithfulness import deletion_insertion, randomisation, rank_correlation, shift_similarity
 from e2lib.metrics.localisation import EPG, Average, IoU, IoUCurve, OnObjectEPG, epg, iou, on_object_epg, pointing_game
-from e2lib.metrics.sanity import randomisation, rank_correlation, shift_similarity
 
 METRICS: dict[str, Callable[..., Tensor]] = {  # what `training.evaluate(metrics=[name, …])` knows by name
     "EPG": epg,
@@ -24,6 +23,6 @@ METRICS: dict[str, Callable[..., Tensor]] = {  # what `training.evaluate(metrics
     "pointing game": pointing_game,
 }
 
-__all__ = ["EPG", "F1", "METRICS", "Average", "DeletionInsertion", "GroupAccuracy", "IoU", "IoUCurve", "MeanAP"]
-__all__ += ["OnObjectEPG", "deletion_insertion", "epg", "iou", "on_object_epg", "pointing_game"]
+__all__ = ["EPG", "F1", "METRICS", "Average", "GroupAccuracy", "IoU", "IoUCurve", "MeanAP", "OnObjectEPG"]
+__all__ += ["deletion_insertion", "epg", "iou", "on_object_epg", "pointing_game"]
 __all__ += ["randomisation", "rank_correlation", "shift_similarity"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+from torchmetrics.classification import BinaryF1Score
 from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
@@ -25,14 +25,14 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels hold {labels.min()} to {labels.max()}; each must be 0 or 1")
 
 
-class F1(MultilabelF1Score):
+class F1(BinaryF1Score):
     """Multi-label F1 in [0, 1]; a label is predicted when its logit is > 0. 0 before the first batch.
 
     It counts the labels of all classes together (micro), as the code published by Rao et al. (ICCV 2023) does.
     """
 
-    def __init__(self, num_labels: int):
-        super().__init__(num_labels, average="micro", validate_args=False)
+    def __init__(self):
+        super().__init__(validate_args=False)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, C) float, labels (B, C), 0 or 1."""
@@ -40,24 +40,28 @@ class F1(MultilabelF1Score):
         super().update((logits > 0).long(), labels.long())
 
 
-class MeanAP(MultilabelAveragePrecision):
+class MeanAP(Metric):
     """Mean average precision in [0, 1] over the classes that have a positive label; 0 when none has one.
 
     Only the order of the logits matters. torchmetrics alone would take their sigmoid, which makes equals of large ones.
     """
 
-    def __init__(self, num_labels: int):
-        super().__init__(num_labels, validate_args=False)
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        for name in ("logits", "labels"):
+            self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """As that of `F1`."""
         check_logits(logits, labels)
-        self.preds.append(logits)
-        self.target.append(labels.to(torch.uint8))
+        self.logits.append(logits)
+        self.labels.append(labels.to(torch.uint8))
 
     def compute(self) -> Tensor:
         """Raises ValueError before the first batch."""
-        logits, labels = dim_zero_cat(self.preds), dim_zero_cat(self.target).bool()
+        logits, labels = dim_zero_cat(self.logits), dim_zero_cat(self.labels).bool()
         logits, labels = (x[:, labels.any(0)].T.contiguous() for x in (logits, labels))
         if not len(labels):
             return torch.zeros((), device=labels.device)
@@ -77,7 +81,6 @@ class GroupAccuracy(Metric):
     """
 
     full_state_update = False
-    counts: Tensor
 
     def __init__(self, groups: Sequence[str], seen: Sequence[int] | None = None):
         super().__init__()

@@ -1,4 +1,7 @@
-"""Where attribution lies: values per pair of an image and a class, and torchmetrics that average them over pairs."""
+"""Where attribution lies: values per pair of an image and a class, and torchmetrics that average them over pairs.
+
+Functions take float maps and bool masks, all (B, K, H, W), and return (B, K).
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,31 +12,23 @@ from torchmetrics import Metric
 
 from e2lib.datasets.files import check_value
 
+NOTHING = 1e-30  # a map that is nowhere larger is an all-zero map
+THRESHOLDS = tuple(t / 20 for t in range(20))
+
 
 def epg(maps: Tensor, masks: Tensor) -> Tensor:
-    """Energy pointing game, the share of positive attribution inside the mask: Σ(M·A⁺) / ΣA⁺ (Rao et al., ICCV 2023).
-
-    maps (B, K, H, W) float, masks (B, K, H, W) bool -> (B, K) in [0, 1]; 0 for a map without positive attribution.
-    """
-    positive = _positive(maps, masks=masks)
-    # The largest pixel is 1 and the sum at least that, except in a map without positive attribution.
+    """Energy pointing game: the share of positive attribution in the mask, Σ(M·A⁺) / ΣA⁺ (Rao et al., ICCV 2023)."""
+    positive = _positive(maps, masks=masks)  # its largest pixel is 1, and its sum at least that, unless it is zero
     return (positive * masks).sum((2, 3)) / positive.sum((2, 3)).clamp(min=1)
 
 
 def on_object_epg(maps: Tensor, boxes: Tensor, segments: Tensor) -> Tensor:
-    """The share of the positive attribution in the boxes M that is on the object S: Σ(S·M·A⁺) / Σ(M·A⁺) (Rao et al.).
-
-    As `epg`, with two masks; 0 where the boxes hold no positive attribution. Segments outside boxes do not count.
-    """
-    in_box = _positive(maps, boxes=boxes, segments=segments) * boxes
-    total = in_box.sum((2, 3))
-    return torch.where(total > 0, (in_box * segments).sum((2, 3)) / total, 0)
+    """The share of the positive attribution in the boxes M that is on the object S: Σ(S·M·A⁺) / Σ(M·A⁺) (ibid.)."""
+    return epg(_positive(maps, boxes=boxes, segments=segments) * boxes, segments)
 
 
 def iou(maps: Tensor, masks: Tensor, threshold: float) -> Tensor:
-    """Intersection over union, in [0, 1], of the mask with the pixels where A⁺ / max A⁺ > threshold; else as `epg`.
-
-    The threshold is in [0, 1).
+    """Intersection over union, in [0, 1], of the mask with the pixels where A⁺ / max A⁺ > threshold, in [0, 1).
 
     Notes: the paper chooses the threshold on held-out data, see `IoUCurve`. A fixed 0.5 misleads at Input: so few
     pixels reach half the maximum that the IoU is near 0 whatever the map shows.
@@ -44,7 +39,7 @@ def iou(maps: Tensor, masks: Tensor, threshold: float) -> Tensor:
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
     """1 where the maximum of the map is inside the mask, else 0 (Zhang et al., IJCV 2018, without a tolerance margin).
 
-    As `epg`. A map without positive attribution is a miss, and so is a maximum that is reached outside the mask too.
+    A map without positive attribution is a miss, and so is a maximum that is reached outside the mask too.
     """
     positive = _positive(maps, masks=masks)
     return ((positive * masks).amax((2, 3)) > (positive * ~masks).amax((2, 3))).to(positive.dtype)
@@ -72,14 +67,18 @@ def _positive(maps: Tensor, **masks: Tensor) -> Tensor:
     for name, mask in masks.items():
         if mask.dtype != torch.bool or mask.shape != maps.shape:
             raise ValueError(f"{name} is {kind(mask)}; it must be torch.bool {tuple(maps.shape)}, the maps' shape")
-    positive = wide(maps).clamp(min=0)
-    peak = positive.amax((2, 3), keepdim=True)
-    return positive / torch.where(peak > 0, peak, 1)
+    return over_peak(wide(maps).clamp(min=0), (2, 3), above=0)
 
 
 def wide(x: Tensor) -> Tensor:
     """A float tensor in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def over_peak(x: Tensor, dims, by: Callable[[Tensor], Tensor] = torch.abs, above: float = NOTHING) -> Tensor:
+    """`x` over the maximum of `by(x)` in `dims`, which counts as a constant; zeros where that is at most `above`."""
+    peak = by(x.detach()).amax(dims, keepdim=True)
+    return x / torch.where(peak > above, peak, torch.inf)
 
 
 def kind(x: Tensor) -> str:
@@ -98,8 +97,8 @@ def check_maps(name: str, maps: Tensor, shape: Sequence[int] = ()) -> None:
 class Average(Metric):
     """Mean of `function` over pairs of an image and a class, or over images, of all batches and processes.
 
-    function: of what `update` is given -> one value per pair, (B, K, *size), or per image, (B,). name: what it
-    measures; different in each metric of a MetricCollection, which shares states that seem equal.
+    function: of what `update` is given -> one value per pair, (B, K, *size), or per image, (B,). The `name` says what
+    it measures. It differs in each metric of a MetricCollection, which shares states that seem equal.
     """
 
     full_state_update = False
@@ -141,11 +140,8 @@ OnObjectEPG = partial(Average, on_object_epg, "on-object EPG")
 
 
 def IoU(threshold: float) -> Average:
-    """Mean `iou` at one threshold in [0, 1), taken from `IoUCurve` on validation data, or fixed."""
+    """Mean `iou` at one threshold in [0, 1): that of `IoUCurve` on validation data, or a fixed one."""
     return Average(partial(iou, threshold=_increasing([threshold])[0]), f"IoU {threshold}")
-
-
-THRESHOLDS = tuple(t / 20 for t in range(20))
 
 
 class IoUCurve(Average):

@@ -13,18 +13,17 @@ from tqdm.auto import tqdm
 from e2lib.attribution import METHODS, against_others, explain, logits_of, modes_restored
 from e2lib.datasets import collate
 from e2lib.datasets.files import check_value
-from e2lib.metrics import EPG, F1, METRICS, GroupAccuracy, IoU, IoUCurve, MeanAP, OnObjectEPG
+from e2lib.metrics import EPG, F1, METRICS, Average, GroupAccuracy, IoUCurve, MeanAP, OnObjectEPG
 from e2lib.metrics.accuracy import check_logits
-from e2lib.metrics.localisation import Average, wide
+from e2lib.metrics.localisation import THRESHOLDS, wide
 from e2lib.training.precision import formed
 from e2lib.training.processes import processes
 
 CPU_PIXELS = 8 * 224 * 224  # in a batch that is explained on a CPU
 # What a metric is given, by the names of its parameters; maps only where a method explains.
 GIVEN = ("masks", "boxes", "segments", "targets", "logits", "labels", "groups", "images", "model", "maps")
-
-EMPTY = inspect.Parameter.empty  # the default of a parameter that has none
 SCORES = {"F1", "mAP", "accuracy", "agreement", "IoU", "IoU threshold", "worst group", "mean of groups"}
+POOLS = ("in distribution", "out of distribution", "worst group")  # of images whose agreement is told apart
 
 
 def evaluate(
@@ -80,10 +79,12 @@ def evaluate(
     with ExitStack() as stack:
         for context in (torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([])):
             stack.enter_context(context)
-        averages = {name: metric.to(device) for name, metric in _averages(method, threshold, metrics).items()}
-        right, alike = (GroupAccuracy(groups or ["all"], seen).to(device) for _ in range(2))
         first, order = dataset[0], torch.arange(len(dataset))
         single = not getattr(dataset, "multilabel", first.labels.ndim > 0)
+        averages = {name: metric.to(device) for name, metric in _averages(method, threshold, metrics).items()}
+        whole = {"F1": F1().to(device), "mAP": MeanAP().to(device)}
+        tops = {"accuracy": single, "agreement": teacher is not None}  # what the top class is compared with
+        tops = {name: GroupAccuracy(groups or ["all"], seen).to(device) for name, there in tops.items() if there}
         if method and hasattr(dataset, "targets"):
             # A batch costs as many backward passes as its fullest image has classes: equally full ones go together.
             order = dataset.targets.sum(1, dtype=torch.int64).argsort(stable=True)
@@ -96,7 +97,6 @@ def evaluate(
         loader = DataLoader(Subset(dataset, order.tolist()), batch_size, **how)
         stack.enter_context(modes_restored(nn.ModuleList(networks)))
         forms = [stack.enter_context(formed(network.eval(), precision, bool(method))) for network in networks]
-        accuracy: dict[str, F1 | MeanAP] = {}
         parts = iter(() if said is None else said[order.to(said.device)].to(device).split(batch_size))
         for batch in tqdm(loader, desc="measuring", unit="batch", leave=False, disable=rank > 0):
             batch = batch.to(device)
@@ -114,50 +114,45 @@ def evaluate(
                     logits, given["maps"] = map(wide, explain(model, batch.images, wanted, method, at))
                 else:
                     logits = wide(logits_of(model(batch.images)))
-            classes = logits.shape[1]
-            given |= {"logits": logits, "labels": (labels := batch.hot(classes))}
-            accuracy = accuracy or {"F1": F1(classes).to(device), "mAP": MeanAP(classes).to(device)}
-            for metric in accuracy.values():
+            given |= {"logits": logits, "labels": (labels := batch.hot(logits.shape[1]))}
+            for metric in whole.values():
                 metric.update(logits, labels)
-            if single:
-                right.update(logits, labels, group)
+            answers = {"accuracy": labels}
             if teacher is not None:
                 with forms[-1]():
                     there = logits_of(teacher(batch.images)) if said is None else next(parts)
                 check_logits(there, labels)
-                alike.update(logits, F.one_hot(there.argmax(1), classes), group)
+                answers["agreement"] = F.one_hot(there.argmax(1), labels.shape[1])
+            for name, metric in tops.items():
+                metric.update(logits, answers[name], group)
             for metric in averages.values():
                 _add(metric, given)
-    shares = {name: metric.compute() for name, metric in accuracy.items()}
-    if single:
-        shares |= right.compute() if groups else {"accuracy": right.compute()["accuracy"]}
-    if teacher is not None:
-        found = alike.compute()
-        shares["agreement"] = found["accuracy"]
-        pooled = ("in distribution", "out of distribution", "worst group") if groups else ()
-        shares |= {f"agreement, {name}": found[name] for name in pooled if name in found}
+    shares = {name: metric.compute() for name, metric in whole.items()}
+    for name, metric in tops.items():
+        found = metric.compute()
+        shares[name] = found.pop("accuracy")
+        if groups:
+            shares |= found if name == "accuracy" else {f"{name}, {p}": found[p] for p in POOLS if p in found}
     for name, metric in averages.items():
         if metric.count():
             shares[name] = metric.compute().max()  # of the IoU at each threshold
         elif name != "on-object EPG" or name in metrics:
             raise ValueError(f"{name} finds nothing to measure: no image has a box (or segmentation) of its classes")
     scores = {name: 100 * share.item() for name, share in shares.items()}
-    if method:
-        scores["IoU threshold"] = averages["IoU"].best_threshold() if threshold is None else threshold
-    return scores
+    return scores | ({"IoU threshold": averages["IoU"].best_threshold()} if method else {})
 
 
 def _averages(method: str | None, threshold: float | None, metrics) -> dict[str, Average]:
     """What is averaged over the data, by name: of a method EPG, IoU and on-object EPG, and the further metrics."""
-    of_iou, given = IoUCurve() if threshold is None else IoU(threshold), GIVEN if method else GIVEN[:-1]
-    found = {"EPG": EPG(), "IoU": of_iou, "on-object EPG": OnObjectEPG()} if method else {}
+    given, thresholds = GIVEN if method else GIVEN[:-1], THRESHOLDS if threshold is None else [threshold]
+    found = {"EPG": EPG(), "IoU": IoUCurve(thresholds), "on-object EPG": OnObjectEPG()} if method else {}
     functions = metrics if isinstance(metrics, Mapping) else {name: METRICS.get(name) for name in metrics}
     for name, function in functions.items():
         known = name in SCORES or name in found and function is not METRICS[name]
         check_value(not known, "metric", name, "another name: evaluate reports a score of this one")
         check_value(callable(function), "metric", name, f"one of {', '.join(METRICS)}, or {{name: function}}")
         for p in inspect.signature(function).parameters.values():
-            if p.default is EMPTY and p.name not in given:
+            if p.default is p.empty and p.name not in given:
                 raise ValueError(f"metric {name!r} asks for {p.name}; it can be given {', '.join(GIVEN)} (by a method)")
         found[name] = Average(function, name)
     return found
@@ -166,7 +161,7 @@ def _averages(method: str | None, threshold: float | None, metrics) -> dict[str,
 def _add(metric: Average, given: dict[str, Tensor]) -> None:
     """Add a batch. Pairs count where the explained class has whatever masks the metric asks for, in common pixels."""
     parameters = inspect.signature(metric.function).parameters
-    asked = {name for name in GIVEN if name in parameters and (name in given or parameters[name].default is EMPTY)}
+    asked = {name for name, p in parameters.items() if name in given or (name in GIVEN and p.default is p.empty)}
     if asked <= given.keys():  # else no image of this batch has a segmentation
         masks = [given["boxes" if name == "masks" else name] for name in asked & {"masks", "boxes", "segments"}]
         valid = torch.stack(masks).all(0).flatten(2).any(2) if masks else given["targets"] >= 0

@@ -13,7 +13,7 @@ LABELS = [torch.tensor([[1, 0, 0], [0, 0, 0]]), torch.tensor([[0, 0, 1], [1, 0, 
 
 
 def test_f1_by_hand():
-    metric = metrics.F1(3)
+    metric = metrics.F1()
     metric.update(LOGITS[0], LABELS[0].byte())
     metric(LOGITS[1], LABELS[1])
     # TP, FP, FN of the classes: 2, 1, 0; 0, 2, 0; 1, 2, 0.
@@ -21,7 +21,7 @@ def test_f1_by_hand():
 
 
 def test_mean_average_precision_by_hand():
-    metric = metrics.MeanAP(3)
+    metric = metrics.MeanAP()
     for logits, labels in zip(LOGITS, LABELS, strict=True):
         metric(logits, labels)
     # Class 0: positives first and second. Class 1 has none. Class 2: positive first, before one that float32 would tie.
@@ -116,7 +116,7 @@ def test_mean_average_precision_depends_on_the_order_alone(scale):
     logits = (torch.randn(60, 3, generator=generator) * 3).round() / 3  # with ties
     labels = (torch.rand(60, 3, generator=generator) < 0.3).long()
     expected = sum(average_precision(labels[:, c], logits[:, c]) for c in range(3)) / 3
-    metric = metrics.MeanAP(3)
+    metric = metrics.MeanAP()
     for part in (slice(0, 7), slice(7, 60)):
         metric.update(logits[part] * scale, labels[part])
     assert metric.compute().item() == pytest.approx(expected)
@@ -124,14 +124,14 @@ def test_mean_average_precision_depends_on_the_order_alone(scale):
 
 def test_one_class_is_enough():
     logits, labels = torch.tensor([[2.0], [-1.0], [3.0]]), torch.tensor([[1], [1], [0]])
-    f1, ap = metrics.F1(1), metrics.MeanAP(1)
+    f1, ap = metrics.F1(), metrics.MeanAP()
     f1.update(logits, labels)
     ap.update(logits, labels)
     assert f1.compute().item() == pytest.approx(2 / (2 + 1 + 1))
     assert ap.compute().item() == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
-@pytest.mark.parametrize("metric", [metrics.F1(2), metrics.MeanAP(2), metrics.GroupAccuracy(["all"])])
+@pytest.mark.parametrize("metric", [metrics.F1(), metrics.MeanAP(), metrics.GroupAccuracy(["all"])])
 def test_nan_among_logits_and_labels_that_are_none_are_refused(metric):
     groups = [torch.zeros(2, dtype=torch.int64)] if isinstance(metric, metrics.GroupAccuracy) else []
     with pytest.raises(ValueError, match="logits hold NaN"):
