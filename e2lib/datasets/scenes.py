@@ -7,9 +7,10 @@ Each background photograph is divided along its longer axis into one region each
 of the cut-outs of each category appear in test_unseen alone, on the regions of test. The other splits share the others.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -18,8 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import to_image
 
-from e2lib.boxes import mask_box
 from e2lib.datasets.files import Transform, check_value, read_rows
 from e2lib.datasets.sample import Sample, Samples
 from e2lib.datasets.waterbirds import GROUPS, TASKS
@@ -48,6 +49,7 @@ class SceneObject:
     y: float
     w: float
     h: float
+    area: float  # opaque, of the image's area
     flip: bool
     brightness: int  # in per cent
 
@@ -153,7 +155,6 @@ class _Composed(Samples):
     correlation: float = 0.8
     seed: int = 0
     transform: Transform = None
-    _cache: dict[int, tuple] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         check_value(self.split in SPLITS, "split", self.split, f"one of {list(SPLITS)}")
@@ -162,7 +163,7 @@ class _Composed(Samples):
         check_value(self.seed >= 0, "seed", self.seed, "0 or more")
         name, value = f"correlation of {type(self).__name__}", self.correlation
         check_value(self.least <= value <= 1, name, value, f"from {self.least} to 1")
-        self.part = "unseen" if self.split == "test_unseen" else "seen"
+        self.part, self._made = "unseen" if self.split == "test_unseen" else "seen", {}
 
     def __len__(self) -> int:
         return self.length
@@ -188,21 +189,21 @@ class _Composed(Samples):
 
     def _place(self, objects, random) -> list[SceneObject]:
         """Draw cut-outs and places so that each object lies inside the image and stays at least half visible."""
-        placed, hidden, areas = [], [], []
+        placed = []
         for pool, label in objects:
             cutout = _pick(pool, random())
             (picture, *_), elongation, largest = _levels(self.part)[cutout]
             longest = min(_between(self.area, random()) * elongation, largest, LONGEST)
-            flip, brightness = random() < 0.5, int(_between(BRIGHTNESS, random()))
+            look = random() < 0.5, int(_between(BRIGHTNESS, random()))
             while True:
                 w, h = (longest / max(picture.size) * side for side in picture.size)
-                x, y = random() * (1 - w), random() * (1 - h)
-                new = SceneObject(cutout, label, x, y, w, h, flip, brightness)
-                covered = [before + new.overlap(old) for before, old in zip(hidden, placed, strict=True)]
-                if all(c <= COVERED * area for c, area in zip(covered, areas, strict=True)):
+                x, y, area = random() * (1 - w), random() * (1 - h), (longest / elongation) ** 2
+                tried = [*placed, SceneObject(cutout, label, x, y, w, h, area, *look)]
+                hidden = [sum(map(one.overlap, tried[k + 1 :])) for k, one in enumerate(tried)]
+                if all(part <= COVERED * one.area for part, one in zip(hidden, tried, strict=True)):
                     break
                 longest *= 0.98  # so that the search ends also in a crowded scene
-            placed, hidden, areas = [*placed, new], [*covered, 0.0], [*areas, (longest / elongation) ** 2]
+            placed = tried
         return placed
 
     def record(self, i: int) -> SceneRecord:
@@ -216,11 +217,11 @@ class _Composed(Samples):
         crop, flip = (x, y, x + side, y + side), random() < 0.5
         return SceneRecord(background, crop, flip, context, tuple(self._place(objects, random)), group)
 
-    def _compose(self, record: SceneRecord) -> torch.Tensor:
-        """uint8 (4, size, size): red, green, blue, and which object is seen (0 the background, k + 1 object k)."""
+    def _compose(self, i: int) -> Sample:
+        record = self.record(i)
         # Cropped first: resize(box=...) would also filter pixels beyond the box.
         canvas = _resized(_photographs()[record.background].crop(record.crop), self.size, self.size, record.flip)
-        instances = np.zeros((self.size, self.size), np.uint8)
+        seen = torch.zeros(self.size, self.size, dtype=torch.uint8)  # 0 where the background is, k + 1 object k
         for k, thing in enumerate(record.objects, 1):
             x1, y1, x2, y2 = thing.box(self.size)
             pictures = _levels(self.part)[thing.cutout][0]
@@ -229,22 +230,18 @@ class _Composed(Samples):
             brighter = [min(255, (value * thing.brightness + 50) // 100) for value in range(256)]
             patch = patch.point([*brighter * 3, *range(256)])  # red, green, blue; alpha as it is
             canvas.paste(patch, (x1, y1), patch)
-            instances[y1:y2, x1:x2][np.asarray(patch.getchannel("A")) >= 128] = k
-        return torch.from_numpy(np.concatenate([np.asarray(canvas).transpose(2, 0, 1), instances[None]]))
+            seen[y1:y2, x1:x2][torch.from_numpy(np.array(patch.getchannel("A")) >= 128)] = k
+        masks = tv_tensors.Mask(seen == torch.arange(1, len(record.objects) + 1)[:, None, None])
+        box_labels = torch.tensor([thing.label for thing in record.objects])
+        labels = torch.zeros(len(self.classes), dtype=torch.uint8).index_fill(0, box_labels, 1)
+        image, name = to_image(canvas), f"{self.kind}-{self.split}-{i}"
+        return Sample(image, labels, box_labels=box_labels, masks=masks, group=record.group, name=name)
 
     def __getitem__(self, i: int) -> Sample:
         i = range(self.length)[i]
-        if i not in self._cache:
-            record = self.record(i)
-            pixels, things = self._compose(record), range(1, len(record.objects) + 1)
-            self._cache[i] = record, pixels, torch.stack([mask_box(pixels[3] == k) for k in things]).float()
-        record, pixels, boxes = self._cache[i]
-        box_labels = torch.tensor([thing.label for thing in record.objects])
-        labels = torch.zeros(len(self.classes), dtype=torch.uint8).index_fill(0, box_labels, 1)
-        masks = tv_tensors.Mask(pixels[3] == torch.arange(1, len(boxes) + 1)[:, None, None])
-        image, name = tv_tensors.Image(pixels[:3].clone()), f"{self.kind}-{self.split}-{i}"
-        # Copies, as a transform may write into what it is given.
-        sample = Sample(image, labels, boxes.clone(), box_labels, masks, record.group, name)
+        if i not in self._made:
+            self._made[i] = self._compose(i)
+        sample = copy.deepcopy(self._made[i])  # as a transform may write into what it is given
         return sample if self.transform is None else self.transform(sample)
 
 
@@ -255,8 +252,8 @@ class Scenes(_Composed):
     The background's group g is drawn uniformly from HOMES, then each object's category: with probability `correlation`
     one of the two at home in g, else one of the other eight, uniformly. So every category is equally frequent, and
     P(g is the category's home) = correlation: 0.2 is independence, 1 a perfect shortcut, 0 its reverse.
-    Each object stays at least half visible. A process keeps the images that it has composed, 4 size² bytes each,
-    besides 90 MB of photographs. Raises ValueError for a value outside the ranges beside the fields.
+    Each object stays at least half visible. A process keeps what it has composed, 3 size² bytes per image and size² per
+    object, besides 90 MB of photographs. Raises ValueError for a value outside the ranges beside the fields.
     """
 
     classes, multilabel = CATEGORIES, True  # unless `categories` and `objects` say otherwise
