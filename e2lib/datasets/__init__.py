@@ -4,15 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from torchvision.transforms import v2
 
 from e2lib.datasets.coco import COCO
 from e2lib.datasets.export import export_voc
-from e2lib.datasets.files import check_value
-from e2lib.datasets.image_folder import ImageFolder
-from e2lib.datasets.sample import Batch, Sample, Samples, collate
+from e2lib.datasets.files import Folder, ImageFolder, check_value
+from e2lib.datasets.sample import Batch, Joint, Sample, Samples, collate
 from e2lib.datasets.scenes import SceneBirds, Scenes
 from e2lib.datasets.subsets import Selection, at_most, dilated, few_shot, random_order, with_boxes, with_transform
-from e2lib.datasets.transforms import Joint, crop_transform, eval_transform, train_transform
 from e2lib.datasets.voc import VOC, VOC_CLASSES
 from e2lib.datasets.waterbirds import Waterbirds
 
@@ -22,8 +21,23 @@ DATASETS: dict[str, Callable[..., Samples]] = {"scenes": Scenes, "birds": SceneB
 DATASETS |= {"voc": VOC, "coco": COCO, "waterbirds": Waterbirds, "imagefolder": ImageFolder}
 
 
+def eval_transform(size: int) -> Joint:
+    """Resize to size x size pixels; the aspect ratio is not kept, so that every object stays in the image."""
+    return Joint(v2.Resize((size, size)))
+
+
+def train_transform(size: int) -> Joint:
+    """Resize to size x size pixels, flip with probability 1/2."""
+    return Joint(v2.Compose([v2.Resize((size, size)), v2.RandomHorizontalFlip()]))
+
+
+def crop_transform(size: int) -> Joint:
+    """Resize a random part of the image (8 to 100 % of its area) to size x size pixels, flip with probability 1/2."""
+    return Joint(v2.Compose([v2.RandomResizedCrop((size, size)), v2.RandomHorizontalFlip()]))
+
+
 def load(
-    data: str, root: str | Path | None, split: str, size: int, length: int | None = None, seed: int = 0, **kwargs
+    data: str, root: Folder | None, split: str, size: int, length: int | None = None, seed: int = 0, **kwargs
 ) -> Samples:
     """Data set by name, all images of `size` x `size` pixels.
 
@@ -45,14 +59,7 @@ def load(
 
 
 def load_splits(
-    data: str,
-    root: str | Path | None,
-    size: int,
-    length: int,
-    held_out: int,
-    seed: int = 0,
-    crops: bool = False,
-    **kwargs,
+    data: str, root: Folder | None, size: int, length: int, held_out: int, seed: int = 0, crops: bool = False, **kwargs
 ) -> tuple[Samples, Samples, Samples]:
     """Training, validation and test images of a data set by name; no image is in two of them.
 

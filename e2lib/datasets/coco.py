@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes
-from e2lib.datasets.files import FileDataset, Item, Transform, check_value, flatten, need
+from e2lib.datasets.files import FileDataset, Folder, Item, Transform, check_value, flatten, need
 from e2lib.datasets.sample import hash_of
 
 FIELDS = {"categories": ["id", "name"], "images": ["id", "file_name", "height", "width"]}
@@ -38,7 +38,7 @@ class COCO(FileDataset):
 
     def __init__(
         self,
-        root: str | Path,
+        root: Folder,
         split: str,
         year: str = "2014",
         annotations: str = "",

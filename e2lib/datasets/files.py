@@ -1,4 +1,4 @@
-"""What the data sets on disk have in common: a list of image files, boxes known beforehand, one file read per item.
+"""What the data sets on disk have in common: files of images, boxes known beforehand. The plainest is ImageFolder.
 
 All that is known is held in a few flat arrays. DataLoader workers share arrays, whereas a touch of a Python object's
 reference count copies its memory page into each worker.
@@ -15,11 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
+from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes
 from e2lib.datasets.sample import Sample, Samples, hash_of
 
+Folder = str | Path
 Transform = Callable[[Sample], Sample] | None
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
 def check_value(right: bool, name: str, value: object, must: str) -> None:
@@ -111,12 +114,16 @@ class FileDataset(Samples):
     def images_with(self, c: int) -> np.ndarray:
         return np.unique(self.label_of[self.labels.numpy() == c])
 
+    def sources(self, i: int) -> list[Path]:
+        """The files that image `i` and its masks are read from. Those of masks need not exist."""
+        return [self.folder / os.fsdecode(self.files[i])]
+
     def fingerprint(self) -> str:
         """Like that of Samples, but with the files' names, sizes and times for their pixels."""
-        stats = [os.stat(self.folder / os.fsdecode(file)) for file in self.files]
+        stats = [path.stat() if path.exists() else None for i in range(len(self)) for path in self.sources(i)]
+        stats = np.array([(s.st_size, s.st_mtime_ns) if s else (-1, -1) for s in stats])
         about = [self.classes, self.groups, self.multilabel, self.boxed, self.transform, self.group_of, self.files]
-        about += [np.array([(s.st_size, s.st_mtime_ns) for s in stats]), self.label_of, self.labels, self.box_of]
-        return hash_of([*about, self.boxes, self.box_labels])
+        return hash_of([*about, stats, self.label_of, self.labels, self.box_of, self.boxes, self.box_labels])
 
     def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
         """Segmentation of image `i` of size (H, W), one mask for each of its `boxes`: bool (N, H, W), or None."""
@@ -141,3 +148,46 @@ class FileDataset(Samples):
 def flatten(lists: Sequence[Sequence]) -> tuple[np.ndarray, list]:
     """Lists end to end: (int64 (n,), the position of the list that each entry comes from; all n entries)."""
     return np.repeat(np.arange(len(lists)), [len(one) for one in lists]), [entry for one in lists for entry in one]
+
+
+class ImageFolder(FileDataset):
+    """Images sorted into class folders; no boxes, no groups.
+
+    A class is a folder with images, named by its path: n01440764 (ImageNet), b/balcony/exterior (SUN397). Files with
+    other suffixes are not data, nor is anything hidden or in __MACOSX. By default `classes`, the names in order, are
+    the class folders of all splits (the folders beside `split`), sorted, so that a class has one index in every split.
+    Raises FileNotFoundError naming a missing folder, ValueError naming an unknown class, a class folder without
+    images, or an image outside a class folder.
+    """
+
+    layout = "<split>/<class>/*.jpg, or <class>/*.jpg without a split"
+    test_split = "val"  # the labels of ImageNet's test images are not public
+    boxed = False
+
+    def __init__(self, root: Folder, split: str = "", classes: Sequence[str] = (), transform: Transform = None):
+        folder = need(Path(root) / split, self.layout)
+        found = _list(folder)
+        if stray := found.pop(".", None):
+            raise ValueError(f"{folder / stray[0]} is in no class folder; expected {folder}/<class>/{stray[0]}")
+        if empty := [name for name in found if not found[name]]:
+            raise ValueError(f"class folder {folder / empty[0]} has no images")
+        if not classes:
+            others = [_list(p) for p in folder.parent.iterdir() if p.is_dir() and p != folder] if split else []
+            named = {name for other in others for name, images in other.items() if images}
+            classes = sorted((named | {*found}) - {"."})
+        if unknown := sorted({*found} - {*classes}):
+            raise ValueError(f"{folder / unknown[0]}: unknown class {unknown[0]}; known: {', '.join(classes)}")
+        number = {name: [c] for c, name in enumerate(classes)}
+        items = [Item(f"{name}/{image}", number[name]) for name in sorted(found) for image in found[name]]
+        super().__init__(folder, items, classes, transform)
+
+
+def _list(folder: Path) -> dict[str, list[str]]:
+    """Images of each folder below `folder` that has images or no folders; "." is `folder` itself."""
+    found = {}
+    for path, below, names in tqdm(os.walk(folder, followlinks=True), desc=f"listing {folder.name}", delay=5):
+        below[:] = [name for name in below if name[0] != "." and name != "__MACOSX"]
+        images = sorted(name for name in names if name[0] != "." and name.lower().endswith(SUFFIXES))
+        if images or not below:
+            found[Path(path).relative_to(folder).as_posix()] = images
+    return found

@@ -1,8 +1,8 @@
-"""What every data set gives: one Sample per image, and their Batch."""
+"""What every data set gives: one Sample per image. Transforms move its parts together, `collate` makes Batches."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms.v2.functional import convert_bounding_box_format
+from torchvision.transforms import v2
 
 from e2lib.boxes import box_masks, check_boxes, mask_box
 
@@ -59,9 +59,27 @@ def _xyxy(boxes: Tensor, size: Sequence[int]) -> tv_tensors.BoundingBoxes:
     """Boxes of any format as xyxy, a plain tensor as boxes in an image of size (H, W)."""
     if not isinstance(boxes, tv_tensors.BoundingBoxes):
         return tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=tuple(size))
-    if boxes.format == tv_tensors.BoundingBoxFormat.XYXY:
-        return boxes
-    return convert_bounding_box_format(tv_tensors.wrap(boxes.float(), like=boxes), new_format="XYXY")
+    return v2.functional.convert_bounding_box_format(tv_tensors.wrap(boxes.float(), like=boxes), new_format="XYXY")
+
+
+@dataclass
+class Joint:
+    """Apply a torchvision v2 transform to image, boxes, masks and maps at once.
+
+    A box that leaves the image is dropped with its mask and box label. The image keeps its class labels, although a
+    random crop may not show the object any more.
+    """
+
+    steps: v2.Transform
+
+    def __call__(self, sample: Sample) -> Sample:
+        # Of plain tensors torchvision would transform the first alone, or none.
+        parts = ((tv_tensors.Image, sample.image), (tv_tensors.Mask, sample.masks), (tv_tensors.Image, sample.maps))
+        image, masks, maps = (part if part is None else kind(part) for kind, part in parts)
+        image, boxes, masks, maps = self.steps(image, sample.boxes, masks, maps)
+        kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes, masks = tv_tensors.wrap(boxes[kept], like=boxes), None if masks is None else tv_tensors.Mask(masks[kept])
+        return replace(sample, image=image, boxes=boxes, box_labels=sample.box_labels[kept], masks=masks, maps=maps)
 
 
 class Samples(Dataset):

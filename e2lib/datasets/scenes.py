@@ -163,7 +163,7 @@ class _Composed(Samples):
         check_value(self.seed >= 0, "seed", self.seed, "0 or more")
         name, value = f"correlation of {type(self).__name__}", self.correlation
         check_value(self.least <= value <= 1, name, value, f"from {self.least} to 1")
-        self.part, self._made = "unseen" if self.split == "test_unseen" else "seen", {}
+        self.part, self._cache = "unseen" if self.split == "test_unseen" else "seen", {}
 
     def __len__(self) -> int:
         return self.length
@@ -239,9 +239,9 @@ class _Composed(Samples):
 
     def __getitem__(self, i: int) -> Sample:
         i = range(self.length)[i]
-        if i not in self._made:
-            self._made[i] = self._compose(i)
-        sample = copy.deepcopy(self._made[i])  # as a transform may write into what it is given
+        if i not in self._cache:
+            self._cache[i] = self._compose(i)
+        sample = copy.deepcopy(self._cache[i])  # as a transform may write into what it is given
         return sample if self.transform is None else self.transform(sample)
 
 

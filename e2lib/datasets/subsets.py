@@ -1,6 +1,6 @@
-"""Deterministic selections: few images per class, boxes for a fraction of the images, wider boxes.
+"""Data sets made of others: fewer images, boxes for some of them, wider boxes, other transforms.
 
-They depend on the seed and on the order of the data set alone: NumPy guarantees the stream of raw PCG64 numbers.
+Selections depend on the seed and on the order of the data set alone: NumPy keeps the stream of raw PCG64 numbers.
 """
 
 import copy
@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 
 from e2lib.boxes import dilate
 from e2lib.datasets.files import Transform, check_value
-from e2lib.datasets.sample import Sample, Samples
+from e2lib.datasets.sample import Sample, Samples, hash_of
 
 
 class Selection(Samples):
@@ -40,17 +40,11 @@ class Selection(Samples):
     @cached_property
     def targets(self) -> Tensor:
         """Those of Samples, without building those of the whole data set."""
-        targets = torch.zeros(len(self), len(self.classes), dtype=torch.uint8)
-        for c in range(len(self.classes)):
-            targets[self.images_with(c), c] = 1
-        return targets
-
-    def images_with(self, c: int) -> np.ndarray:
-        return np.isin(self.indices, self.dataset.images_with(c)).nonzero()[0]
+        shown = [np.isin(self.indices, self.dataset.images_with(c)) for c in range(len(self.classes))]
+        return torch.from_numpy(np.stack(shown, 1).astype(np.uint8))
 
     def fingerprint(self) -> str:
-        annotated = None if self.annotated is None else self.annotated.tolist()
-        return f"{self.dataset.fingerprint()} {self.indices.tolist()} {annotated}"
+        return hash_of([self.dataset.fingerprint(), self.indices, self.annotated])
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -13,8 +13,7 @@ from torchvision.ops import box_iou
 from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes, mask_box
-from e2lib.datasets.files import FileDataset, Item, Transform, need, read_lines
-from e2lib.datasets.sample import hash_of
+from e2lib.datasets.files import FileDataset, Folder, Item, Transform, need, read_lines
 
 VOC_CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"]
 VOC_CLASSES += ["dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
@@ -42,7 +41,7 @@ class VOC(FileDataset):
     multilabel = True
 
     def __init__(
-        self, root: str | Path, split: str, year: str = "2007", classes: Sequence[str] = (), transform: Transform = None
+        self, root: Folder, split: str, year: str = "2007", classes: Sequence[str] = (), transform: Transform = None
     ):
         root = Path(root)
         base = root if (root / "Annotations").is_dir() else root / "VOCdevkit" / f"VOC{year}"
@@ -53,15 +52,9 @@ class VOC(FileDataset):
         items = [_item(base, name, classes) for name in tqdm(names, desc=f"VOC {split}", delay=5)]
         super().__init__(base / "JPEGImages", items, classes, transform)
 
-    def fingerprint(self) -> str:
-        files = [path for i in range(len(self)) for path in self._segmentation(i)]
-        stats = [(s.st_size, s.st_mtime_ns) for s in (path.stat() for path in files if path.exists())]
-        return hash_of([super().fingerprint(), [path.exists() for path in files], stats])
-
-    def _segmentation(self, i: int) -> list[Path]:
-        """The files of objects and classes in image `i`, whether they exist or not."""
-        name = os.fsdecode(self.files[i]).removesuffix(".jpg")
-        return [self.folder.parent / f"Segmentation{kind}" / f"{name}.png" for kind in ("Object", "Class")]
+    def sources(self, i: int) -> list[Path]:
+        base, name = self.folder.parent, os.fsdecode(self.files[i]).removesuffix(".jpg")
+        return [*super().sources(i), *(base / f"Segmentation{kind}" / f"{name}.png" for kind in ("Object", "Class"))]
 
     def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
         """Masks from SegmentationObject, empty where a box has none; None for an image without that file.
@@ -69,25 +62,24 @@ class VOC(FileDataset):
         Most of an object's pixels in SegmentationClass give its class. The k-th object's box is the file's k-th where
         that is of this class and holds the object but for a pixel; else the free one of the class that fits best.
         """
-        file, other = self._segmentation(i)
-        name = os.fsdecode(self.files[i]).removesuffix(".jpg")
+        _, file, other = self.sources(i)
         if not file.exists():
             return None
         objects, classes = _read_indices(file, size), _read_indices(other, size)
         boxes, labels = self.boxes[boxes], self.box_labels[boxes]
         masks, free = torch.zeros(len(boxes), *size, dtype=torch.bool), torch.ones(len(boxes), dtype=torch.bool)
         found = []
-        for k in objects[(objects != 0) & (objects != VOID)].unique().tolist():
+        for k in sorted({*objects.unique().tolist()} - {0, VOID}):
             mask = objects == k
             c, tight = int(classes[mask].bincount().argmax()) - 1, mask_box(mask).float()
             fit = box_iou(tight[None], boxes)[0].where(labels == c, -1)
             if k <= len(boxes) and labels[k - 1] == c and (tight - boxes[k - 1]).mul(INWARD).min() >= -1:
                 fit[k - 1] = 2  # its own box, above any other
-            found.append((2 not in fit, k, mask, c, fit))
-        for _, k, mask, c, fit in sorted(found, key=lambda one: one[:2]):  # no other object takes an own box first
+            found.append((k, mask, c, fit))
+        for k, mask, c, fit in sorted(found, key=lambda one: 2 not in one[-1]):  # no other object takes an own box
             if not (free & (fit >= 0)).any():
                 kind = self.classes[c] if 0 <= c < len(self.classes) else f"index {c + 1}, outside the range of classes"
-                raise ValueError(f"{file}: object {k} ({kind}) has no box of its class in Annotations/{name}.xml")
+                raise ValueError(f"{file}: object {k} ({kind}) has no box of its class in Annotations/{file.stem}.xml")
             best = fit.where(free, -1).argmax()
             masks[best], free[best] = mask, False
         return masks

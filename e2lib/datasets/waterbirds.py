@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from e2lib.datasets.files import FileDataset, Item, Transform, check_value, need, read_lines, read_rows
+from e2lib.datasets.files import FileDataset, Folder, Item, Transform, check_value, need, read_lines, read_rows
 
 SPLITS = {"train": "0", "val": "1", "test": "2"}
 TASKS = {"bird": ["landbird", "waterbird"], "place": ["land", "water"]}
@@ -27,12 +27,7 @@ class Waterbirds(FileDataset):
     groups = GROUPS
 
     def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        task: str = "bird",
-        variant: str = "waterbird_*",
-        transform: Transform = None,
+        self, root: Folder, split: str, task: str = "bird", variant: str = "waterbird_*", transform: Transform = None
     ):
         check_value(split in SPLITS, "split", split, f"one of {list(SPLITS)}")
         check_value(task in TASKS, "task", task, f"one of {list(TASKS)}")
