@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +23,17 @@ from e2lib.attribution import METHODS
 from e2lib.datasets import Batch, Sample, Selection, eval_transform, with_transform
 from e2lib.datasets.files import check_value
 from e2lib.distillation import explanation, top_class
-from e2lib.distillation.losses import NOTHING
 from e2lib.features import keep, names_in
+from e2lib.metrics.localisation import over_peak
 
 
 @dataclass
 class Frozen:
     """The transform that gives Samples the `maps` and `logits` that `freeze` has written for their images.
 
-    Maps are float32 (K, H, W) in [-1, 1], each divided by its largest absolute value, brought to the image's size
-    before `then`, which moves image, boxes and maps together (`datasets.Joint`). It must not change colours: it would
-    change the maps' values too. ValueError if `folder` holds the files of several `freeze` calls and `store` does not
-    say which.
+    Maps are float32 (K, H, W), divided by their largest absolute value, and brought to the image's size. Then `then`
+    moves image, boxes and maps together (`datasets.Joint`). It must not change colours: it would change the maps too.
+    ValueError if `folder` holds the files of several `freeze` calls and `store` does not say which.
     """
 
     folder: Path
@@ -57,10 +57,8 @@ class Frozen:
         return sample if self.then is None else self.then(sample)
 
 
-@functools.cache
-def _opened(path: Path, process: int) -> safe_open:
-    """The file, opened once in each process: after a fork it is not to be shared."""
-    return safe_open(path, "pt")
+# A file is opened once in each process: after a fork it is not to be shared.
+_opened = functools.cache(lambda path, process: safe_open(path, "pt"))
 
 
 def freeze(
@@ -72,17 +70,14 @@ def freeze(
     at: str = "Final",
     dtype: str = "float16",
     contrast: bool = False,
-    batch_size: int = 32,
-    workers: int = 0,
-    precision: str = "auto",
+    **how: Any,
 ) -> Dataset:
     """Explain the teacher's top class of every image of `dataset`, once; the data set with these maps and logits.
 
-    The teacher sees whole images, resized to `size` pixels a side. Its maps have this size too; on disk they are
-    float16, or uint8 with 255 levels (`dtype`). The data set's own transform is kept, and moves the maps too. Another
-    teacher, data set or way to explain has files of its own in `folder`. `method`, `at` and `contrast` are as for
-    `distillation.Distill`, the last three arguments as for `features.keep`. ValueError for two images of one name, and
-    an empty data set.
+    Images and maps are `size` pixels a side. On disk maps are float16, or uint8 with 255 levels (`dtype`). The data
+    set's own transform is kept, and moves the maps too. Another teacher, data set or way to explain has files of its
+    own in `folder`. `method`, `at` and `contrast` are as for `distillation.Distill`, `how` (batch_size, workers,
+    precision) as for `features.keep`. ValueError for two images of one name, and an empty data set.
     """
     check_value(dtype in ("float16", "uint8"), "dtype", dtype, "one of float16, uint8")
     inner, positions = dataset, np.arange(len(dataset))
@@ -92,14 +87,11 @@ def freeze(
 
     def explanations(batch: Batch) -> dict[str, Tensor]:
         logits, maps = explanation(teacher, batch.images, top_class(contrast), method, at)
-        maps = maps.float().contiguous()
-        peak = maps.abs().amax((1, 2, 3), keepdim=True)
-        maps = maps / torch.where(peak > NOTHING, peak, torch.inf)
+        maps = over_peak(maps.float().contiguous(), (1, 2, 3))
         maps = maps.half() if dtype == "float16" else (maps * 127 + 128).round().to(torch.uint8)  # of 1 to 255
         return {"maps": maps, "logits": logits.float()}
 
-    about = [method, METHODS.get(method), at, contrast, dtype]
-    paths = keep(teacher, whole, folder, explanations, about, True, batch_size, workers, precision)
+    paths = keep(teacher, whole, folder, explanations, [method, METHODS.get(method), at, contrast, dtype], **how)
     then = inner.transform.then if isinstance(inner.transform, Frozen) else inner.transform  # not another teacher's
     frozen = Frozen(Path(folder), then, paths[0].name.partition("-")[0])
     if len(frozen.position) < len(whole):

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -21,20 +21,19 @@ from e2lib.attribution import METHODS, against_others, explain, grid_size, modes
 from e2lib.attribution.forward import module_at, refuse_distributed
 from e2lib.datasets import Batch, collate
 from e2lib.datasets.files import check_value
-from e2lib.distillation.losses import NOTHING, bce, cross_entropy
+from e2lib.distillation.losses import bce, cross_entropy
 from e2lib.metrics import EPG
-from e2lib.metrics.localisation import kind, wide
+from e2lib.metrics.localisation import kind, over_peak, wide
 from e2lib.models import fingerprint
 
 FLOOR = 1e-6  # of Â⁺ in the logarithm of PPCE; attribution below it counts as this much and has no gradient
-# Guide warns after this many expected boxes have failed to appear; chance alone would cause that once in e^20
-# trainings.
+# `Guide` warns after so many expected boxes have not come; by chance that happens once in e^20 trainings.
 EXPECTED = 20
 
 
 def energy(maps: Tensor, masks: Tensor) -> Tensor:
     """1 − Σ(M·A⁺) / ΣA⁺, which is 1 − EPG, in [0, 1]: the energy loss of Rao et al.; 1 for a map without A⁺."""
-    positive = F.relu(_scaled(maps, masks, by=F.relu))
+    positive = over_peak(F.relu(_checked(maps, masks)), (1, 2, 3))
     total = positive.sum((1, 2, 3))
     return 1 - (positive * masks).sum((1, 2, 3)) / torch.where(total > 0, total, 1)
 
@@ -64,8 +63,8 @@ def _inverse(masks: Tensor) -> Tensor:
     return ~masks if masks.dtype == torch.bool else 1 - masks
 
 
-def _scaled(maps: Tensor, masks: Tensor, by: Callable[[Tensor], Tensor]) -> Tensor:
-    """The maps over the maximum of `by(maps)`, which counts as a constant; zeros for an all-zero map."""
+def _checked(maps: Tensor, masks: Tensor) -> Tensor:
+    """The maps, at least float32."""
     if maps.ndim != 4 or maps.shape[1] != 1 or not maps.is_floating_point():
         raise ValueError(f"maps is {kind(maps)}; it must be a float tensor (B, 1, H, W)")
     soft = masks.is_floating_point()
@@ -73,16 +72,14 @@ def _scaled(maps: Tensor, masks: Tensor, by: Callable[[Tensor], Tensor]) -> Tens
         raise ValueError(f"masks is {kind(masks)}; it must be bool or float {tuple(maps.shape)}, as maps")
     if soft and not ((masks >= 0) & (masks <= 1)).all():
         raise ValueError(f"masks lie in [{masks.min():.3g}, {masks.max():.3g}]; soft masks must be in [0, 1]")
-    peak = by(wide(maps.detach())).amax((1, 2, 3), keepdim=True)
-    # The losses do not depend on a map's scale, so this changes no gradient. It keeps tiny maps from vanishing.
-    return wide(maps) / torch.where(peak > NOTHING, peak, torch.inf)
+    return wide(maps)
 
 
 def _normalised(maps: Tensor, masks: Tensor) -> Tensor:
     """Â = A / max|A|, with the gradient of the maximum."""
-    maps = _scaled(maps, masks, by=torch.abs)
-    peak = maps.abs().amax((1, 2, 3), keepdim=True)
-    return maps / torch.where(peak > NOTHING, peak, 1)
+    maps = over_peak(_checked(maps, masks), (1, 2, 3))  # changes no gradient, and keeps tiny maps from vanishing
+    peak = maps.abs().amax((1, 2, 3), keepdim=True)  # 1, or 0 for an all-zero map
+    return maps / torch.where(peak > 0, peak, 1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,16 +88,11 @@ class Guide:
 
     In every image that is `annotated`, one class c is drawn uniformly (by torch's global generator) from those that
     have boxes. Only these images are explained. The network runs in eval mode, so that a map depends on its image alone
-    and one forward pass serves logits and map: norm layers use, and keep, their running statistics; dropout is off.
-    A batch without boxes is trained without guidance. A warning follows if no box has appeared where `fraction` leads
-    one to expect 20.
+    and one forward pass serves logits and map. A batch without boxes is trained without guidance. A warning follows if
+    no box has come where `fraction` leads one to expect 20.
 
     L_loc of a batch is its sum over annotated images divided by their expected number, fraction · B. Averaged over
     batches this is unbiased, even if a batch holds no annotated image; λ does not depend on B.
-
-    Grad-CAM's maps can escape a strong energy loss by becoming zero everywhere, where there is no gradient. |IxG| at
-    Final, Grad-CAM before its ReLU, cannot (`absolute`). With `keep_modes` one pass takes the whole batch, and maps
-    before a norm layer that learns depend on all of its images.
 
     Args:
         loss: a name of `LOSSES`, or such a function.
@@ -108,15 +100,17 @@ class Guide:
         at: the depth, or path of a module, that is explained.
         weight: λ, 0 or more; 0 trains the baseline, in the same way without explaining.
         fraction: of the data's images that are annotated, in (0, 1].
-        absolute: take |A| for A in the loss.
+        absolute: take |A| for A in the loss. Grad-CAM's maps can escape a strong energy loss by becoming zero, where
+            there is no gradient; |IxG| at Final, which is Grad-CAM before its ReLU, cannot.
         contrast: explain the class's logit less the mean of the others: why this class rather than another.
         outside: take the complement of M, for classes that are told by what surrounds the object in the box.
         dropout: share of the explained layer's channels set to zero, anew for each image, in [0, 1); 0 for tokens.
         classification: a name of `CLASSIFICATION`, or a function of logits and multi-hot labels, both float32 (B, C).
         masks: "boxes", or "segmentation", the union of the class's masks: images without are not explained.
-        keep_modes: leave each module in train or eval mode, for norm layers that still learn statistics.
+        keep_modes: leave each module in train or eval mode, for norm layers that still learn statistics. One pass then
+            takes the whole batch, and maps before such a layer depend on all of its images.
 
-    Raises ValueError for a value out of range. A step raises it for a network in DistributedDataParallel, which belongs
+    Raises ValueError for a value out of range, and when called for a network in DistributedDataParallel, which belongs
     around `training.StepModule`.
 
     Notes: the authors' code sums L_loc over the batch, with a weight λ_sum. λ = λ_sum · fraction · B gives the same
@@ -135,10 +129,9 @@ class Guide:
     classification: str | Callable[[Tensor, Tensor], Tensor] = "bce"
     masks: str = "boxes"
     keep_modes: bool = False
-    # Expected number of annotated images so far, while none has come.
-    missing: list = field(default_factory=lambda: [0.0], init=False, compare=False)
 
     def __post_init__(self):
+        object.__setattr__(self, "missing", [0.0])  # the expected number of annotated images while none has come
         for name in ("weight", "fraction", "dropout"):  # a number of NumPy would change the repr, and fail in operators
             object.__setattr__(self, name, float(getattr(self, name)))
         tables = {"loss": LOSSES, "classification": CLASSIFICATION, "masks": ("boxes", "segmentation")}
@@ -149,15 +142,19 @@ class Guide:
         check_value(0 < self.fraction <= 1, "fraction", self.fraction, "in (0, 1]")
         check_value(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
+    def settings(self) -> dict[str, str | float | bool]:
+        """The fields, with the names of functions in place of functions."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(value, "__qualname__", value) for name, value in values.items()}
+
+    def __repr__(self) -> str:
+        return f"Guide({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
+
     def fingerprint(self) -> str:
         """Tells a training with this step from others: by its settings, and the code of functions that they name."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         named = ((LOSSES, self.loss), (METHODS, self.method), (CLASSIFICATION, self.classification))
-        return fingerprint([values, *(table.get(name) for table, name in named)])
-
-    def __repr__(self) -> str:  # with names of functions, without addresses
-        values = ((f.name, getattr(self, f.name)) for f in fields(self) if f.init)
-        return f"Guide({', '.join(name + '=' + getattr(x, '__qualname__', repr(x)) for name, x in values)})"
+        values = [getattr(self, field.name) for field in fields(self)]
+        return fingerprint([*values, *(table.get(name) for table, name in named)])
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, scalars: classification, and guidance (weighted by λ)."""
@@ -165,14 +162,18 @@ class Guide:
         segmentation = self.masks == "segmentation"
         classes = self.choose(batch, segmentation)
         guided = (classes >= 0) & (self.weight > 0)
-        self._expect(guided)
-        # In train mode norm layers have to see the whole batch at once.
-        explained = guided | self.keep_modes & guided.any()
+        some = bool(guided.any())
+        missing = -math.inf if some or self.weight == 0 else self.missing[0] + self.fraction * len(guided)
+        if missing >= EXPECTED:
+            expected = f"where fraction={self.fraction} of all images should have them"
+            warnings.warn(f"Guide has found no {self.masks} to guide with, {expected}: it trains plainly", stacklevel=2)
+        self.missing[0] = missing if missing < EXPECTED else -math.inf
+        explained = guided | (self.keep_modes and some)  # in train mode norm layers have to see the whole batch at once
         logits, localisation = [], batch.images.new_zeros(())
         with modes_restored(model), self._dropping(model):
             if not self.keep_modes:
                 model.eval()
-            if guided.any():
+            if some:
                 chosen = torch.where(guided, classes, -1)[explained]
                 targets = (lambda z: against_others(chosen, z.shape[1])) if self.contrast else chosen
                 how = {"create_graph": True, "keep_modes": self.keep_modes}
@@ -185,19 +186,9 @@ class Guide:
                 logits.append(predict(model, batch.images[~explained]))
         found = torch.cat(logits).float()
         labels = batch.hot(found.shape[1])
-        classify = CLASSIFICATION.get(self.classification, self.classification)
-        classification = classify(found, torch.cat([labels[explained], labels[~explained]])).mean()
+        labels = torch.cat([labels[explained], labels[~explained]])
+        classification = CLASSIFICATION.get(self.classification, self.classification)(found, labels).mean()
         return {"classification": classification, "guidance": self.weight * localisation}
-
-    def _expect(self, guided: Tensor) -> None:
-        """Warn, once, when no image has a box although many should have come."""
-        self.missing[0] += self.fraction * len(guided)
-        if guided.any() or self.weight == 0:
-            self.missing[0] = -math.inf
-        elif self.missing[0] >= EXPECTED:
-            self.missing[0] = -math.inf
-            expected = f"where fraction={self.fraction} of all images should have them"
-            warnings.warn(f"Guide has found no {self.masks} to guide with, {expected}: it trains plainly", stacklevel=3)
 
     def _dropping(self, model: nn.Module) -> AbstractContextManager:
         """Dropout of channels at the explained layer, before `explain` catches it: by a hook, because of eval mode."""

@@ -8,7 +8,6 @@ import copy
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from e2lib import models, training
-from e2lib.disk import write
+from e2lib.disk import digest, write
 from e2lib.guidance import Guide
 from e2lib.training.processes import from_first
 
@@ -28,9 +27,9 @@ MEASURES = ("F1", "EPG", "IoU")
 class ParetoArchive:
     """Points in a folder: each a setting with its validation scores, and the network where no other point beats it.
 
-    A point beats another when it is at least as good in every one of `measures`, and better in one. What the folder
-    holds from before is part of the archive. One process at a time may write to it. `points` are dicts with "setting",
-    "scores" and "file" (None once the point is beaten), in the order in which they were added.
+    A point beats another when it is at least as good in each of `measures`, and better in one. What the folder holds
+    is part of the archive; one process at a time may write. `points`, in the order in which they were added, are dicts
+    with "setting", "scores" and "file", which is None once the point is beaten.
     """
 
     def __init__(self, folder: str | Path, measures: Sequence[str] = MEASURES):
@@ -56,8 +55,7 @@ class ParetoArchive:
             for point in points:
                 if self._beats(new, point):
                     point["file"] = None
-            used = {point["file"] for point in self.points}
-            new["file"] = next(name for n in range(len(used) + 1) if (name := f"{n}.safetensors") not in used)
+            new["file"] = f"{digest(new)}.safetensors"
             models.save(model, self.folder / new["file"])
         write(self.folder / "archive.json", json.dumps([*points, new], indent=1))
         self.points = [*points, new]
@@ -105,16 +103,13 @@ def search(
     seed: int = 0,
     workers: int = 0,
 ) -> ParetoArchive:
-    """Fine-tune a copy of `start` with each guide, and put it into an archive after every epoch.
+    """Fine-tune a copy of `start` with each guide, as by `training.fit`, and archive it after every epoch.
 
-    Each epoch is measured on `val`: `training.evaluate` by the guide's method, at its depth, with its `contrast` and
-    `outside`, and in boxes even where the guide learns from segmentations. `epochs`, `lr`, `batch_size`, `seed` and
-    `workers` are as for `training.fit`. An interrupted call goes on after the last finished epoch when it is made
-    again. The archive lies in a folder below `folder`, whose name tells the network, the images and all arguments from
-    others. The first of several processes (`training.processes`) writes; all have to see it.
-
-    Returns an archive whose settings are the fields of the guides and "epoch". "seconds" among the scores is the mean
-    time of the training epochs since the start, or since the last resume.
+    Scores are those of `training.evaluate` on `val`, by the guide's method, at its depth, with its `contrast` and
+    `outside`, always in boxes. "seconds" is the mean time of the training epochs since the start or the last resume.
+    Settings are the fields of the guide and "epoch". A call that was interrupted goes on after the last finished epoch.
+    The archive's folder, below `folder`, is named by a hash of network, images and arguments. The first of several
+    processes (`training.processes`) writes; all have to see it.
     """
     trained = [name for name, parameter in start.named_parameters() if parameter.requires_grad]
     with torch.random.fork_rng([]):  # random transforms draw where images are read
@@ -123,16 +118,14 @@ def search(
         folder, rank = Path(folder, from_first(models.fingerprint(about))), training.processes()[0]
     for guide in tqdm(guides, desc="settings", unit="setting", leave=False, disable=rank > 0):
         model, times, begun = copy.deepcopy(start), [], [time.perf_counter()]
-        values = {field.name: getattr(guide, field.name) for field in fields(guide) if field.init}
-        setting = {name: getattr(value, "__qualname__", value) for name, value in values.items()}
 
-        def record(epoch: int, model=model, guide=guide, setting=setting, times=times, begun=begun) -> dict[str, float]:
+        def record(epoch: int, model=model, guide=guide, times=times, begun=begun) -> dict[str, float]:
             times.append(time.perf_counter() - begun[-1])
             how = {"workers": workers, "contrast": guide.contrast, "outside": guide.outside}
             scores = training.evaluate(model, val, batch_size, guide.method, guide.at, **how)
             scores["seconds"] = sum(times) / len(times)
             if rank == 0:
-                ParetoArchive(folder).add(model, setting | {"epoch": epoch}, scores)
+                ParetoArchive(folder).add(model, guide.settings() | {"epoch": epoch}, scores)
             begun.append(time.perf_counter())
             return scores
 

@@ -387,7 +387,7 @@ def test_the_loss_may_be_a_function_or_a_line_in_the_table(monkeypatch):
     monkeypatch.setitem(LOSSES, "mine", outside_sum)
     for loss in (outside_sum, "mine"):
         assert Guide(loss, weight=1)(model, some)["guidance"].item() == pytest.approx(expected)
-    assert "loss=outside_sum," in repr(Guide(outside_sum)) and "at='Final'" in repr(Guide(at="Final"))
+    assert "loss='outside_sum'," in repr(Guide(outside_sum)) and "at='Final'" in repr(Guide(at="Final"))
 
 
 def test_the_classification_may_be_cross_entropy_or_a_function():

@@ -1,10 +1,266 @@
 """Distillation: a student learns what a teacher says, what it computes on the way, or why it says it.
 
+`Distill` is the training step: a sum of terms from a table, `TERMS`, that anyone may extend.
 e²KD: Parchami-Araghi et al.: Good Teachers Explain: Explanation-Enhanced Knowledge Distillation, ECCV 2024.
 """
 
-from e2lib.distillation.distill import TERMS, Distill, Term, class_maps, explanation, top_class
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import repeat
+from math import inf
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from e2lib.attribution import Targets, against_others, as_grid, dynamic_weights, explain, modes_restored
+from e2lib.attribution.forward import bare, module_at, predict, refuse_distributed
+from e2lib.attribution.methods import METHODS, trainable
+from e2lib.datasets import Batch
+from e2lib.datasets.files import check_value
+from e2lib.distillation import losses
 from e2lib.distillation.losses import at, bce, cat_kd, crd, cross_entropy, dist, dkd, e2kd, fitnet, kd, multi_label_kd
+from e2lib.models import fingerprint, head_prefixes
+from e2lib.training.precision import form
 
 __all__ = ["TERMS", "Distill", "Term", "at", "bce", "cat_kd", "class_maps", "crd", "cross_entropy", "dist", "dkd"]
 __all__ += ["e2kd", "explanation", "fitnet", "kd", "multi_label_kd", "top_class"]
+
+
+@dataclasses.dataclass
+class Term:
+    """One term of `Distill`: the mean of what `function` returns, and what of student and teacher it compares.
+
+    It compares `logits` (B, C); `explanation` (B, K, h, w) of the teacher's top class; `maps` (B, C, h, w), as of
+    `class_maps`; or `features` (B, C, h, w), which a function gets depth by depth, and a Module in lists of all depths.
+    """
+
+    function: Callable[..., Tensor] | type[nn.Module]  # of any of student, teacher, labels (B, C), temperature, count
+    of: str = "logits"
+    # Finest first; a depth that one network lacks is left out; if none is left, Final.
+    depths: Sequence[str] = ("Final",)
+
+    def __post_init__(self):
+        self.learns = isinstance(self.function, type)
+        known = ("features",) if self.learns else ("logits", "explanation", "maps", "features")
+        check_value(self.of in known, "of", self.of, f"{', '.join(known)} for {self.function}")
+        parameters = inspect.signature(self.function.forward if self.learns else self.function).parameters
+        self.asks = parameters.keys() & {"student", "teacher", "labels", "temperature", "count"}
+
+
+EACH = ("Mid1", "Mid2", "Mid3", "Final")
+TERMS: dict[str, Term] = {
+    "cross_entropy": Term(cross_entropy),
+    "bce": Term(bce),
+    "kd": Term(kd),
+    "multi_label_kd": Term(multi_label_kd),
+    "dkd": Term(dkd),
+    "dist": Term(dist),
+    "e2kd": Term(e2kd, "explanation"),
+    "cat_kd": Term(cat_kd, "maps"),
+    "at": Term(at, "features", EACH),
+    "fitnet": Term(losses.Hint, "features", ["Mid2"]),
+    "review_kd": Term(losses.Review, "features", EACH),
+    "crd": Term(losses.Contrast, "features"),
+}
+
+
+class Distill(nn.Module):
+    """A training step that distils: the sum of terms of `TERMS`, each with its weight λ.
+
+    One forward pass of the student, in its own modes, serves all terms. What terms learn is part of this module, which
+    `fit` trains and saves.
+
+    Args:
+        teacher: is copied; None: logits and maps come with the batch (`frozen.freeze`).
+        student: is looked at, for the width of its features.
+        images: float (B, 3, H, W), a few that the student takes.
+        weights: λ of each term, above 0, by its name in `TERMS`.
+        temperature: τ > 0 of the terms that have one.
+        method, at: as for `explain`; method "weights" compares W(x) of B-cos networks, all six channels.
+        every: explanations are compared in steps 0, every, 2·every, …; in the others their terms are 0.
+        contrast: explain how the teacher's top class differs from the others, as `guidance.Guide` does.
+        teacher_size: pixels a side to which images are resized for the teacher; None: as they are.
+        count: of images in the training data, for `crd`.
+        mixup: α ≥ 0 of the Beta distribution that mixes images and labels (Zhang et al., ICLR 2018); 0: no mixing.
+
+    Raises ValueError for values out of range, and for networks that a term cannot compare. A step raises it for a
+    student in DistributedDataParallel, which belongs around `training.StepModule`.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module | None,
+        student: nn.Module,
+        images: Tensor,
+        weights: dict[str, float],
+        temperature: float = 1.0,
+        method: str = "gradcam",
+        at: str = "Final",
+        every: int = 1,
+        contrast: bool = False,
+        teacher_size: int | None = None,
+        count: int | None = None,
+        mixup: float = 0.0,
+    ):
+        super().__init__()
+        methods = [*trainable(), "weights"]
+        check_value(method in methods, "method", method, f"one of {', '.join(methods)}")
+        right = weights and weights.keys() <= TERMS.keys()
+        check_value(right, "weights", weights, f"of at least one term, of {', '.join(TERMS)}")
+        positive = {f"weights[{name!r}]": weight for name, weight in weights.items()}
+        for name, value in (positive | {"temperature": temperature}).items():
+            check_value(0 < value < inf, name, value, "above 0")
+        for name, value, least in (("every", every, 1), ("count", count, 1), ("mixup", mixup, 0)):
+            check_value(value is None or least <= value < inf, name, value, f"at least {least}")
+        # `extra_repr` shows these; 2 and 2.0 are one training.
+        self.weights, self.temperature = {name: float(weight) for name, weight in weights.items()}, float(temperature)
+        self.teacher_size, self.count, self.mixup = teacher_size, count, float(mixup)
+        self.method, self.at, self.every, self.contrast = method, at, int(every), contrast
+        self.terms = terms = {name: TERMS[name] for name in weights}
+        self.explaining = [name for name, term in terms.items() if term.of == "explanation"]
+        self.taught = [name for name, term in terms.items() if "teacher" in term.asks or term.of == "explanation"]
+        deep = [name for name, term in terms.items() if term.of in ("features", "maps")]
+        if every > 1 and len(self.explaining) == len(terms):
+            what = f"every is {every}, but all terms ({', '.join(terms)}) compare explanations"
+            raise ValueError(f"{what}: the other steps would train nothing; set every=1 or add a term")
+        if count is None and (needs := [name for name, term in terms.items() if "count" in term.asks]):
+            raise ValueError(f"count is None; {', '.join(needs)} needs the number of images in the training data")
+        if teacher is None and (needs := [name for name in self.taught if mixup or name in deep]):
+            raise ValueError(f"teacher is None; {', '.join(needs)} needs it, for its features or for mixed images")
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        # In a list, so that it is no part of this module: neither trained nor saved.
+        self.teachers = [] if teacher is None else [copy.deepcopy(bare(teacher)).requires_grad_(False).eval()]
+        self.known = None if teacher is None else fingerprint(self.teachers[0])
+        placed = (net.to(images.device).to(memory_format=form(net).memory_format) for net in self.teachers)
+        networks = [bare(student), *placed]
+        self.depths = {name: _common(name, terms[name].depths, networks) for name in deep}
+        with torch.no_grad(), modes_restored(student):
+            student.eval()
+            given = zip(networks, (images, self._for_teacher(images)), strict=False)
+            logits, seen = zip(*(self._seen(model, x, check=True) for model, x in given), strict=True)
+        self.classes, others = logits[0].shape[1], logits[-1].shape[1]
+        if self.classes != others:
+            raise ValueError(f"student and teacher have {self.classes} and {others} classes")
+        self.learned = nn.ModuleDict()
+        for name in (name for name, term in terms.items() if term.learns):
+            pairs = zip(seen[0][name], seen[-1][name], strict=True)
+            self.learned[name] = terms[name].function([(mine.shape[1], other.shape[1]) for mine, other in pairs])
+        self.to(images.device)
+
+    def extra_repr(self) -> str:
+        """What `fit` knows a training by."""
+        names = ["weights", "temperature", "teacher_size", "count", "mixup"]
+        names += ["method", "at", "every", "contrast"] if self.explaining else []  # else these make no difference
+        terms = [(vars(term), getattr(term.function, "forward", None)) for term in self.terms.values()]
+        known = [f"teacher={self.known!r}", f"terms={fingerprint([terms, METHODS.get(self.method)])!r}"]
+        return ", ".join(known + [f"{name}={getattr(self, name)!r}" for name in names])
+
+    def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the loss by name, weighted, each the mean over the batch."""
+        refuse_distributed(student)
+        targets = top_class(self.contrast) if self.explaining and int(self.steps) % self.every == 0 else None
+        self.steps += 1
+        if self.mixup:
+            images, labels = v2.MixUp(alpha=self.mixup)(batch.images, batch.hot(self.classes))
+            batch = dataclasses.replace(batch, images=images, labels=labels)
+        frozen = {"logits": [batch.logits], "explanation": [batch.maps]}
+        logits, there = batch.logits, {name: frozen.get(term.of, repeat(None)) for name, term in self.terms.items()}
+        if self.teachers and self.taught:
+            teacher = self.teachers[0].to(batch.images.device)
+            with torch.no_grad():
+                logits, there = self._seen(teacher, self._for_teacher(batch.images), targets)
+        elif self.taught and (logits is None or (targets and batch.maps is None)):
+            raise ValueError("teacher is None, and the batch has no logits and maps; train on data of frozen.freeze")
+        _, here = self._seen(bare(student), batch.images, targets and targets(logits), create_graph=True)
+        given = {"labels": batch.hot(self.classes), "temperature": self.temperature, "count": self.count}
+        pairs = {name: zip(mine, there[name], strict=False) for name, mine in here.items()}
+        return {name: weight * self._value(name, pairs[name], given) for name, weight in self.weights.items()}
+
+    def _value(self, name: str, pairs: Iterable, given: dict) -> Tensor:
+        """A term's mean over pairs of what student and teacher show; 0 without pairs."""
+        term, values = self.terms[name], []
+        function = self.learned[name] if term.learns else term.function
+        for mine, other in [zip(*pairs, strict=True)] if term.learns else pairs:
+            if term.of == "explanation":
+                other = F.interpolate(other, mine.shape[2:], mode="bilinear", align_corners=False)
+            known = given | {"student": mine, "teacher": other}
+            values.append(function(**{argument: known[argument] for argument in term.asks}).mean())
+        return sum(values) / len(values) if values else given["labels"].new_zeros(())
+
+    def _seen(self, model: nn.Module, images: Tensor, targets=None, create_graph=False, check=False) -> tuple:
+        """Logits, and by the name of each term a list of what it compares: empty for explanations without targets."""
+        layers, explained, graph = {}, [], torch.is_grad_enabled()
+
+        def catch(at: str, module: nn.Module, inputs, output: Tensor) -> None:
+            if graph and not torch.is_grad_enabled():
+                raise ValueError(f"{at} is computed without a graph; checkpoint with use_reentrant=False")
+            if at not in layers:  # of the first pass; a clone, as the network may go on in place
+                layers[at] = as_grid((output if create_graph else output.detach()).clone(), model, images)
+
+        with ExitStack() as hooks:
+            for at in set().union(*self.depths.values()):
+                hooks.enter_context(module_at(model, at).register_forward_hook(partial(catch, at)))
+            if targets is None:
+                logits = predict(model, images)
+            else:
+                logits, *explained = explanation(model, images, targets, self.method, self.at, create_graph)
+        seen = {}
+        for name, term in self.terms.items():
+            features = [layers[at] for at in self.depths.get(name, ())]
+            if term.of == "maps":
+                features = [class_maps(model, features[-1], logits if check else None)]
+            seen[name] = {"logits": [logits], "explanation": explained}.get(term.of, features)
+        return logits, seen
+
+    def _for_teacher(self, images: Tensor) -> Tensor:
+        size = self.teacher_size and (self.teacher_size,) * 2
+        return F.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1) if size else images
+
+
+def top_class(contrast: bool = False) -> Callable[[Tensor], Tensor]:
+    """Logits (B, C) -> targets for `explain`: the top class, or with `contrast` how it differs from the others."""
+    return lambda z: against_others(z.argmax(1), z.shape[1])[:, 0] if contrast else z.argmax(1)
+
+
+def explanation(
+    model: nn.Module, images: Tensor, targets: Targets, method: str, at: str, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Logits and maps (B, K, H, W) of one target per image, by a method of `Distill`; all modules keep their modes."""
+    if method == "weights":
+        return dynamic_weights(model, images, targets, create_graph, keep_modes=True)
+    return explain(model, images, targets, method, at, create_graph, keep_modes=True)
+
+
+def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None) -> Tensor:
+    """Class activation maps (B, C, h, w): the classifier applied to every cell of the features at Final (B, D, h, w).
+
+    Their mean over cells is the logits less the bias (Zhou et al., CVPR 2016). ValueError where no linear layer makes
+    them, and `logits`, if given, of the features' mean. B-cos networks average after that layer.
+    """
+    if getattr(model, "is_bcos", False):
+        path = head_prefixes(model.net)[0].removesuffix(".").removesuffix(".linear")
+        return model.net.get_submodule(path)(features)
+    *_, last = (None, *(module for module in model.modules() if isinstance(module, nn.Linear)))
+    if last is not None and last.in_features == features.shape[1]:
+        found = last(features.mean((2, 3)))
+        if logits is None or torch.allclose(found, logits, 1e-3, 1e-3 * float(logits.abs().max())):
+            return F.conv2d(features, last.weight[:, :, None, None])
+    name = getattr(model, "name", type(getattr(model, "net", model)).__name__)
+    raise ValueError(f"class_maps: {name!r} must average its features at Final, and then apply one nn.Linear")
+
+
+def _common(term: str, depths: Sequence[str], networks: Sequence[nn.Module]) -> list[str]:
+    """Those of `depths` that all networks have, else Final."""
+    named = [list(getattr(model, "depths", None) or []) for model in networks]
+    shared = set.intersection(*map(set, named))
+    if found := [at for at in depths if at in shared] or [*shared & {"Final"}]:
+        return found
+    has = " and ".join(f"{type(model).__name__} {names}" for model, names in zip(networks, named, strict=True))
+    cure = "models.wrap(net, depths={'Final': 'path of a module'}) names them"
+    raise ValueError(f"{term} compares features at {', '.join(depths)}, or Final; the depths are {has}; {cure}")

@@ -5,8 +5,8 @@ features (B, C, h, w), all float; the temperature τ is above 0. The teacher's s
 features differ in resolution, the finer one is average-pooled to the coarser. Maps that are zero everywhere have no
 gradient. A wrong shape or temperature is a ValueError.
 
-A Module is built from `widths`, a pair per depth, the finest first: the student's channels and the teacher's.
-`forward` takes the features of both at these depths.
+A Module is built from `widths`, a pair per depth, the finest first: the student's channels and the teacher's. Its
+`forward` takes the features of both at these depths, and returns one value per image too.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from e2lib.datasets.files import check_value
-from e2lib.metrics.localisation import wide
-
-NOTHING = 1e-30  # a map that is nowhere larger is an all-zero map
+from e2lib.metrics.localisation import over_peak, wide
 
 
 def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
@@ -136,26 +134,24 @@ def crd(student: Tensor, teacher: Tensor, images: int, temperature: float = 0.1)
 
 
 class Hint(nn.Module):
-    """`fitnet`, after a 1 x 1 convolution that gives the student's features the teacher's width."""
+    """`fitnet` at the first depth, after a 1 x 1 convolution of the student's features to the teacher's width."""
 
     def __init__(self, widths: Sequence[tuple[int, int]]):
         super().__init__()
         self.convolution = nn.Conv2d(*widths[0], 1)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """One value per image, (B,), of features (B, C, h, w) at the first depth."""
         return fitnet(self.convolution(student[0]), teacher[0])
 
 
 class Contrast(nn.Module):
-    """`crd` of the features' means, each embedded by a linear layer in 128 numbers. 0 for a batch of one image."""
+    """`crd` of the features' means at the first depth, each embedded in 128 numbers; 0 for a batch of one image."""
 
     def __init__(self, widths: Sequence[tuple[int, int]]):
         super().__init__()
         self.embed = nn.ModuleList(nn.Linear(width, 128) for width in widths[0])
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], count: int) -> Tensor:
-        """One value per image, (B,), of features (B, C, h, w) at the first depth; `count` as in `Distill`."""
         student, teacher = (layer(x[0].mean((2, 3))) for layer, x in zip(self.embed, (student, teacher), strict=True))
         if len(student) == 1:  # there are no negatives, but DistributedDataParallel wants every gradient
             return 0 * (student + teacher).sum(1)
@@ -177,7 +173,6 @@ class Review(nn.Module):
         self.expand = nn.ModuleList(convolution(128, others, 3) for _, others in widths)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """One value per image, (B,), of features (B, C, h, w) at all depths, the finest first."""
         total, deeper = 0, None
         for k in reversed(range(len(student))):
             x = self.reduce[k](student[k])
@@ -216,9 +211,9 @@ def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     """x over its norm in the last dimension; zeros stay zeros, without gradient."""
-    peak = x.detach().abs().amax(-1, keepdim=True)
-    x = x / torch.where(peak > NOTHING, peak, torch.inf)  # else squares of small numbers vanish
-    return x / torch.where(peak > NOTHING, x.square().sum(-1, keepdim=True), 1).sqrt()
+    x = over_peak(x, -1)  # else squares of small numbers vanish
+    squares = x.square().sum(-1, keepdim=True)
+    return x / torch.where(squares > 0, squares, 1).sqrt()
 
 
 def _standard(x: Tensor) -> Tensor:
