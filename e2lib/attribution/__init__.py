@@ -1,7 +1,7 @@
 """Explanations as maps one can train through.
 
-`methods` holds the methods, each a short function; `evaluation` those that one cannot train through. `forward` runs a
-network and hands out a layer; `double_backward` makes second derivatives exact and fast.
+`methods` holds the methods, each a short function. `forward` runs a network and hands out a layer; `double_backward`
+makes second derivatives exact and fast.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,22 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from e2lib.attribution import forward as passes
 from e2lib.attribution.double_backward import Exact
-from e2lib.attribution.evaluation import Score, reproducible
-from e2lib.attribution.forward import (
-    as_grid,
-    bare,
-    explaining,
-    forward,
-    grid_size,
-    is_input,
-    logits_of,
-    modes_restored,
-    module_at,
-    outside_inference,
-    predict,
-)
-from e2lib.attribution.methods import METHODS, Method, trainable
+from e2lib.attribution.forward import as_grid, bare, grid_size, logits_of, modes_restored, module_at, predict
+from e2lib.attribution.methods import METHODS, Method, reproducible, trainable
 from e2lib.datasets.sample import ROUNDING
 from e2lib.memory import keep_memory
 
@@ -81,18 +69,15 @@ def explain(
             that makes one of these of the detached logits: `lambda z: z.argmax(1)` for the top class.
         method: one of `METHODS`, or a `Method` of your own.
         at: a name of `model.depths` (Input, Mid1, Mid2, Mid3, Final) or the path of a module whose output (B, C, h, w),
-            or tokens (B, N, C), is explained. `captum`'s methods and attention rollout explain the input.
+            or tokens (B, N, C), is explained. Methods `of_score` explain the input.
         create_graph: keep the graph, for training through the maps. Otherwise logits and maps are detached.
         steps: quadrature points of Integrated Gradients, samples of Gradient SHAP.
         keep_modes: leave each module in train or eval mode, as it is: for networks that have not learned their norms'
             statistics yet. Norm layers in train mode use the batch's statistics, and learn them; dropout is random.
 
-    Returns logits (B, C) of the one forward pass, and maps (B, K, H, W), signed, of the images' size, to which they are
-    brought bilinearly. K targets cost K backward passes.
-
-    Raises ValueError for an unknown method or layer; a method that does not suit the network or the other arguments;
-    images, targets or outputs of a wrong shape, type or range; and for what `create_graph` cannot go through:
-    torch.compile, or gradient checkpointing behind the explained layer. ImportError where captum is missing.
+    Returns the logits of the one forward pass, and maps brought bilinearly to the images' size. K targets cost K
+    backward passes. Raises ValueError for an unknown method or layer; for what does not fit in shape, type or range; and
+    for what `create_graph` cannot go through: torch.compile, or gradient checkpointing behind the explained layer.
 
     Notes:
         The map of a B-cos network has the exact parameter gradient: the dynamic weights stay fixed only while the
@@ -104,22 +89,20 @@ def explain(
     keep_memory()
     chosen = _checked_method(model, method, at, create_graph, steps, keep_modes)
     model, images = _checked_network(model, images)
-    with (
-        explaining(model, chosen.dynamic, create_graph, keep_modes) as mode,
-        nullcontext() if chosen.trainable else reproducible(),
-    ):
+    drawing = nullcontext() if chosen.trainable else reproducible()
+    with passes.explaining(model, chosen.dynamic, create_graph, keep_modes) as mode, drawing:
         with torch.set_grad_enabled(not chosen.of_score):
-            logits, layer = forward(model, images, at, mode)
+            logits, layer = passes.forward(model, images, at, mode)
         weights = _score_weights(targets, logits)
         if chosen.of_score:
-            scores = [Score(model, images, weights[:, k], mode) for k in range(weights.shape[1])]
+            scores = [passes.Score(model, images, weights[:, k], mode) for k in range(weights.shape[1])]
             maps = torch.cat([chosen.map(score, layer.detach(), steps) for score in scores], 1)
         else:
-            on_grid = (lambda x: x) if is_input(model, at) else partial(as_grid, model=model, images=images)
+            on_grid = (lambda x: x) if passes.is_input(model, at) else partial(as_grid, model=model, images=images)
             a, output, maps = on_grid(layer), logits, 0
             for point, weight in chosen.path(layer if create_graph else layer.detach(), steps):
                 if point is not None:
-                    output, layer = forward(model, images, at, mode, replace=point)
+                    output, layer = passes.forward(model, images, at, mode, replace=point)
                 gradients = mode.gradients(output, layer, weights, create_graph)
                 maps = maps + weight * torch.cat([chosen.map(a, on_grid(g)) for g in gradients], 1)
         size = getattr(bare(model), "explained_size", images.shape[2:])  # a `models.Head` is given features
@@ -189,30 +172,27 @@ def _checked_network(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tenso
         cure = "explain the network inside, model._orig_mod (take torch.compile(model) in place of model.compile())"
         raise ValueError(f"the network is compiled by torch.compile, which has no second derivatives; {cure}")
     with torch.inference_mode(False):
-        return outside_inference(model), outside_inference(images)
+        return passes.outside_inference(model), passes.outside_inference(images)
 
 
 def _score_weights(targets: Targets, logits: Tensor) -> Tensor:
     """Targets in any of their forms as weights (B, K, C) of the logits."""
     targets = torch.as_tensor(targets(logits.detach()) if callable(targets) else targets).to(logits.device)
     batch, classes = logits.shape
-    real = targets.is_floating_point()
-    if targets.ndim == 0:
-        targets = targets.expand(batch)
-    shape = tuple(targets.shape)
-    if real and len(shape) in (2, 3) and (shape[0], shape[-1]) == (batch, classes):
-        return outside_inference(targets.to(logits.dtype).view(batch, *shape[1:-1] or [1], classes))
-    if real or targets.dtype == torch.bool or len(shape) not in (1, 2) or shape[0] != batch:
+    real, shape = targets.is_floating_point(), tuple(targets.shape) or (batch,)
+    targets = targets.expand(shape) if len(shape) > 1 + real else targets.expand(shape)[:, None]
+    fits = (len(targets), targets.ndim) == (batch, 2 + real) and (not real or shape[-1] == classes)
+    if targets.dtype == torch.bool or not fits:
         wanted = f"int64 ({batch},) or ({batch}, K), or float ({batch}, {classes}) or ({batch}, K, {classes})"
         found = f"targets have shape {shape} and type {targets.dtype}"
         raise ValueError(f"{found}; for {batch} images and {classes} classes they must be {wanted}")
-    targets = targets.long() if len(shape) == 2 else targets.long()[:, None]
+    if real:
+        return passes.outside_inference(targets.to(logits.dtype))
     wrong = targets[(targets < -1) | (targets >= classes)]
     if len(wrong):
         raise ValueError(f"targets hold class {wrong[0]}; they must lie in 0..{classes - 1}, or be -1 for none")
-    weights = F.one_hot(targets + 1, classes + 1)[..., 1:]
+    weights = F.one_hot(targets.long() + 1, classes + 1)[..., 1:]
     if shape[1:] == (classes,) and ((targets == 0) | (targets == 1)).all() and (weights.sum(1) > 1).any():
         cure = "give the classes, targets.argmax(1), or weights of the logits, targets.float()"
-        found = f"targets {shape} hold 0 and 1 alone, and a class twice"
-        raise ValueError(f"{found}: they look like one value per class; {cure}")
+        raise ValueError(f"targets {shape} of 0 and 1, a class twice, look like one value per class; {cure}")
     return weights.to(logits.dtype)

@@ -23,10 +23,9 @@ class Exact(TorchFunctionMode):
     Always: batch and instance norm have the right gradient for one image. torch's own on a CPU reads such a batch in
     the wrong memory format where a `flatten` and a `transpose` follow the norm.
 
-    After the explained layer (`found`), if the maps are trained through (`twice`): convolution, batch norm and relu
-    have fast second derivatives. torch's second derivative of conv2d convolves with kernels as large as the images, one
-    group at a time; that of batch norm does the work of train mode. Hardsigmoid and attention get forms that have a
-    second derivative.
+    Behind the explained layer (`found`), if the maps are trained through (`twice`): `_FORMS`. torch's second derivative
+    of conv2d convolves with kernels as large as the images, one group at a time. That of batch norm does the work of
+    train mode. Hardsigmoid and fused attention have none.
 
     Dynamic weights of a B-cos network (`dynamic`): in explanation mode its modules detach the factors of these weights.
     Here `.detach()` only marks a tensor; what is computed from marked tensors alone is marked too. Where a marked

@@ -55,11 +55,10 @@ def _path(net: nn.Module, at: str) -> str:
 
 def logits_of(output) -> Tensor:
     """Logits (B, C) in a network's output: a tensor, `.logits`, ["logits"] or the first of a tuple; else ValueError."""
-    if isinstance(output, Mapping) and "logits" in output:
-        output = output["logits"]
-    elif isinstance(getattr(output, "logits", None), Tensor):
-        output = output.logits
-    elif isinstance(output, tuple | list) and output:
+    if isinstance(output, Mapping):
+        output = output.get("logits", output)
+    output = getattr(output, "logits", output)
+    if isinstance(output, tuple | list) and output:
         output = output[0]
     if not isinstance(output, Tensor) or output.ndim != 2:
         found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
@@ -86,9 +85,7 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def explaining(
-    model: nn.Module, dynamic: bool = False, create_graph: bool = False, keep_modes: bool = False
-) -> Iterator[Exact]:
+def explaining(model: nn.Module, dynamic=False, create_graph=False, keep_modes=False) -> Iterator[Exact]:
     """Eval mode, gradients on and exact, B-cos networks (else ValueError) explaining if `dynamic`; all restored."""
     detachable = {m: m.detach for m in model.modules() if hasattr(m, "set_explanation_mode") and hasattr(m, "detach")}
     if dynamic and not detachable:
@@ -117,10 +114,8 @@ def outside_inference(x):
     return copy.deepcopy(x) if any(t.is_inference() for t in (*x.parameters(), *x.buffers())) else x
 
 
-def forward(
-    model: nn.Module, images: Tensor, at: str, mode: Exact, replace: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) and the activations of the layer `at`, which are `replace` instead where it is given."""
+def forward(model: nn.Module, images: Tensor, at: str, mode: Exact, replace=None) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) and the activations of the layer `at`, which are the tensor `replace` instead where given."""
     net = bare(model)
     before = _path(net, at) == ""
     module = net if before else module_at(model, at)
@@ -143,33 +138,44 @@ def forward(
     finally:
         handle.remove()
     if len(found) != 1:
-        raise ValueError(
-            f"at={at!r}: module {_path(net, at)!r} runs {len(found)} times in a forward pass; it must run once "
-            "(gradient checkpointing may run the modules inside it instead)"
-        )
+        cure = "it must run once (gradient checkpointing may run the modules inside it instead)"
+        raise ValueError(f"at={at!r}: module {_path(net, at)!r} runs {len(found)} times in a forward pass; {cure}")
     return logits, found[0]
 
 
-def _check_layer(layer, net: nn.Module, images: Tensor, at: str) -> None:
-    def fits(h: int, w: int) -> bool:
-        """Whether (h, w) can be the layer's grid: no larger than the images, their aspect up to rounding."""
-        return h <= height and w <= width and abs(h * width - w * height) <= height + width
+class Score(nn.Module):
+    """Σ_c weights · logits (B,) as a function of the network's input as it sees it; weights (B, C)."""
 
+    def __init__(self, model: nn.Module, images: Tensor, weights: Tensor, mode: Exact):
+        super().__init__()
+        self.model, self.images, self.weights, self.mode = bare(model), images, weights, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        times = len(x) // len(self.images)  # captum joins several inputs per image to one batch
+        logits, _ = forward(self.model, self.images.repeat(times, 1, 1, 1), "Input", self.mode, replace=x)
+        return (logits * self.weights.repeat(times, 1)).sum(1)
+
+
+def _check_layer(layer, net, images, at) -> None:
     height, width = images.shape[2:]
     what = f"at={at!r}: the output of module {_path(net, at)!r}"
     if not isinstance(layer, Tensor) or layer.ndim not in (3, 4):
         raise ValueError(f"{what} is no (B, C, h, w) or (B, N, C) tensor")
-    last = layer.ndim == 4 and not fits(*layer.shape[2:]) and fits(*layer.shape[1:3])
-    if last and getattr(net, "reshape", None) is None:
-        cure = "(B, C, h, w) or (B, N, C) is wanted: models.wrap(net, reshape=lambda a: a.permute(0, 3, 1, 2))"
-        raise ValueError(f"{what} has shape {tuple(layer.shape)}, channels last; {cure}")
+    if layer.ndim == 4 and getattr(net, "reshape", None) is None:
+        # A grid is no larger than the images, and has their aspect up to rounding.
+        first, last = (
+            h <= height and w <= width and abs(h * width - w * height) <= height + width
+            for h, w in (layer.shape[2:], layer.shape[1:3])
+        )
+        if last and not first:
+            cure = "(B, C, h, w) or (B, N, C) is wanted: models.wrap(net, reshape=lambda a: a.permute(0, 3, 1, 2))"
+            raise ValueError(f"{what} has shape {tuple(layer.shape)}, channels last; {cure}")
 
 
 def as_grid(layer: Tensor, model: nn.Module, images: Tensor) -> Tensor:
     """A layer behind the input on its grid (B, C, h, w): by the network's `reshape`, or tokens (B, N, C) row by row.
 
-    Feature maps pass through where there is no `reshape`. Raises ValueError for tokens that do not fill a grid of the
-    images' aspect.
+    Feature maps pass. ValueError for tokens that do not fill a grid of the images' aspect.
     """
     net = bare(model)
     if getattr(net, "reshape", None) is not None:

@@ -10,7 +10,7 @@ from bcos.modules import BcosConv2d, norms
 from torch import nn
 
 from e2lib import models
-from e2lib.models.build import Normalize
+from e2lib.models import Normalize
 
 SIZE = 32
 
