@@ -17,7 +17,7 @@ from e2lib import features, models, training
 from e2lib.attribution import explain
 from e2lib.datasets import Joint, SceneBirds, Selection, collate, with_boxes
 from e2lib.guidance import Guide
-from e2lib.models.build import Normalize
+from e2lib.models import Normalize
 
 
 @pytest.fixture(scope="module")
@@ -303,21 +303,23 @@ def test_boxes_are_predicted_for_images_that_have_none(tmp_path):
     assert [len(predicted[i].boxes) for i in range(10)] == [1] * 10
 
 
-def test_a_box_is_predicted_where_nothing_is_likely(tmp_path):
-    box = features._around(torch.tensor([[[0.0, 0.2], [0.0, 0.0]]]), (64, 64))
-    assert box.tolist() == [32, 0, 64, 32]  # of 0.1 and more
-    other = torch.tensor([[[0.0, 0.0], [0.2, 0.0]]])  # of the mirror image: at the lower right of this one
-    both = features._around(torch.cat([torch.tensor([[[0.0, 0.2], [0.0, 0.0]]]), other]), (64, 64))
-    assert both.tolist() == [32, 0, 64, 64]
+@pytest.mark.parametrize("like", ["mean", "background"])
+def test_a_box_is_predicted_where_nothing_is_likely(like, tmp_path):
+    data = features.extract(small_trunk(), Bright("train", 6, 64), tmp_path, mirrored=True)
+    few = with_boxes(data, 0.5, seed=1)
+    cells = data.features[few.annotated].float().mean((0, 1, 3, 4))
+    cells = cells if like == "mean" else 2 * small_trunk()(torch.full((1, 3, 64, 64), 0.1))[0, :, 0, 0] - cells
+    data.features[~few.annotated] = cells.detach().half()[:, None, None]
+    assert (features.predict_boxes(few).boxes[:, ~few.annotated] == torch.tensor([0.0, 0, 64, 64])).all()
 
 
 def test_what_boxes_cannot_be_learned_from_is_named(birds, tmp_path):
     data = features.extract(small_trunk(), birds, tmp_path)
     for wrong in (data, with_boxes(birds, 0.5), with_boxes(data, 0.5, repeats=2)):
-        with pytest.raises(ValueError, match=r"data must be with_boxes\(features, fraction\)"):
+        with pytest.raises(ValueError, match=r"data is '\w+'; it must be with_boxes\(features, fraction\)"):
             features.predict_boxes(wrong)
     data.starts = [0] * 7
-    with pytest.raises(ValueError, match="no annotated image has a box"):
+    with pytest.raises(ValueError, match="the number of annotated images with boxes is 0"):
         features.predict_boxes(with_boxes(data, 0.5))
 
 
@@ -330,7 +332,7 @@ def test_other_labels(birds, tmp_path):
         assert torch.equal(places[i].box_labels, expected[i].box_labels)
     assert data.classes == birds.classes and torch.equal(data.targets, birds.targets)
     for labels in ([0, 1, 0], [0, 1, 0, 1, 0, 2]):
-        with pytest.raises(ValueError, match="one of 0 to 1 per image is wanted"):
+        with pytest.raises(ValueError, match="the shape of labels is .*, with one of 0 to 1 per image"):
             data.labelled(["land", "water"], labels)
 
 
@@ -345,7 +347,7 @@ def test_boxes_that_may_not_be_used_stay_unused(tmp_path):
     again = features.predict_boxes(with_boxes(few, 1.0), penalty=1e-4)
     assert torch.equal(again.boxes, predicted.boxes)
     backwards = Selection(every, np.arange(10)[::-1], np.ones(10, bool))
-    with pytest.raises(ValueError, match="data must be with_boxes"):
+    with pytest.raises(ValueError, match="data is 'Selection'; it must be with_boxes"):
         features.predict_boxes(backwards)
 
 
@@ -397,5 +399,5 @@ def test_features_of_other_images_are_not_joined(birds, tmp_path):
         features.extract(trunk, birds, tmp_path, mirrored=True),
         features.extract(trunk, SceneBirds("train", 6, 96, 0.7), tmp_path),
     ):
-        with pytest.raises(ValueError, match="both must be of the same images, views and cells"):
+        with pytest.raises(ValueError, match="must be of the same images, views and cells"):
             features.join(one, other)

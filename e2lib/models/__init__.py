@@ -1,8 +1,249 @@
-"""Networks by name, with their weights and depths; any network by `wrap`; a network in two parts."""
+"""Networks by name, their depths, and their two parts: a frozen trunk, and a head. `wrap` takes any other network."""
 
-from e2lib.models.build import ARCHITECTURES, Head, Model, build, split
+import copy
+import difflib
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import bcos.models.pretrained as bcos_nets
+import timm
+import torch
+import torchvision
+from bcos.data.transforms import AddInverse
+from bcos.models.resnet import BasicBlock, BcosResNet
+from bcos.models.vit import SimpleViT
+from bcos.modules import BcosConv2d, LogitLayer, norms
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from e2lib.models import weights as files
 from e2lib.models.weights import fingerprint, head_prefixes, save, train_head_only
 from e2lib.models.wrap import Wrapped, wrap
 
 __all__ = ["ARCHITECTURES", "Head", "Model", "Wrapped", "build", "fingerprint", "head_prefixes", "save", "split"]
 __all__ += ["train_head_only", "wrap"]
+
+# Depths: paths of the modules whose outputs are Mid1, Mid2, Mid3 and Final, by the name of the network's class.
+STAGES = {
+    "BcosResNet": ("layer1", "layer2", "layer3", "layer4"),
+    "BcosDenseNet": ("features.denseblock1", "features.denseblock2", "features.denseblock3", "features.norm5"),
+    "BcosConvNeXt": ("features.2", "features.4", "features.6", "features.8"),
+    "ShuffleNetV2": ("maxpool", "stage2", "stage3", "conv5"),
+}
+# The feature_info of timm knows the stages of these, but not the last map where a 1x1 convolution makes it.
+_TIMM_CNNS = ("ResNet", "DenseNet", "EfficientNet", "MobileNetV3", "ConvNeXt", "RegNet", "ByobNet", "VGG")
+_FINAL = {"EfficientNet": "bn2", "RegNet": "final_conv"}
+# The modules before the last stage, in the order in which they run.
+_TRUNKS = {
+    "EfficientNet": ("conv_stem", "bn1", "blocks"),  # all but the last 1x1 convolution
+    "ResNet": ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3"),
+    "BcosResNet": ("conv1", "bn1", "pool", "layer1", "layer2", "layer3"),
+}
+
+
+class Normalize(nn.Module):
+    """Normalised image (x - mean) / std per channel, (B, 3, H, W); a module, so that its output is a guidance depth."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        for name, value in (("mean", mean), ("std", std)):  # constants of the architecture: not in the state_dict
+            self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class Multiplier(nn.Module):
+    """Scalar multiplier of a residual branch (Fixup, Zhang et al. 2019, section 3), 1 at the start."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class Model(nn.Module):
+    """A classifier that takes RGB images, float (B, 3, H, W) in [0, 1], and returns logits (B, num_classes).
+
+    Its depths are "Input", "Mid1", "Mid2", "Mid3" and "Final"; of an unknown architecture "Input" alone.
+    """
+
+    def __init__(self, name: str, num_classes: int, net: nn.Module, preprocess: nn.Module):
+        super().__init__()
+        self.name, self.num_classes = name, num_classes
+        self.preprocess = preprocess  # image -> what the net sees: normalised RGB, or [x, 1 - x] (B, 6, H, W)
+        self.net = net  # the backbone with its head, in the tensor names of timm or bcos
+        last = _logit_layer(net)
+        # A B-cos net explains itself by its dynamic weights, and adds -log(num_classes - 1) to each logit.
+        self.is_bcos, self.logit_bias = last is not None, 0.0 if last is None else last.logit_bias
+        # As for `models.wrap`.
+        self.depths = {"Input": "preprocess"} | {depth: f"net.{path}" for depth, path in _depths(net).items()}
+        vit = isinstance(net, VisionTransformer | Eva)
+        self.prefix_tokens = net.num_prefix_tokens if vit else getattr(net, "prefix_tokens", 0)
+        self.reshape = getattr(net, "reshape", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+            raise ValueError(f"images must be float (B, 3, H, W) in [0, 1], got {x.dtype} {tuple(x.shape)}")
+        return self.net(self.preprocess(x))
+
+
+def build(name: str, num_classes: int, weights: str | Path | None = None) -> Model:
+    """Build the network `name` with a head of `num_classes`; without weights it is initialised by torch's current RNG.
+
+    Args:
+        name: efficientnet_lite0/1/2; bcos_scenes; bcos_<net of package bcos>; xdnn_resnet18/34/50/101/152 (no biases,
+            Fixup: net(a x) = a net(x) for a > 0, Hesse et al. 2021); shufflenet_v2_x0_5/1_0/1_5/2_0 of torchvision;
+            any other name in `ARCHITECTURES`; any name of timm.
+        num_classes: number of logits, at least 2 for B-cos nets.
+        weights: None; "imagenet" (efficientnet_lite*); "scenes" (bcos_scenes); or a file with the net's tensors, as by
+            `save` or torch.save. The net keeps its new head if the file's differs in the number of classes alone.
+
+    Raises ValueError for an unknown name, number or weights, and for a file that does not fit, naming its first wrong
+    tensor; FileNotFoundError without the file; ImportError without the package of the ImageNet weights.
+
+    Notes: exact Integrated Gradients of an X-DNN have the mean colour as baseline. Fixup starts the head and the last
+    layer of each branch at zero: maps vanish before the first steps.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes} must be at least 1")
+    net = ARCHITECTURES[name](num_classes) if name in ARCHITECTURES else _timm(name, num_classes)
+    if weights is not None:
+        files.load(net, name, weights)
+    if _logit_layer(net) is not None:
+        return Model(name, num_classes, net, AddInverse())
+    config = getattr(net, "pretrained_cfg", None)
+    return Model(name, num_classes, net, Normalize(config["mean"], config["std"]) if config else nn.Identity())
+
+
+def _depths(net: nn.Module) -> dict[str, str]:
+    """Depth -> path in `net`; empty for an unknown architecture."""
+    kind = type(net).__name__
+    if hasattr(net, "depths"):  # a network of `models.wrap`, or one whose author has set them
+        return {depth: path for depth, path in net.depths.items() if path}
+    if kind in _TIMM_CNNS and hasattr(net, "feature_info"):
+        stages = [info["module"] for info in net.feature_info][-4:]
+        paths = (*stages[:3], _FINAL.get(kind, stages[3]))
+    elif isinstance(net, VisionTransformer | Eva):
+        # A class token reads the patch tokens for the last time in the last block: they get no gradient at its output.
+        paths = _quarters("blocks.{}", len(net.blocks) - (net.global_pool == "token"))
+    elif isinstance(net, nn.Sequential) and isinstance(net[0], SimpleViT):
+        paths = _quarters("0.transformer.encoder_{}", len(net[0].transformer))
+    else:
+        paths = STAGES.get(kind, ())
+    return dict(zip(("Mid1", "Mid2", "Mid3", "Final"), paths, strict=False))
+
+
+def _quarters(path: str, blocks: int) -> tuple[str, ...]:
+    return tuple(path.format(round(blocks * k / 4) - 1) for k in (1, 2, 3, 4))
+
+
+def _logit_layer(net: nn.Module) -> LogitLayer | None:
+    """The layer that adds the logit bias in a B-cos network."""
+    return next((module for module in net.modules() if isinstance(module, LogitLayer)), None)
+
+
+def _timm(name: str, num_classes: int) -> nn.Module:
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, [*ARCHITECTURES, *timm.list_models()], n=5)
+        raise ValueError(f"unknown model {name!r}; close names: {', '.join(close) or 'none'}")
+    # Transformers then take any multiple of the patch size, as CNNs do.
+    anysize = timm.models.is_model_in_modules(name, ("vision_transformer", "deit", "eva"))
+    return timm.create_model(name, num_classes=num_classes, **({"dynamic_img_size": True} if anysize else {}))
+
+
+def _lite(name: str, num_classes: int) -> nn.Module:
+    """An EfficientNet-Lite, with the normalisation that its weights in `weights.IMAGENET` expect."""
+    net = timm.create_model(f"tf_{name}", num_classes=num_classes)
+    net.pretrained_cfg = net.pretrained_cfg | {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
+    return net
+
+
+def _shufflenet(name: str, num_classes: int) -> nn.Module:
+    """A ShuffleNet (Ma et al., ECCV 2018)."""
+    net = torchvision.models.get_model(name, num_classes=num_classes)
+    net.pretrained_cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "classifier": "fc"}
+    return net
+
+
+def _xdnn(name: str, num_classes: int) -> nn.Module:
+    """ResNet without biases and norms, with Fixup initialisation and multipliers (Zhang et al. 2019, section 3)."""
+    net = timm.create_model(name, num_classes=num_classes, norm_layer=nn.Identity)
+    blocks = [block for stage in (net.layer1, net.layer2, net.layer3, net.layer4) for block in stage]
+    for block in blocks:
+        convs = [module for module in block.children() if isinstance(module, nn.Conv2d)]
+        for conv in convs[:-1]:
+            conv.weight.data *= len(blocks) ** (-1 / (2 * len(convs) - 2))
+        nn.init.zeros_(convs[-1].weight)
+        setattr(block, f"bn{len(convs)}", Multiplier())
+    net.fc = nn.Linear(net.num_features, num_classes, bias=False)
+    nn.init.zeros_(net.fc.weight)
+    return net
+
+
+def _bcos(network: Callable[..., nn.Module], num_classes: int) -> nn.Module:
+    """A B-cos network whose logit bias follows the number of classes."""
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} must be at least 2: a B-cos net adds -log(num_classes - 1)")
+    net = network(num_classes=num_classes)
+    _logit_layer(net).logit_bias = -math.log(num_classes - 1)  # bcos keeps -log 999 whatever num_classes is
+    return net
+
+
+# The small B-cos network that data/train_bcos.py trains.
+_no_bias = norms.NoBias(norms.BatchNormUncentered2d)
+_scenes = partial(
+    BcosResNet, BasicBlock, [2, 2, 2, 2], inplanes=32, norm_layer=_no_bias, conv_layer=BcosConv2d, logit_temperature=0.1
+)
+
+# Name -> function of the number of classes that returns a network, images -> logits. Add your own: `build` then knows
+# its name. Images come as float (B, 3, H, W) in [0, 1], normalised if the network has `pretrained_cfg`, as timm's have;
+# B-cos networks get [x, 1 - x]. An attribute `depths`, name -> module path, tells where it can be explained.
+ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
+    **{name: partial(_lite, name) for name in files.IMAGENET},
+    **{f"bcos_{n}": partial(_bcos, getattr(bcos_nets, n)) for n in bcos_nets.list_available() if "standard_" not in n},
+    "bcos_scenes": partial(_bcos, _scenes),
+    **{f"xdnn_resnet{n}": partial(_xdnn, f"resnet{n}") for n in (18, 34, 50, 101, 152)},
+    **{n: partial(_shufflenet, n) for n in (f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0"))},
+}
+
+
+class Head(nn.Module):
+    """The end of a network, from features (B, C, h, w) to logits (B, num_classes), with its depth "Final"; see `split`.
+
+    `explain` brings maps to `explained_size`, in pixels. The head reads the slice `channels` of the features, all at
+    first; those of `features.join` hold the channels of two networks.
+    """
+
+    def __init__(self, model: Model, size: int):
+        super().__init__()
+        self.name, self.num_classes, self.is_bcos = model.name, model.num_classes, model.is_bcos
+        self.logit_bias, self.explained_size, self.channels = model.logit_bias, (size, size), slice(None)
+        self.net = copy.copy(model.net)
+        self.net._modules = model.net._modules | {name: nn.Identity() for name in _TRUNKS[type(model.net).__name__]}
+        self.depths = {"Final": model.depths["Final"]}
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.net(features[:, self.channels])
+
+
+def split(model: Model, size: int) -> tuple[nn.Sequential, Head]:
+    """Cut a network of `build` before its last stage (EfficientNets: before their last 1x1 convolution).
+
+    Takes an EfficientNet, ResNet, X-DNN or B-cos ResNet (else ValueError), and the pixels a side of its images. Returns
+    the trunk, now frozen, and the head: `head(trunk(images))` is `model(images)` in eval mode. They share the network's
+    modules, so training the head trains the network.
+    """
+    kind = type(getattr(model, "net", model)).__name__
+    if not isinstance(model, Model) or kind not in _TRUNKS:
+        raise ValueError(f"model is a {kind}; `split` knows the {', '.join(_TRUNKS)} of `models.build`")
+    head = Head(model, size)
+    parts = [getattr(model.net, name) for name in _TRUNKS[kind]]
+    trunk = nn.Sequential(model.preprocess, *(part for part in parts if part is not None))
+    return trunk.requires_grad_(False).eval(), head

