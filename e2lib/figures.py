@@ -2,32 +2,27 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import rc_params_from_file
 from matplotlib.colors import to_rgb
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from e2lib.datasets.sample import Sample
 
-# Colour-blind readers can tell these apart, in print too. A class keeps its colour through a figure.
-COLOURS = [to_rgb(f"#{c}") for c in "0173b2 de8f05 029e73 d55e00 cc78bc ca9161 fbafe4 949494 ece133 56b4e9".split()]  # noqa: SIM905
+STYLE = rc_params_from_file(Path(__file__).with_suffix(".mplstyle"), use_default_template=False)
+COLOURS = [to_rgb(colour) for colour in STYLE["axes.prop_cycle"].by_key()["color"]]  # a class keeps its own
 MARKERS = "osD^vX"  # tell lines apart where colour alone would have to
 # How figures write losses and methods. Others are written as they are called.
 NAMES = {"l1": "L1", "ppce": "PPCE", "rrr": "RRR*", "ixg": "IxG", "bcos": "B-cos", "gradcam": "Grad-CAM"}
 NAMES |= {"gradcam++": "Grad-CAM++", "integrated_gradients": "Integrated Gradients", "occlusion": "Occlusion"}
 NAMES |= {"deeplift": "DeepLIFT", "gradient_shap": "Gradient SHAP", "attention_rollout": "attention rollout"}
-
-STYLE = {"figure.dpi": 72, "figure.constrained_layout.use": True, "axes.prop_cycle": plt.cycler(color=COLOURS)}
-STYLE |= {"font.size": 12, "axes.titlesize": 12, "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 9}
-STYLE |= {"legend.title_fontsize": 9, "axes.linewidth": 1.25, "axes.axisbelow": True, "patch.edgecolor": "white"}
-STYLE |= {"patch.force_edgecolor": True, "lines.solid_capstyle": "round", "legend.frameon": False}
-STYLE |= dict.fromkeys(["axes.spines.top", "axes.spines.right", "xtick.bottom", "ytick.left"], False)
-STYLE |= dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], "0.15")
 
 
 def use_style() -> None:
@@ -54,8 +49,7 @@ def show_samples(
             add_box(axis, box, colour)
             if masks and sample.masks is not None:
                 axis.imshow(sample.masks[n, :, :, None] * torch.tensor([*colour, 0.5]))
-        present = ", ".join(classes[c] for c in sample.labels.nonzero()[:, 0])
-        axis.set_title(titles[i] if titles else present, fontsize=10)
+        axis.set_title(titles[i] if titles else ", ".join(classes[c] for c in sample.labels.nonzero()), fontsize=10)
     return figure
 
 
@@ -66,14 +60,11 @@ def show_maps(
     titles: Sequence[str] | None = None,
     notes: dict[str, Sequence[str]] | None = None,
 ) -> plt.Figure:
-    """One row per image: the photograph, then each explanation, red for and blue against the class.
+    """One row per image (float in [0, 1]): the photograph, then each explanation, red for and blue against the class.
 
-    Args:
-        images: (B, 3, H, W) float in [0, 1].
-        maps: name of the column -> (B, 1, H, W) signed maps. The 99.5th percentile of |map| gets the full colour.
-        boxes: those of each image, (N, 4) xyxy, which are drawn on every picture of its row.
-        titles: of the rows.
-        notes: name of the column -> one line below each of its maps, for example its EPG.
+    `maps` are signed, (B, 1, H, W), by the name of their column. The 99.5th percentile of |map| gets the full colour.
+    The `boxes` of each image, (N, 4) xyxy, are drawn on every picture of its row; `titles` are those of the rows.
+    `notes` hold a line below each map, for example its EPG, by the name of the column.
     """
     figure, axes = _grid(len(images), 1 + len(maps))
     size = 10 * max(1, (1 + len(maps)) / 6)  # a wide figure is made smaller on a page
@@ -83,8 +74,7 @@ def show_maps(
         row[0].set_title(titles[i] if titles else "", fontsize=size)
         for axis, (name, values) in zip(row[1:], maps.items(), strict=True):
             show_map(axis, values[i, 0], photo)
-            if i == 0:
-                axis.set_title(name, fontsize=size)
+            axis.set_title(name if i == 0 else "", fontsize=size)
             if notes and name in notes:
                 axis.set_xlabel(notes[name][i], fontsize=0.9 * size, labelpad=2)
         for axis in row if boxes else ():
@@ -128,16 +118,15 @@ def show_front(
     Colour and marker tell the field `by` of the settings: weight (λ), loss, at, …
     """
     figure, axis = plt.subplots(figsize=(6.5, 4.2))
-    trainings = {}
+    values, trainings = list(dict.fromkeys(point["setting"][by] for point in points)), {}
     for point in points:
         trainings.setdefault(str(point["setting"] | {"epoch": None}), []).append(point)
-    values = list(dict.fromkeys(point["setting"][by] for point in points))
     for line in trainings.values():
         value, weight = line[0]["setting"][by], line[0]["setting"]["weight"]
         colour, marker = (signs[values.index(value) % len(signs)] for signs in (COLOURS, MARKERS))
         label = f"λ = {value:g}" if by == "weight" else f"{by} = {NAMES.get(value, value)}"
         xy = np.array([[point["scores"]["F1"], point["scores"][y]] for point in line])
-        axis.plot(*xy.T, "-", marker=marker, color=colour, markersize=5, label=label)
+        axis.plot(*xy.T, marker=marker, color=colour, markersize=5, label=label)
         if by != "weight":
             axis.annotate(f"{weight:g}", xy[-1], (7, 4), textcoords="offset points", fontsize=9)
         front = xy[[point["file"] is not None for point in line]]
