@@ -4,8 +4,9 @@ import copy
 import functools
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from e2lib.boxes import box_mask, mask_box
 from e2lib.datasets import Batch, Sample, Selection, collate
 from e2lib.datasets.files import check_value
 from e2lib.datasets.sample import Samples
-from e2lib.disk import digest, once
+from e2lib.disk import once
 from e2lib.models import fingerprint
 from e2lib.training.precision import form, formed
 
@@ -37,7 +38,7 @@ class Features(Samples):
         tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         self.key, self.targets = paths[0].stem, dataset.targets
         self.classes, self.groups, self.multilabel = dataset.classes, dataset.groups, dataset.multilabel
-        self.group_of, self.annotated = tensors["group"].numpy(), tensors["annotated"].numpy()
+        self.group_of, self.annotated = dataset.group_of, tensors["annotated"].numpy()
         self.features, self.box_labels = tensors["features"], tensors["box_labels"]  # features: float16 (N, V, C, h, w)
         self.boxes = tensors["boxes"].movedim(1, 0)  # float32 (V, all boxes, 4)
         self.starts = [0, *tensors["count"].cumsum(0).tolist()]  # image i has boxes[:, starts[i] : starts[i + 1]]
@@ -48,14 +49,14 @@ class Features(Samples):
 
     def fingerprint(self) -> str:
         """Tells these features, their labels and boxes from others."""
-        known = (self.targets, self.starts, self.boxes, self.box_labels, self.annotated)
-        return digest([self.key, *(torch.as_tensor(part).tolist() for part in known)])
+        return fingerprint([self.key, self.targets, self.starts, self.boxes, self.box_labels, self.annotated])
 
     def labelled(self, classes: Sequence[str], labels: Sequence[int]) -> "Features":
         """The same features with other labels: names of classes, and one index per image, which its boxes take over."""
         labels = torch.as_tensor(labels)
-        if labels.shape != (len(self),) or not ((labels >= 0) & (labels < len(classes))).all():
-            raise ValueError(f"labels are {tuple(labels.shape)}; one of 0 to {len(classes) - 1} per image is wanted")
+        right = labels.shape == (len(self),) and bool(((labels >= 0) & (labels < len(classes))).all())
+        wanted = f"({len(self)},), with one of 0 to {len(classes) - 1} per image"
+        check_value(right, "the shape of labels", tuple(labels.shape), wanted)
         result = copy.copy(self)
         result.classes, result.multilabel = list(classes), False
         result.targets = F.one_hot(labels.long(), len(classes)).to(torch.uint8)
@@ -71,20 +72,12 @@ class Features(Samples):
         return Sample(self.features[i, view], self.targets[i], boxes, self.box_labels[span], **about)
 
 
-def extract(
-    trunk: nn.Module,
-    dataset: Dataset,
-    folder: str | Path,
-    mirrored: bool = False,
-    batch_size: int = 32,
-    workers: int = 0,
-    precision: str = "auto",
-) -> Features:
-    """The features of every image of `dataset`, kept in `folder`; `keep` explains the other arguments.
+def extract(trunk: nn.Module, dataset: Dataset, folder: str | Path, mirrored: bool = False, **how: Any) -> Features:
+    """The features (B, C, h, w) that a trunk of `models.split` makes of every image, kept in `folder`.
 
-    The trunk, as from `models.split`, makes features (B, C, h, w) of images (B, 3, H, W) in [0, 1], of one size and
-    without random transforms. `mirrored` adds their mirror images as second views, with mirrored boxes. Masks are not
-    kept. All features are in memory, as float16, else ValueError: 31 kB a view of EfficientNet-Lite0 at 224 pixels.
+    `mirrored` adds mirror images as second views, with mirrored boxes. `how` is as for `keep`. Images have one size and
+    no random transform. Masks are not kept. All features are in memory, as float16, else ValueError: 31 kB per view of
+    EfficientNet-Lite0 at 224 pixels.
     """
 
     def features(batch: Batch) -> dict[str, Tensor]:
@@ -97,32 +90,20 @@ def extract(
             "boxes": _mirrored(torch.cat(batch.boxes), batch.size[1])[: 1 + mirrored].movedim(0, 1),
             "box_labels": torch.cat(batch.box_labels),
             "count": torch.tensor([len(boxes) for boxes in batch.boxes]),
-            "group": batch.groups,
             "annotated": batch.annotated,
             "size": torch.tensor([batch.size] * len(half)),
         }
 
-    paths = keep(trunk, dataset, folder, features, [mirrored], False, batch_size, workers, precision)
-    return Features(paths, dataset)
+    return Features(keep(trunk, dataset, folder, features, [mirrored], gradients=False, **how), dataset)
 
 
-def keep(
-    network: nn.Module,
-    dataset: Dataset,
-    folder: str | Path,
-    compute: Callable[[Batch], dict[str, Tensor]],
-    about: Sequence,
-    gradients: bool = True,
-    batch_size: int = 32,
-    workers: int = 0,
-    precision: str = "auto",
-) -> list[Path]:
-    """Paths of files of what `compute` makes of the images of `dataset`, made where `folder` lacks them.
+def keep(network, dataset, folder, compute, about, gradients=True, batch_size=32, workers=0, precision="auto"):
+    """Paths of the files of what `compute` makes of the images of `dataset`, made where `folder` lacks them.
 
-    `compute` takes a Batch and returns tensors by name; those of a file's 512 images are concatenated. The network runs
-    in eval mode, in the `training.form` that `gradients` and `precision` give. The files' names begin with a
-    `models.fingerprint` of network, data set, `about` and dtype. What is there is not computed again. Processes that
-    share the folder and call it at the same time divide the files among them. `workers` load images.
+    `compute` takes a Batch and returns tensors by name; a file holds those of 512 images, concatenated. The network
+    runs in eval mode, in the `training.form` that `precision` and `gradients` give. File names begin with a
+    `models.fingerprint` of network, data set, the list `about` and dtype. Processes that call this at the same time
+    share the work. `workers` load images.
     """
     check_value(len(dataset) > 0, "the data set's length", len(dataset), "at least 1: there is no image to compute")
 
@@ -161,67 +142,48 @@ def names_in(path: Path) -> list[str]:
 def join(first: Features, second: Features) -> Features:
     """What two trunks make of the same images, views and cells: the channels of the first, then those of the second.
 
-    Heads of either network find theirs by `models.Head.channels`, so a teacher and a student can see the same views.
+    Heads find theirs by `models.Head.channels`, so that a teacher and a student see the same views.
     """
-    alike = [(x.names, x.size, (*x.features.shape[:2], *x.features.shape[3:])) for x in (first, second)]
-    if alike[0] != alike[1]:
-        shapes = " and ".join(f"{tuple(x.features.shape)} of {x.size} pixels" for x in (first, second))
-        raise ValueError(f"features are {shapes}; both must be of the same images, views and cells")
+    one, other = ((x.names, x.size, x.features[:, :, 0].shape) for x in (first, second))
+    shapes = " and ".join(f"{tuple(x.features.shape)} of {x.size} pixels" for x in (first, second))
+    check_value(one == other, "features", shapes, "of the same images, views and cells")
     result = copy.copy(first)
     result.key, result.features = f"{first.key} {second.key}", torch.cat([first.features, second.features], 2)
     return result
 
 
-def predict_boxes(data: Selection, penalty: float = 0.01) -> Features:
-    """The features with a box for every image, learned from the few whose boxes may be used.
+def predict_boxes(data: Selection, penalty: float = 0.3) -> Features:
+    """The features with a box for every image, learned from the few whose boxes may be used, which stay.
 
     `data` is what `datasets.with_boxes` makes of `Features` of single-label images, without repeats; else ValueError.
-    Logistic regression on standardised channels learns which part of a cell the box covers. `penalty` times the squared
-    weights is added to its loss, nats per cell. An image's box is the smallest around the pixels whose probability,
-    averaged over views and brought to the images' size, is at least half of the largest. Known boxes stay.
+    Ridge regression on standardised channels learns which part of a cell the box covers; `penalty` times the squared
+    weights is added to its mean squared error. An image's box is the smallest around the pixels whose predicted part,
+    averaged over views and brought to the images' size, is at least half of the largest.
     """
     known = getattr(data, "dataset", None)
     single = isinstance(known, Features) and not known.multilabel
-    if not single or not np.array_equal(data.indices, np.arange(len(known))):
-        raise ValueError("data must be with_boxes(features, fraction), features being those of single-label images")
-    counts = torch.as_tensor(known.starts).diff()
+    right = single and np.array_equal(data.indices, np.arange(len(known)))
+    check_value(right, "data", type(data).__name__, "with_boxes(features, fraction), of single-label images' features")
+    counts = torch.tensor(known.starts).diff()
     annotated = torch.as_tensor(known.annotated & data.annotated) & (counts > 0)
-    if not annotated.any():
-        raise ValueError("no annotated image has a box; there is nothing to learn boxes from")
+    check_value(annotated.any(), "the number of annotated images with boxes", 0, "at least 1, to learn boxes from")
     boxes = list(known.boxes.split(counts.tolist(), 1))  # of each image (V, n, 4)
     masks = [box_mask(view, known.size) for i in annotated.nonzero()[:, 0].tolist() for view in boxes[i]]
     covered = F.adaptive_avg_pool2d(torch.stack(masks)[:, None].float(), known.features.shape[3:]).flatten()
     cells = known.features[annotated].float().movedim(2, -1).flatten(0, -2)  # (n·V·h·w, C)
     mean, deviation = cells.mean(0), cells.std(0) + 1e-3
-    weights = torch.zeros(cells.shape[1] + 1, requires_grad=True)
-
-    def logits(x: Tensor) -> Tensor:
-        return (x - mean) / deviation @ weights[1:] + weights[0]
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.binary_cross_entropy_with_logits(logits(cells), covered) + penalty * weights[1:].square().sum()
-        value.backward()
-        return value
-
-    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
-    optimizer.step(loss)
-    with torch.no_grad():
-        for i in (~annotated).nonzero()[:, 0].tolist():
-            chances = logits(known.features[i].float().movedim(1, -1)).sigmoid()  # (V, h, w)
-            boxes[i] = _mirrored(_around(chances, known.size), known.size[1])[: len(chances), None]
+    x, y = (cells - mean) / deviation, covered - covered.mean()
+    weights = torch.linalg.solve(x.T @ x / len(x) + penalty * torch.eye(x.shape[1]), x.T @ y / len(x))
+    for i in (~annotated).nonzero()[:, 0].tolist():
+        parts = (known.features[i].float().movedim(1, -1) - mean) / deviation @ weights + covered.mean()  # (V, h, w)
+        parts[1:] = parts[1:].flip(2)
+        pixels = F.interpolate(parts.mean(0)[None, None], known.size, mode="bilinear", align_corners=False)[0, 0]
+        pixels = pixels.clamp(min=0)  # else none would reach half of a negative maximum
+        boxes[i] = _mirrored(mask_box(pixels >= pixels.max() / 2).float(), known.size[1])[: len(parts), None]
     result = copy.copy(known)
     result.boxes, result.annotated = torch.cat(boxes, 1), np.ones(len(known), bool)
     result.starts = [0, *itertools.accumulate(found.shape[1] for found in boxes)]
     return result.labelled(known.classes, known.targets.argmax(1))
-
-
-def _around(chances: Tensor, size: tuple[int, int]) -> Tensor:
-    """The box, float32 (4,), around what is likely: chances (V, h, w) of an image and its mirror image."""
-    if len(chances) == 2:
-        chances = (chances[0] + chances[1].flip(1))[None] / 2
-    pixels = F.interpolate(chances[None], size, mode="bilinear", align_corners=False)[0, 0]
-    return mask_box(pixels >= pixels.max() / 2).float()
 
 
 def _mirrored(boxes: Tensor, width: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from e2lib import models, training
+from e2lib.datasets.files import check_value
 from e2lib.disk import digest, write
 from e2lib.guidance import Guide
 from e2lib.training.processes import from_first
@@ -69,8 +70,7 @@ class ParetoArchive:
 
         Where none does, the one that falls short by the fewest percentage points in all. ValueError without points.
         """
-        if not self.points:
-            raise ValueError(f"the archive in {self.folder} holds no points; there is nothing to choose from")
+        check_value(self.points, f"the points in {self.folder}", self.points, "at least one, to choose from")
 
         def rank(point: dict[str, Any]) -> tuple[float, float]:
             scores = point["scores"]
@@ -80,8 +80,7 @@ class ParetoArchive:
 
     def load(self, point: dict[str, Any], like: models.Model) -> models.Model:
         """The network of a point of the front, a copy of `like` with its weights; ValueError for one that is beaten."""
-        if point["file"] is None:
-            raise ValueError(f"the point {point['setting']} is not on the front: its network was not kept")
+        check_value(point["file"], "point", point["setting"], "on the front: other networks are not kept")
         model = copy.deepcopy(like)
         model.net.load_state_dict(load_file(self.folder / point["file"]))
         return model
