@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from e2lib.datasets.files import read_lines
-from e2lib.datasets.sample import Sample, Samples
+from e2lib.datasets.files import Folder, read_lines
+from e2lib.datasets.sample import Samples
 
 MOST = 254  # objects of an image, and classes, that the segmentation files can number
 XML = """<annotation><folder>VOC2007</folder><filename>{}.jpg</filename><segmented>{:d}</segmented>
@@ -22,13 +22,12 @@ OBJECT = """<object><name>{}</name><pose>Unspecified</pose><truncated>0</truncat
 """
 
 
-def export_voc(dataset: Samples, folder: str | Path, split: str = "train") -> Path:
+def export_voc(dataset: Samples, folder: Folder, split: str = "train") -> Path:
     """Write a data set as a split of folder/VOCdevkit/VOC2007 and return that path; several splits may share it.
 
-    Photographs become JPEG of quality 95. VOC(folder, split) reads boxes, labels and masks back exactly. Raises
-    FileExistsError naming a split or an image that is there already, ValueError for a folder of other classes, and
-    naming a sample that the format cannot hold: overlapping masks, more than 254 boxes or classes, a label without a
-    box, equal names.
+    Photographs become JPEG of quality 95. VOC(folder, split) reads boxes, labels and masks back exactly.
+    Raises FileExistsError for a split or an image that is there already, ValueError for a folder of other classes or a
+    sample that VOC cannot hold: overlapping masks, more than 254 boxes or classes, a label without a box, equal names.
     """
     base, classes, main = Path(folder) / "VOCdevkit" / "VOC2007", list(dataset.classes), f"ImageSets/Main/{split}.txt"
     if (base / main).exists():
@@ -40,15 +39,12 @@ def export_voc(dataset: Samples, folder: str | Path, split: str = "train") -> Pa
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
         work = Path(temporary)
         for sample in map(dataset.__getitem__, tqdm(range(len(dataset)), desc=f"export {split}", delay=5)):
-            for path, content in _files(sample, classes).items():
-                if (base / path).exists():
-                    raise FileExistsError(f"{base / path} exists; choose another folder")
-                if _parents(work / path).exists():
-                    raise ValueError(f"{sample.name}: two samples have this name")
-                if isinstance(content, str):
-                    (work / path).write_text(content, encoding="utf-8")
-                else:
-                    content.save(work / path, quality=95, subsampling=0)
+            photograph = f"JPEGImages/{sample.name}.jpg"
+            if (base / photograph).exists():
+                raise FileExistsError(f"{base / photograph} exists; choose another folder")
+            if (work / photograph).exists():
+                raise ValueError(f"{sample.name}: two samples have this name")
+            _write(sample, classes, work)
             lists[main].append(sample.name)
             lists[f"ImageSets/Segmentation/{split}.txt"] += [sample.name] * (sample.masks is not None)
         for path, lines in lists.items():
@@ -59,7 +55,7 @@ def export_voc(dataset: Samples, folder: str | Path, split: str = "train") -> Pa
     return base
 
 
-def _files(sample: Sample, classes: list[str]) -> dict[str, str | Image.Image]:
+def _write(sample, classes, folder):
     name, labels, masks = sample.name, sample.box_labels.tolist(), sample.masks
     if lost := set(sample.labels.nonzero()[:, 0].tolist()) ^ set(labels):
         raise ValueError(f"{name}: label without box, or box without label, of {classes[min(lost)]}")
@@ -71,15 +67,15 @@ def _files(sample: Sample, classes: list[str]) -> dict[str, str | Image.Image]:
     for c, (x1, y1, x2, y2) in zip(labels, sample.boxes.tolist(), strict=True):
         corners = (int(v) if v == int(v) else v for v in (x1 + 1, y1 + 1, x2, y2))  # 1-based and inclusive
         objects += OBJECT.format(escape(classes[c]), *corners)
+    picture.save(_parents(folder / f"JPEGImages/{name}.jpg"), quality=95, subsampling=0)
     text = XML.format(escape(name), masks is not None, *picture.size, objects)
-    files = {f"JPEGImages/{name}.jpg": picture, f"Annotations/{name}.xml": text}
-    if masks is not None:
-        for kind, values in {"Object": range(1, len(labels) + 1), "Class": [c + 1 for c in labels]}.items():
+    _parents(folder / f"Annotations/{name}.xml").write_text(text, encoding="utf-8")
+    for kind, values in {"Object": range(1, len(labels) + 1), "Class": [c + 1 for c in labels]}.items():
+        if masks is not None:
             indices = (masks * torch.tensor(values, dtype=torch.uint8)[:, None, None]).sum(0, dtype=torch.uint8)
-            files[f"Segmentation{kind}/{name}.png"] = Image.fromarray(indices.numpy())
-    return files
+            Image.fromarray(indices.numpy()).save(_parents(folder / f"Segmentation{kind}/{name}.png"))
 
 
-def _parents(path: Path) -> Path:
+def _parents(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
