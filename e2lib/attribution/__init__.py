@@ -76,8 +76,8 @@ def explain(
             statistics yet. Norm layers in train mode use the batch's statistics, and learn them; dropout is random.
 
     Returns the logits of the one forward pass, and maps brought bilinearly to the images' size. K targets cost K
-    backward passes. Raises ValueError for an unknown method or layer; for what does not fit in shape, type or range; and
-    for what `create_graph` cannot go through: torch.compile, or gradient checkpointing behind the explained layer.
+    backward passes. Raises ValueError for an unknown method or layer, for what does not fit in shape, type or range,
+    and for what `create_graph` cannot go through: torch.compile, or gradient checkpointing behind the explained layer.
 
     Notes:
         The map of a B-cos network has the exact parameter gradient: the dynamic weights stay fixed only while the
@@ -130,8 +130,7 @@ def dynamic_weights(
     """Logits (B, C), and the rows (B, 6, H, W) of W(x) that a B-cos network applies to its input for `targets`.
 
     The explained score is s = Σ [W(x)]_s · x + bias (Böhle et al., CVPR 2022, eq. 13), with x of the channels (r, g, b,
-    1-r, 1-g, 1-b): `W * x` summed over channels is the contribution map. Arguments, errors and gradients are those of
-    `explain`, with one target per image.
+    1-r, 1-g, 1-b): `W * x` summed over channels is the contribution map. One target per image; all else as `explain`.
     """
     rows = Method(lambda a, g: g, dynamic=True)
     logits, w = explain(model, images, targets, rows, "Input", create_graph, keep_modes=keep_modes)

@@ -32,12 +32,12 @@ def refuse_distributed(model: nn.Module) -> None:
 
 def module_at(model: nn.Module, at: str) -> nn.Module:
     """The module whose output is the layer `at`, a depth or path; else ValueError, also where `at` is the image."""
-    net = bare(model)
-    if _path(net, at) == "":
+    net, path = bare(model), _path(model, at)
+    if path == "":
         cure = "models.wrap(net, depths={'Input': path}) names the module that normalises it, if there is one"
         raise ValueError(f"at is {at!r}, the image itself; it must be the output of a module: {cure}")
     try:
-        return net.get_submodule(_path(net, at))
+        return net.get_submodule(path)
     except AttributeError:
         known = ", ".join(getattr(net, "depths", ["Input"]))
         cure = "" if hasattr(net, "depths") else '; models.wrap(net, depths={"Final": "layer4"}) names depths'
@@ -46,11 +46,11 @@ def module_at(model: nn.Module, at: str) -> nn.Module:
 
 def is_input(model: nn.Module, at: str) -> bool:
     """Whether the layer `at` is the image as the network sees it."""
-    return _path(bare(model), at) in ("", _path(bare(model), "Input"))
+    return _path(model, at) in ("", _path(model, "Input"))
 
 
-def _path(net: nn.Module, at: str) -> str:
-    return getattr(net, "depths", {"Input": ""}).get(at, at)
+def _path(model: nn.Module, at: str) -> str:
+    return getattr(bare(model), "depths", {"Input": ""}).get(at, at)
 
 
 def logits_of(output) -> Tensor:
@@ -116,9 +116,7 @@ def outside_inference(x):
 
 def forward(model: nn.Module, images: Tensor, at: str, mode: Exact, replace=None) -> tuple[Tensor, Tensor]:
     """Logits (B, C) and the activations of the layer `at`, which are the tensor `replace` instead where given."""
-    net = bare(model)
-    before = _path(net, at) == ""
-    module = net if before else module_at(model, at)
+    net, before = bare(model), _path(model, at) == ""
     found, mode.found = [], False
 
     def catch(module, inputs, output=None):
@@ -131,9 +129,10 @@ def forward(model: nn.Module, images: Tensor, at: str, mode: Exact, replace=None
         mode.found, mode.start = True, None if layer.requires_grad else passed.grad_fn
         return (passed, *outputs[1:]) if isinstance(outputs, tuple) else passed
 
-    handle = module.register_forward_pre_hook(catch) if before else module.register_forward_hook(catch)
+    hook = net.register_forward_pre_hook if before else module_at(net, at).register_forward_hook
+    handle = hook(catch)
     try:
-        # A clone: what the network does to its images in place is its own affair.
+        # A clone, as the network may change its images in place.
         logits = logits_of((net if isinstance(model, DataParallel) else model)(images.clone()))
     finally:
         handle.remove()

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
+from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
 from e2lib.attribution import METHODS, against_others, explain, logits_of, modes_restored
@@ -82,7 +83,7 @@ def evaluate(
         first, order = dataset[0], torch.arange(len(dataset))
         single = not getattr(dataset, "multilabel", first.labels.ndim > 0)
         averages = {name: metric.to(device) for name, metric in _averages(method, threshold, metrics).items()}
-        whole = {"F1": F1().to(device), "mAP": MeanAP().to(device)}
+        whole = MetricCollection({"F1": F1(), "mAP": MeanAP()}).to(device)
         tops = {"accuracy": single, "agreement": teacher is not None}  # what the top class is compared with
         tops = {name: GroupAccuracy(groups or ["all"], seen).to(device) for name, there in tops.items() if there}
         if method and hasattr(dataset, "targets"):
@@ -115,8 +116,7 @@ def evaluate(
                 else:
                     logits = wide(logits_of(model(batch.images)))
             given |= {"logits": logits, "labels": (labels := batch.hot(logits.shape[1]))}
-            for metric in whole.values():
-                metric.update(logits, labels)
+            whole.update(logits, labels)
             answers = {"accuracy": labels}
             if teacher is not None:
                 with forms[-1]():
@@ -127,7 +127,7 @@ def evaluate(
                 metric.update(logits, answers[name], group)
             for metric in averages.values():
                 _add(metric, given)
-    shares = {name: metric.compute() for name, metric in whole.items()}
+    shares = whole.compute()
     for name, metric in tops.items():
         found = metric.compute()
         shares[name] = found.pop("accuracy")

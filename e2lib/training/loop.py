@@ -1,8 +1,11 @@
-"""The training loop: fit a network to a data set with any step."""
+"""The training loop: fit a network to a data set with any step. `Log` shows what a training does while it runs."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 
 from e2lib.attribution import modes_restored, predict
 from e2lib.datasets import Batch, collate
 from e2lib.datasets.files import check_value
 from e2lib.models import fingerprint
 from e2lib.training.checkpoint import Checkpoint
-from e2lib.training.log import Log
 from e2lib.training.precision import form, formed
 from e2lib.training.processes import Batches, StepModule, processes, summed
 
@@ -136,3 +139,28 @@ def fit(
                         log.add("after each epoch", after_epoch(epoch), epoch)
                 kept.save(history)
     return history
+
+
+class Log(ExitStack):
+    """A bar with the terms of the loss, `done` of `steps` from an earlier call; curves where E2LIB_TENSORBOARD says."""
+
+    def __init__(self, about: dict[str, Any], steps: int, done: int, quiet: bool):
+        super().__init__()
+        quiet, self.writer = quiet or done == steps, None
+        self.bar = self.enter_context(tqdm(total=steps, initial=done, unit="step", leave=False, disable=quiet))
+        if (folder := os.environ.get("E2LIB_TENSORBOARD")) is not None and not quiet:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = self.enter_context(SummaryWriter(Path(folder, f"{datetime.now():%Y-%m-%d %H-%M-%S.%f}")))
+            self.writer.add_text("arguments", "\n".join(f"- {name}: `{value}`" for name, value in about.items()))
+
+    def step(self, terms: dict[str, float], lr: float) -> None:
+        self.bar.update()
+        self.bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()})
+        self.add("training", terms | {"learning rate": lr}, self.bar.n)
+
+    def add(self, kind: str, values: Any, at: int) -> None:
+        """A point of each curve, where the values are a dict."""
+        if self.writer and isinstance(values, dict):
+            for name, value in values.items():
+                self.writer.add_scalar(f"{kind}/{name}", value, at)
