@@ -26,7 +26,7 @@ class Sample:
 
     Boxes of another format (XYWH, CXCYWH) become xyxy; plain tensors count as xyxy in pixels of the image. Masks
     without boxes get the boxes around them. Without `box_labels` every box shows the image's only class.
-    Raises ValueError for boxes without a class, and for numbers of boxes, box labels and masks that differ.
+    Raises ValueError for boxes without a class, and for unequal numbers of boxes, box labels and masks.
     """
 
     image: Tensor  # tv_tensors.Image, uint8 (3, H, W) RGB or float in [0, 1]; or features (C, h, w) of any range
@@ -85,9 +85,8 @@ class Joint:
 class Samples(Dataset):
     """A data set of your own: `classes`, `__len__` and `__getitem__(i) -> Sample` are enough.
 
-    Selections, checkpoints and stored features ask for the rest, which is derived here by reading every item once. A
-    data set that knows better defines its own. An attribute `transform`, a callable Sample -> Sample or None that
-    `__getitem__` applies, is what `with_transform` replaces.
+    The rest is derived here by reading every item once, unless a data set defines its own. `with_transform` replaces
+    an attribute `transform`, a callable Sample -> Sample or None, which `__getitem__` applies.
     """
 
     classes: Sequence[str]  # names
@@ -160,9 +159,9 @@ class Batch:
     ) -> "Batch":
         """A Batch of tensors, for a training loop of your own; images and labels are enough.
 
-        Each argument but `size`, the (H, W) of images that are given as features, has one entry per image, as in a
-        Sample, or None. Boxes may also be (B, 4), one per image, or (B, N, 4), and masks (B, H, W), where an empty one
-        means none. Images may be uint8. Defaults are those of Sample; names are positions.
+        Each argument has one entry per image, as in a Sample, or None. Boxes may also be (B, 4), one per image, or
+        (B, N, 4), and masks (B, H, W), where an empty one means none. Images may be uint8. Features need `size`, the
+        (H, W) of their images. Names are positions by default.
         Raises ValueError for an argument of another length than `images`, and for what Sample and `collate` refuse.
         """
         size, count = tuple(size or images.shape[-2:]), len(images)
@@ -185,7 +184,6 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copy with every tensor on `device`."""
-
         return Batch(**tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), vars(self)))
 
     def hot(self, count: int) -> Tensor:

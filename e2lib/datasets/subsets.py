@@ -18,10 +18,7 @@ from e2lib.datasets.sample import Sample, Samples, hash_of
 
 
 class Selection(Samples):
-    """The images of a data set at the positions `indices`, int (n,).
-
-    annotated, bool (n,), says which of them may use their boxes; of those no more than could before.
-    """
+    """The images of a data set at `indices`, int (n,); `annotated`, bool (n,), says which may use their boxes."""
 
     def __init__(self, dataset: Samples, indices: np.ndarray, annotated: np.ndarray | None = None):
         if getattr(dataset, "annotated", None) is not None:
@@ -29,13 +26,8 @@ class Selection(Samples):
         self.dataset, self.indices, self.annotated = dataset, indices, annotated
         self.classes, self.groups, self.multilabel = dataset.classes, dataset.groups, dataset.multilabel
 
-    @property
-    def transform(self) -> Transform:
-        return self.dataset.transform
-
-    @property
-    def group_of(self) -> np.ndarray:
-        return self.dataset.group_of[self.indices]
+    transform = property(lambda self: self.dataset.transform)
+    group_of = property(lambda self: self.dataset.group_of[self.indices])
 
     @cached_property
     def targets(self) -> Tensor:
@@ -55,7 +47,7 @@ class Selection(Samples):
 
 
 def random_order(length: int, seed: int) -> np.ndarray:
-    """Random order of 0 ... length - 1."""
+    """Random order of 0 to length - 1."""
     return np.argsort(np.random.PCG64(seed).random_raw(length), kind="stable")
 
 
@@ -83,14 +75,13 @@ def few_shot(dataset: Samples, per_class: int, seed: int = 0) -> Selection:
 def with_boxes(dataset: Samples, fraction: float, seed: int = 0, repeats: int = 1) -> Selection:
     """All images, of which round(fraction * len), at least one, stay `annotated`; 10 % contain the 1 %.
 
-    Each of these comes `repeats` times in an epoch. Otherwise the few steps that see a box are lost among the others.
+    Each of these comes `repeats` times in an epoch, lest the few steps that see a box are lost among the others.
     """
     check_value(0 < fraction <= 1, "box fraction", fraction, "in (0, 1]: 0.01 keeps the boxes of 1 % of the images")
     check_value(repeats >= 1, "repeats", repeats, "at least 1")
-    annotated = np.zeros(len(dataset), dtype=bool)
-    annotated[random_order(len(dataset), seed)[: max(1, round(fraction * len(dataset)))]] = True
-    indices = np.concatenate([np.arange(len(dataset)), np.repeat(annotated.nonzero()[0], repeats - 1)])
-    return Selection(dataset, indices, annotated[indices])
+    chosen = np.sort(random_order(len(dataset), seed)[: max(1, round(fraction * len(dataset)))])
+    indices = np.concatenate([np.arange(len(dataset)), np.repeat(chosen, repeats - 1)])
+    return Selection(dataset, indices, np.isin(indices, chosen))
 
 
 def with_transform(dataset: Samples, transform: Transform) -> Samples:
