@@ -62,4 +62,5 @@ def formed(model: nn.Module, precision: str = "auto", gradients: bool = True) ->
         yield lambda: torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
     finally:
         for p in moved:
-            p.data = p.data.contiguous()
+            # contiguous() would keep the strides of channels_last where both formats hold, as for kernels of one pixel
+            p.data = p.data.clone(memory_format=torch.contiguous_format)

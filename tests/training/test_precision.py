@@ -68,14 +68,15 @@ def test_heads_on_features_keep_their_form(able):
 def test_parameters_lie_in_channels_last_within_and_as_before_afterwards(fails):
     model = models.build("test_resnet", 10).eval()
     own = next(p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
-    before = copy.deepcopy(model.state_dict())
+    before, strides = copy.deepcopy(model.state_dict()), [p.stride() for p in model.parameters()]
     with pytest.raises(KeyError) if fails else nullcontext(), training.formed(model, "bfloat16") as cast:
         assert own.is_contiguous(memory_format=torch.channels_last) and not own.is_contiguous()
         with cast():
             assert model(torch.rand(1, 3, 64, 64)).dtype == torch.bfloat16
         if fails:
             raise KeyError
-    assert own.is_contiguous() and all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert [p.stride() for p in model.parameters()] == strides  # also of kernels of one pixel
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert not torch.is_autocast_enabled("cpu")
 
 
