@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes
 from e2lib.datasets.files import FileDataset, Folder, Item, Transform, check_value, flatten, need
-from e2lib.datasets.sample import hash_of
+from e2lib.disk import digest
 
 FIELDS = {"categories": ["id", "name"], "images": ["id", "file_name", "height", "width"]}
 FIELDS |= {"annotations": ["id", "image_id", "category_id", "bbox"]}
@@ -26,7 +26,6 @@ class COCO(FileDataset):
     40,504 images. Source: cocodataset.org; annotations CC BY 4.0, the photographs under Flickr's terms of use.
 
     `annotations` and `images` name another JSON file of instances and another image folder, relative to root.
-    Raises FileNotFoundError naming what is missing, ValueError naming the file and the entry that is wrong.
 
     Notes: a crowd annotation (iscrowd) gives its label but no box, as its region is not one object; so do the official
     file's two boxes without height. An image with an unsegmented box has masks None.
@@ -76,7 +75,7 @@ class COCO(FileDataset):
         self.ends, self.shapes = np.cumsum([0, *map(len, texts)]), np.frombuffer(b"".join(texts), dtype=np.uint8)
 
     def fingerprint(self) -> str:
-        return hash_of([super().fingerprint(), self.ends, self.shapes])
+        return digest([super().fingerprint(), self.ends, self.shapes])
 
     def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
         """The decoded segmentations. Raises ImportError without pycocotools."""

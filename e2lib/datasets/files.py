@@ -18,7 +18,8 @@ from torchvision import tv_tensors
 from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes
-from e2lib.datasets.sample import Sample, Samples, hash_of
+from e2lib.datasets.sample import Sample, Samples
+from e2lib.disk import digest
 
 Folder = str | Path
 Transform = Callable[[Sample], Sample] | None
@@ -78,7 +79,10 @@ class Item:
 
 
 class FileDataset(Samples):
-    """Images under `folder`, each read from disk anew. Raises FileNotFoundError naming the first that is missing."""
+    """Images under `folder`, each read from disk anew.
+
+    Raises FileNotFoundError naming what is missing, ValueError naming the file and the entry that is wrong.
+    """
 
     layout: str  # what the data folder must hold
     multilabel = False
@@ -123,7 +127,7 @@ class FileDataset(Samples):
         stats = [path.stat() if path.exists() else None for i in range(len(self)) for path in self.sources(i)]
         stats = np.array([(s.st_size, s.st_mtime_ns) if s else (-1, -1) for s in stats])
         about = [self.classes, self.groups, self.multilabel, self.boxed, self.transform, self.group_of, self.files]
-        return hash_of([*about, stats, self.label_of, self.labels, self.box_of, self.boxes, self.box_labels])
+        return digest([*about, stats, self.label_of, self.labels, self.box_of, self.boxes, self.box_labels])
 
     def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
         """Segmentation of image `i` of size (H, W), one mask for each of its `boxes`: bool (N, H, W), or None."""
@@ -133,10 +137,11 @@ class FileDataset(Samples):
         i = range(len(self))[i]
         file = os.fsdecode(self.files[i])
         image = read_image(self.folder / file)
-        (h, w), (height, width) = size, known = tuple(image.shape[-2:]), tuple(self.sizes[i].tolist())
+        size, known = tuple(image.shape[-2:]), tuple(self.sizes[i].tolist())
         if all(known) and known != size:
-            turned = "; an EXIF orientation may be the cause" if (w, h) == known else ""
-            raise ValueError(f"image {file} has {w} x {h} pixels, its annotations {width} x {height}{turned}")
+            found = f"{size[1]} x {size[0]} pixels, its annotations {known[1]} x {known[0]}"
+            turned = "; an EXIF orientation may be the cause" if size[::-1] == known else ""
+            raise ValueError(f"image {file} has {found}{turned}")
         own_labels, own = (slice(*np.searchsorted(of, [i, i + 1])) for of in (self.label_of, self.box_of))
         boxes, masks = check_boxes(self.boxes[own], size, str(self.folder / file)), self.masks(i, size, own)
         labels = torch.zeros(len(self.classes), dtype=torch.uint8).index_fill(0, self.labels[own_labels], 1)
@@ -156,8 +161,7 @@ class ImageFolder(FileDataset):
     A class is a folder with images, named by its path: n01440764 (ImageNet), b/balcony/exterior (SUN397). Files with
     other suffixes are not data, nor is anything hidden or in __MACOSX. By default `classes`, the names in order, are
     the class folders of all splits (the folders beside `split`), sorted, so that a class has one index in every split.
-    Raises FileNotFoundError naming a missing folder, ValueError naming an unknown class, a class folder without
-    images, or an image outside a class folder.
+    An unknown class, a class folder without images, and an image outside a class folder raise ValueError.
     """
 
     layout = "<split>/<class>/*.jpg, or <class>/*.jpg without a split"

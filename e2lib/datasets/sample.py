@@ -1,7 +1,6 @@
 """What every data set gives: one Sample per image. Transforms move its parts together, `collate` makes Batches."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -16,6 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from e2lib.boxes import box_masks, check_boxes, mask_box
+from e2lib.disk import digest
 
 ROUNDING = 1e-3  # by which resized float images may leave [0, 1]
 
@@ -115,17 +115,7 @@ class Samples(Dataset):
 
     def fingerprint(self) -> str:
         """Text that changes with the transformed images and with what is known about them."""
-        return hash_of(value for i in range(len(self)) for value in vars(self[i]).values())
-
-
-def hash_of(values: Iterable) -> str:
-    """Hex digits that tell values from others: arrays and tensors by type, shape and bytes, others by their text."""
-    digest = hashlib.sha256()
-    for value in values:
-        value = value.as_subclass(Tensor).numpy() if isinstance(value, Tensor) else value
-        array = value if isinstance(value, np.ndarray) else np.array(f"{value}")
-        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
+        return digest([digest(vars(self[i])) for i in range(len(self))])
 
 
 @dataclass

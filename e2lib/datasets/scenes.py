@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -45,25 +44,22 @@ class SceneObject:
 
     cutout: int  # index into cutouts(...)
     label: int  # index into the data set's classes
-    x: float
-    y: float
-    w: float
-    h: float
+    place: tuple[float, float, float, float]  # x, y, width, height
     area: float  # opaque, of the image's area
     flip: bool
     brightness: int  # in per cent
 
     def box(self, size: int) -> tuple[int, int, int, int]:
         """Where the whole cut-out lies in an image of size x size pixels, xyxy; later objects may hide some of it."""
-        w, h = (max(1, round(side * size)) for side in (self.w, self.h))
-        x, y = min(round(self.x * size), size - w), min(round(self.y * size), size - h)
+        x, y, w, h = (round(value * size) for value in self.place)
+        w, h = max(1, w), max(1, h)
+        x, y = min(x, size - w), min(y, size - h)
         return x, y, x + w, y + h
 
     def overlap(self, other: "SceneObject") -> float:
         """Area that the boxes of two objects share, of the image's area."""
-        w = min(self.x + self.w, other.x + other.w) - max(self.x, other.x)
-        h = min(self.y + self.h, other.y + other.h) - max(self.y, other.y)
-        return max(w, 0) * max(h, 0)
+        (x, y, w, h), (x2, y2, w2, h2) = self.place, other.place
+        return max(min(x + w, x2 + w2) - max(x, x2), 0) * max(min(y + h, y2 + h2) - max(y, y2), 0)
 
 
 @dataclass(frozen=True)
@@ -142,12 +138,11 @@ def _between(bounds, u):
 
 @dataclass(eq=False)
 class _Composed(Samples):
-    """What Scenes and SceneBirds share. `_choose` gives backgrounds, context, cut-outs and labels, group."""
+    """What Scenes and SceneBirds share. `_choose` gives backgrounds, context, cut-outs and labels, group.
 
-    kind: ClassVar[str]  # first part of every item's name
-    stream: ClassVar[int]  # differs between the data sets, so that none repeats another's random numbers
-    area: ClassVar[tuple[float, float]]  # square root of an object's opaque area, of the image side
-    least: ClassVar[float]  # value of `correlation`
+    Each has its `kind`, the first part of every item's name; `stream`, of its random numbers; `area`, the bounds of the
+    square root of an object's opaque area, of the image side; `least`, the lowest value of `correlation`.
+    """
 
     split: str  # train, val, test or test_unseen
     length: int
@@ -188,7 +183,7 @@ class _Composed(Samples):
         return f"{self} {_made_of()}"
 
     def _place(self, objects, random) -> list[SceneObject]:
-        """Draw cut-outs and places so that each object lies inside the image and stays at least half visible."""
+        """Draw cut-outs and places. Each object lies inside the image and stays at least half visible."""
         placed = []
         for pool, label in objects:
             cutout = _pick(pool, random())
@@ -197,8 +192,8 @@ class _Composed(Samples):
             look = random() < 0.5, int(_between(BRIGHTNESS, random()))
             while True:
                 w, h = (longest / max(picture.size) * side for side in picture.size)
-                x, y, area = random() * (1 - w), random() * (1 - h), (longest / elongation) ** 2
-                tried = [*placed, SceneObject(cutout, label, x, y, w, h, area, *look)]
+                place = random() * (1 - w), random() * (1 - h), w, h
+                tried = [*placed, SceneObject(cutout, label, place, (longest / elongation) ** 2, *look)]
                 hidden = [sum(map(one.overlap, tried[k + 1 :])) for k, one in enumerate(tried)]
                 if all(part <= COVERED * one.area for part, one in zip(hidden, tried, strict=True)):
                     break

@@ -14,7 +14,8 @@ from torchvision import tv_tensors
 
 from e2lib.boxes import dilate
 from e2lib.datasets.files import Transform, check_value
-from e2lib.datasets.sample import Sample, Samples, hash_of
+from e2lib.datasets.sample import Sample, Samples
+from e2lib.disk import digest
 
 
 class Selection(Samples):
@@ -36,7 +37,7 @@ class Selection(Samples):
         return torch.from_numpy(np.stack(shown, 1).astype(np.uint8))
 
     def fingerprint(self) -> str:
-        return hash_of([self.dataset.fingerprint(), self.indices, self.annotated])
+        return digest([self.dataset.fingerprint(), self.indices, self.annotated])
 
     def __len__(self) -> int:
         return len(self.indices)

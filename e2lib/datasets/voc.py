@@ -31,7 +31,6 @@ class VOC(FileDataset):
     root holds VOCdevkit/VOC<year>, or itself JPEGImages, Annotations and ImageSets/Main; split is any list in the last.
     By default `classes` are the lines of a file classes.txt beside Annotations, as `export_voc` writes it, else VOC's
     own. SegmentationClass numbers them from 1.
-    Raises FileNotFoundError naming what is missing, ValueError naming the file of an annotation that is wrong.
 
     Notes: objects marked difficult keep box and label. VOC does not segment them, so their masks are empty.
     """

@@ -20,7 +20,6 @@ class Waterbirds(FileDataset):
 
     `task`, "bird" or "place", is what is to be classified. The boxes are the bird's in both, and carry the label.
     `variant` is the name of the waterbird_* folder where root has several.
-    Raises FileNotFoundError naming what is missing, ValueError naming the file, row and column that is wrong.
     """
 
     layout = "waterbird_*/metadata.csv with its images, and CUB_200_2011/bounding_boxes.txt"
