@@ -5,7 +5,7 @@ import importlib
 __version__ = "0.1.0"
 _HOMES = dict(Distill="distillation", Guide="guidance", evaluate="training", explain="attribution", fit="training")
 __all__ = [*_HOMES, "attribution", "boxes", "datasets", "disk", "distillation", "features", "figures", "frozen"]
-__all__ += ["groups", "guidance", "memory", "metrics", "models", "pareto", "training"]
+__all__ += ["groups", "guidance", "metrics", "models", "pareto", "training"]
 
 
 def __getattr__(name):

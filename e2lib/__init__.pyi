@@ -10,7 +10,6 @@ from e2lib import (
     frozen,
     groups,
     guidance,
-    memory,
     metrics,
     models,
     pareto,
@@ -25,4 +24,4 @@ from e2lib.training.evaluate import evaluate
 __version__: str
 __all__ = ["Distill", "Guide", "evaluate", "explain", "fit"]
 __all__ += ["attribution", "boxes", "datasets", "disk", "distillation", "features", "figures", "frozen", "groups"]
-__all__ += ["guidance", "memory", "metrics", "models", "pareto", "training"]
+__all__ += ["guidance", "metrics", "models", "pareto", "training"]

@@ -1,11 +1,14 @@
-"""Files that are there whole or not at all, and what is computed once and kept."""
+"""What is kept: files, whole or not at all; what is computed once; the memory that tensors free."""
 
 import ast
 import contextlib
+import ctypes
+import functools
 import hashlib
 import json
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +40,15 @@ def write(path: Path, text: str) -> None:
 
 
 def digest(value: Any, length: int = 16) -> str:
-    """Hex digits that tell a JSON value from others."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+    """Hex digits that tell a JSON value from others. Arrays and tensors in it count by type, shape and bytes."""
+
+    def text(x):
+        if not hasattr(x, "__array__"):
+            return str(x)
+        array = x.__array__()
+        return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=text).encode()).hexdigest()[:length]
 
 
 def digest_of_files(paths: Iterable[Path]) -> str:
@@ -57,10 +67,9 @@ def essence(source: str) -> str:
 
 
 def once(path: Path, make: Callable[[Path], None], wait: bool = True) -> Path:
-    """Return `path`; where it does not exist, `make(temporary path)` writes it, in one process while others wait.
+    """Return `path`, named by a `digest` of what goes in; where it is missing, one process runs make(temporary path).
 
-    The name of `path` should hold a `digest` of all that went in. Without `wait`, a path that another process is making
-    is skipped. To share many, go through all without waiting, then once more with waiting.
+    Others `wait` for it, or skip it. To share many, go through all without waiting, then once more with waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -73,3 +82,15 @@ def once(path: Path, make: Callable[[Path], None], wait: bool = True) -> Path:
                 with replacing(path) as part:
                     make(part)
     return path
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Tell glibc to keep what tensors free for the next ones; nothing happens with another C library.
+
+    The system clears new memory page by page: with it, convolutional networks run 2 to 4 times as long on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX of malloc.h
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

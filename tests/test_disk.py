@@ -4,8 +4,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+import torch
 from filelock import Timeout
+from torchvision import tv_tensors
 
 from e2lib import disk
 
@@ -63,3 +66,14 @@ def test_a_timeout_while_a_file_is_made_is_not_hidden(tmp_path):
 
     with pytest.raises(Timeout):
         disk.once(tmp_path / "a.txt", make)
+
+
+def test_arrays_and_tensors_count_by_type_shape_and_bytes():
+    values = np.zeros((2, 3)), np.zeros((3, 2)), np.zeros((2, 3), np.int64), np.eye(2, 3), torch.zeros(2, 3), "0"
+    digests = [disk.digest([value]) for value in values]
+    assert len(set(digests)) == 6 and disk.digest([torch.zeros(2, 3).double()]) == digests[0]
+    large = np.zeros(10_000)
+    first = disk.digest({"a": large})
+    large[5000] = 1  # which NumPy's text leaves out
+    assert disk.digest({"a": large}) != first
+    assert disk.digest([tv_tensors.Image(torch.ones(3, 2, 2))]) == disk.digest([torch.ones(3, 2, 2)])

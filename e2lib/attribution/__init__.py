@@ -19,7 +19,7 @@ from e2lib.attribution.double_backward import Exact
 from e2lib.attribution.forward import as_grid, bare, grid_size, logits_of, modes_restored, module_at, predict
 from e2lib.attribution.methods import METHODS, Method, reproducible, trainable
 from e2lib.datasets.sample import ROUNDING
-from e2lib.memory import keep_memory
+from e2lib.disk import keep_memory
 
 __all__ = ["METHODS", "Exact", "Explanation", "Method", "against_others", "as_grid", "bare", "dynamic_weights"]
 __all__ += ["explain", "grid_size", "logits_of", "modes_restored", "module_at", "predict", "trainable"]

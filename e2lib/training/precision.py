@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from e2lib.memory import keep_memory
+from e2lib.disk import keep_memory
 
 SMALL = 1_000_000  # parameters; networks with fewer gain nothing from bfloat16 on a CPU
 

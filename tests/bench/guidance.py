@@ -19,8 +19,8 @@ from torch import nn
 from tqdm import tqdm
 
 from e2lib import datasets, models, training
+from e2lib.disk import keep_memory
 from e2lib.guidance import Guide
-from e2lib.memory import keep_memory
 from tests.bench.readme import Row
 
 SIZE, BATCH, ROUNDS = 224, 8, 7
