@@ -1,7 +1,4 @@
-"""How good the classifier is: torchmetrics of logits and labels. NaN among logits is a ValueError in each of them.
-
-For the accuracy of single-label data without groups take `torchmetrics.classification.MulticlassAccuracy`.
-"""
+"""How good the classifier is: torchmetrics of logits and labels. NaN among logits is a ValueError in each of them."""
 
 from collections.abc import Sequence
 
@@ -101,18 +98,13 @@ class GroupAccuracy(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The accuracies so far; empty before the first image."""
-        hits, images = self.counts
-        here = images > 0
-        if not here.any():
-            return {}
-        rate = hits.double() / images.clamp(min=1)
-        result = {"accuracy": hits.sum() / images.sum()}
-        result |= {"worst group": rate[here].min(), "mean of groups": rate[here].mean()}
+        hits, images = self.counts.double()
+        rate, here = hits / images.clamp(min=1), (images > 0).double()
+        weights = {"accuracy": images, "mean of groups": here}
         if self.seen is not None:
-            seen = self.seen.to(rate.device)
-            if (weights := seen * here).any():
-                result["adjusted mean"] = (weights * rate).sum() / weights.sum()
-            for name, pool in (("in distribution", here & (seen > 0)), ("out of distribution", here & (seen == 0))):
-                if pool.any():
-                    result[name] = hits[pool].sum() / images[pool].sum()
-        return result | {name: rate[g] for g, name in enumerate(self.groups) if here[g]}
+            seen = self.seen.to(here)
+            weights |= {"adjusted mean": seen * here, "in distribution": images * (seen > 0)}
+            weights |= {"out of distribution": images * (seen == 0)}
+        worst = {"worst group": rate[here > 0].min()} if here.any() else {}
+        means = {name: (w * rate).sum() / w.sum() for name, w in weights.items() if w.any()}
+        return worst | means | {name: rate[g] for g, name in enumerate(self.groups) if here[g]}

@@ -97,12 +97,11 @@ def check_maps(name: str, maps: Tensor, shape: Sequence[int] = ()) -> None:
 class Average(Metric):
     """Mean of `function` over pairs of an image and a class, or over images, of all batches and processes.
 
-    function: of what `update` is given -> one value per pair, (B, K, *size), or per image, (B,). The `name` says what
-    it measures. It differs in each metric of a MetricCollection, which shares states that seem equal.
+    function: of what `update` is given -> one value per pair, (B, K, *size), or per image, (B,). The `name` differs in
+    each metric of a MetricCollection, which shares states that seem equal.
     """
 
     full_state_update = False
-    pairs: Tensor
 
     def __init__(self, function: Callable[..., Tensor], name: str, size: Sequence[int] = ()):
         super().__init__()
