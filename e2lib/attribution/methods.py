@@ -40,9 +40,6 @@ def straight_line(a: Tensor, steps: int) -> Iterable[tuple[Tensor, float]]:
     return (((float(t) + 1) / 2 * a, float(w) / 2) for t, w in zip(nodes, weights, strict=True))
 
 
-# ---- of the score alone
-
-
 def occlusion(score: Score, x: Tensor, steps: int) -> Tensor:
     """What the score loses under a zero window, a quarter of the image wide, averaged over the windows on a pixel."""
     # Channels are hidden together, so each of them holds the whole loss.

@@ -1,7 +1,4 @@
-"""Does a map show what the network uses? Pixels that are deleted or inserted, and sanity checks of explanations.
-
-The checks ask whether maps depend on what the network learned, and whether they move with the image.
-"""
+"""Does a map show what the network uses? Deletion and insertion of pixels, and sanity checks of explanations."""
 
 import copy
 from collections.abc import Callable
@@ -31,14 +28,12 @@ class DeletionInsertion(NamedTuple):
 def deletion_insertion(
     model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, steps: int = 20, multilabel: bool = False
 ) -> DeletionInsertion:
-    """Probability of the target as pixels vanish or appear, those of largest attribution first.
+    """Probability of the target as pixels vanish or appear, those of largest attribution first (RISE, Petsiuk 2018).
 
-    RISE, Petsiuk et al., BMVC 2018. A faithful map has a small deletion area and a large insertion area.
-
-    The model runs in eval mode, on all images (B, 3, H, W) at once, in [0, 1] and at least 6 pixels a side. Maps are
-    (B, 1, H, W) float; equal pixels go in reading order. Targets are classes, int64 (B,). The pixels change in `steps`
-    equal shares. The probability is the softmax, with `multilabel` the sigmoid, of the logit. Raises ValueError for
-    other input, and for NaN among logits.
+    A faithful map has a small deletion area and a large insertion area. The model runs in eval mode, on all images
+    (B, 3, H, W) at once, in [0, 1] and at least 6 pixels a side. Maps are (B, 1, H, W) float; equal pixels go in
+    reading order. Targets are classes, int64 (B,). The pixels change in `steps` equal shares. The probability is the
+    softmax, with `multilabel` the sigmoid, of the logit. ValueError for other input, and for NaN among logits.
 
     Notes: deleted pixels take the mean colour of their image; in the authors' code that of the data set. Insertion
     starts, as there, from the image blurred by an 11 x 11 Gaussian of σ = 5 pixels (here with reflected borders).
@@ -109,9 +104,9 @@ def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], s
     """Similarity of a model's maps to those of copies whose stages are randomised one after the other, last first.
 
     Cascading randomisation, Adebayo et al., NeurIPS 2018: maps that stay similar do not show what the model learned.
-    The model has `depths`, or children that are registered in the order they run. It stays as it was, and so do the
-    random number generators: every call of `explain_fn`, from a model to maps (B, K, H, W) of the same images and
-    targets, sees the same random numbers of PyTorch. `seed` is that of the new weights.
+    The model has `depths`, or children that are registered in the order they run. It stays as it was. Every call of
+    `explain_fn`, from a model to maps (B, K, H, W) of the same images and targets, sees the same random numbers of
+    PyTorch, whose generators stay too. `seed` is that of the new weights.
 
     Returns `rank_correlation` (B, K) with the maps of `model`: "none" (nothing is randomised), then named by the stage
     that was added last: "logits" (all after the last depth), "Final" (all after Mid3), …, "Mid1" (everything).

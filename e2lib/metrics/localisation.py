@@ -13,7 +13,6 @@ from torchmetrics import Metric
 from e2lib.datasets.files import check_value
 
 NOTHING = 1e-30  # a map that is nowhere larger is an all-zero map
-THRESHOLDS = tuple(t / 20 for t in range(20))
 
 
 def epg(maps: Tensor, masks: Tensor) -> Tensor:
@@ -27,13 +26,20 @@ def on_object_epg(maps: Tensor, boxes: Tensor, segments: Tensor) -> Tensor:
     return epg(_positive(maps, boxes=boxes, segments=segments) * boxes, segments)
 
 
-def iou(maps: Tensor, masks: Tensor, threshold: float) -> Tensor:
+def iou(maps: Tensor, masks: Tensor, threshold: float | Sequence[float]) -> Tensor:
     """Intersection over union, in [0, 1], of the mask with the pixels where A⁺ / max A⁺ > threshold, in [0, 1).
 
-    Notes: the paper chooses the threshold on held-out data, see `IoUCurve`. A fixed 0.5 misleads at Input: so few
-    pixels reach half the maximum that the IoU is near 0 whatever the map shows.
+    T increasing thresholds give (B, K, T). Notes: the paper chooses the threshold on held-out data, see `IoUCurve`. A
+    fixed 0.5 misleads at Input: so few pixels reach half the maximum that the IoU is near 0 whatever the map shows.
     """
-    return _ious(maps, masks, _increasing([threshold]))[..., 0]
+    thresholds = _increasing(threshold if isinstance(threshold, Sequence) else [threshold])
+    positive, inside = _positive(maps, masks=masks).flatten(2), masks.flatten(2).float()
+    exceeded = torch.bucketize(positive, positive.new_tensor(thresholds))  # by each pixel: 0 to T of the thresholds
+    none = inside.new_zeros(*inside.shape[:2], len(thresholds) + 1)
+    counts = (none.scatter_add(2, exceeded, pixels) for pixels in (inside, 1 - inside))
+    hits, misses = (count.flip(2).cumsum(2).flip(2)[..., 1:] for count in counts)  # above each threshold
+    found = hits / (misses + inside.sum(2, keepdim=True)).clamp(min=1)
+    return found if isinstance(threshold, Sequence) else found[..., 0]
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
@@ -43,16 +49,6 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
     """
     positive = _positive(maps, masks=masks)
     return ((positive * masks).amax((2, 3)) > (positive * ~masks).amax((2, 3))).to(positive.dtype)
-
-
-def _ious(maps: Tensor, masks: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """`iou` at each of T increasing thresholds: (B, K, T)."""
-    positive, inside = _positive(maps, masks=masks).flatten(2), masks.flatten(2).float()
-    exceeded = torch.bucketize(positive, positive.new_tensor(thresholds))  # by each pixel: 0 to T of the thresholds
-    none = inside.new_zeros(*inside.shape[:2], len(thresholds) + 1)
-    counts = (none.scatter_add(2, exceeded, pixels) for pixels in (inside, 1 - inside))
-    hits, misses = (count.flip(2).cumsum(2).flip(2)[..., 1:] for count in counts)  # above each threshold
-    return hits / (misses + inside.sum(2, keepdim=True)).clamp(min=1)
 
 
 def _increasing(thresholds: Sequence[float]) -> list[float]:
@@ -146,10 +142,9 @@ def IoU(threshold: float) -> Average:
 class IoUCurve(Average):
     """Mean `iou` (T,) at each of T increasing thresholds, by default 0, 0.05, …, 0.95, in one pass over the data."""
 
-    def __init__(self, thresholds: Sequence[float] = THRESHOLDS):
+    def __init__(self, thresholds: Sequence[float] = tuple(t / 20 for t in range(20))):
         self.thresholds = _increasing(thresholds)
-        function = partial(_ious, thresholds=self.thresholds)
-        super().__init__(function, f"IoU {self.thresholds}", [len(self.thresholds)])
+        super().__init__(partial(iou, threshold=self.thresholds), f"IoU {self.thresholds}", [len(self.thresholds)])
 
     def best_threshold(self) -> float:
         """The threshold of the largest mean IoU, the lowest of equals. Raises ValueError when no pair was seen."""

@@ -16,7 +16,7 @@ from e2lib.datasets import collate
 from e2lib.datasets.files import check_value
 from e2lib.metrics import EPG, F1, METRICS, Average, GroupAccuracy, IoUCurve, MeanAP, OnObjectEPG
 from e2lib.metrics.accuracy import check_logits
-from e2lib.metrics.localisation import THRESHOLDS, wide
+from e2lib.metrics.localisation import wide
 from e2lib.training.precision import formed
 from e2lib.training.processes import processes
 
@@ -47,11 +47,11 @@ def evaluate(
     Several processes (`processes`) share the images, and all get all scores. torch's generator stays as it was.
 
     With a `method` of `explain` each class that is present is explained at the depth `at`; without one only accuracy
-    is measured. The threshold of the IoU is in [0, 1). By default the one that is best on `dataset` is used. For test
-    data give the one chosen on validation data. The teacher is a network of the same classes, or its logits (N, C) in
-    the order of `dataset`. `contrast` and `outside` are those of `guidance.Guide`, `seen` that of
-    `metrics.GroupAccuracy`, and `precision` that of `fit`, but methods of the score alone (`attribution.Method`) run in
-    float32. On a CPU fewer large images are explained at once than `batch_size`.
+    is measured. The threshold of the IoU, in [0, 1), is by default the one that is best on `dataset`. For test data
+    give the one chosen on validation data. The teacher is a network of the same classes, or its logits (N, C) in the
+    order of `dataset`. `contrast` and `outside` are those of `guidance.Guide`, `seen` that of `metrics.GroupAccuracy`,
+    and `precision` that of `fit`; methods `of_score` run in float32. A CPU explains fewer large images at once than
+    `batch_size`.
 
     `metrics` are names of `metrics.METRICS`, or functions by name. The parameters of a function say what it is given:
     maps (B, K, H, W) of the K classes explained per image; masks, where they are to lie; boxes and segments of these
@@ -59,14 +59,12 @@ def evaluate(
     images; model. One with a default may be missing, as segments are in a batch without any. It returns a value per
     image, (B,), or per image and class, (B, K).
 
-    Returns:
-        F1 and mAP. For single-label data "accuracy", of the top class, and with groups what `GroupAccuracy` returns.
-        With a teacher "agreement", the share of images on which both have the same top class (Parchami-Araghi
-        et al., ECCV 2024, section 4), and for data with groups "agreement, out of distribution" and the like. With a
-        method EPG, IoU and its "IoU threshold" (a fraction), averaged over pairs of an image and a present class with
-        boxes, and "on-object EPG" where the data has segmentation masks, soft ones from 0.5 on. Each of `metrics`,
-        averaged over images where it returns (B,), over the pairs whose masks are not empty where it returns (B, K).
-
+    Returns F1 and mAP. For single-label data "accuracy", of the top class, and with groups what `GroupAccuracy`
+    returns. With a teacher "agreement", the share of images on which both have the same top class (Parchami-Araghi
+    et al., ECCV 2024, section 4), and for data with groups "agreement, out of distribution" and the like. With a
+    method EPG, IoU and its "IoU threshold" (a fraction), averaged over pairs of an image and a present class with
+    boxes, and "on-object EPG" where the data has segmentation masks, soft ones from 0.5 on. Each of `metrics`,
+    averaged over images where it returns (B,), over the pairs whose masks are not empty where it returns (B, K).
     Raises ValueError for wrong arguments, and where nothing can be measured, as with a method on data without boxes.
     """
     rank, world = processes()
@@ -144,12 +142,11 @@ def evaluate(
 
 def _averages(method: str | None, threshold: float | None, metrics) -> dict[str, Average]:
     """What is averaged over the data, by name: of a method EPG, IoU and on-object EPG, and the further metrics."""
-    given, thresholds = GIVEN if method else GIVEN[:-1], THRESHOLDS if threshold is None else [threshold]
-    found = {"EPG": EPG(), "IoU": IoUCurve(thresholds), "on-object EPG": OnObjectEPG()} if method else {}
+    given, curve = GIVEN if method else GIVEN[:-1], IoUCurve() if threshold is None else IoUCurve([threshold])
+    found = {"EPG": EPG(), "IoU": curve, "on-object EPG": OnObjectEPG()} if method else {}
     functions = metrics if isinstance(metrics, Mapping) else {name: METRICS.get(name) for name in metrics}
     for name, function in functions.items():
-        known = name in SCORES or name in found and function is not METRICS[name]
-        check_value(not known, "metric", name, "another name: evaluate reports a score of this one")
+        check_value(name not in SCORES, "metric", name, "another name: evaluate reports a score of this one")
         check_value(callable(function), "metric", name, f"one of {', '.join(METRICS)}, or {{name: function}}")
         for p in inspect.signature(function).parameters.values():
             if p.default is p.empty and p.name not in given:
