@@ -87,12 +87,11 @@ class Guide:
     """A training step: classification(logits, labels) + λ · L_loc(A_c, M_c) (Rao et al., section 3).
 
     In every image that is `annotated`, one class c is drawn uniformly (by torch's global generator) from those that
-    have boxes. Only these images are explained. The network runs in eval mode, so that a map depends on its image alone
-    and one forward pass serves logits and map. A batch without boxes is trained without guidance. A warning follows if
-    no box has come where `fraction` leads one to expect 20.
+    have boxes. Only these images are explained, in eval mode: a map depends on its image alone, and one forward pass
+    serves logits and map. A warning follows if no box has come where `fraction` leads one to expect 20.
 
     L_loc of a batch is its sum over annotated images divided by their expected number, fraction · B. Averaged over
-    batches this is unbiased, even if a batch holds no annotated image; λ does not depend on B.
+    batches this is unbiased, even if some hold no annotated image; λ does not depend on B.
 
     Args:
         loss: a name of `LOSSES`, or such a function.
@@ -100,8 +99,8 @@ class Guide:
         at: the depth, or path of a module, that is explained.
         weight: λ, 0 or more; 0 trains the baseline, in the same way without explaining.
         fraction: of the data's images that are annotated, in (0, 1].
-        absolute: take |A| for A in the loss. Grad-CAM's maps can escape a strong energy loss by becoming zero, where
-            there is no gradient; |IxG| at Final, which is Grad-CAM before its ReLU, cannot.
+        absolute: take |A| for A in the loss. Grad-CAM can escape a strong energy loss by a zero map, which has no
+            gradient; |IxG| at Final, which is Grad-CAM before its ReLU, cannot.
         contrast: explain the class's logit less the mean of the others: why this class rather than another.
         outside: take the complement of M, for classes that are told by what surrounds the object in the box.
         dropout: share of the explained layer's channels set to zero, anew for each image, in [0, 1); 0 for tokens.
@@ -110,8 +109,7 @@ class Guide:
         keep_modes: leave each module in train or eval mode, for norm layers that still learn statistics. One pass then
             takes the whole batch, and maps before such a layer depend on all of its images.
 
-    Raises ValueError for a value out of range, and when called for a network in DistributedDataParallel, which belongs
-    around `training.StepModule`.
+    Raises ValueError for a value out of range, and for a network in DistributedDataParallel: see `training.StepModule`.
 
     Notes: the authors' code sums L_loc over the batch, with a weight λ_sum. λ = λ_sum · fraction · B gives the same
     gradient: 5e-4 ... 5e-3 at B = 64 with all boxes are λ = 0.032 ... 0.32.
@@ -143,7 +141,7 @@ class Guide:
         check_value(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
     def settings(self) -> dict[str, str | float | bool]:
-        """The fields, with the names of functions in place of functions."""
+        """The fields, functions by their names."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: getattr(value, "__qualname__", value) for name, value in values.items()}
 
@@ -153,8 +151,7 @@ class Guide:
     def fingerprint(self) -> str:
         """Tells a training with this step from others: by its settings, and the code of functions that they name."""
         named = ((LOSSES, self.loss), (METHODS, self.method), (CLASSIFICATION, self.classification))
-        values = [getattr(self, field.name) for field in fields(self)]
-        return fingerprint([*values, *(table.get(name) for table, name in named)])
+        return fingerprint([self.settings(), *(table.get(name, name) for table, name in named)])
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, scalars: classification, and guidance (weighted by λ)."""
@@ -213,10 +210,10 @@ class Guide:
 
 @torch.no_grad()
 def ceiling(model: nn.Module, dataset: Dataset, at: str = "Input", batch_size: int = 64) -> float:
-    """EPG, in per cent, of maps that fill the boxes as well as a layer's resolution allows, on `dataset`.
+    """EPG, in per cent, of maps that fill the boxes as well as a layer's cells allow; 100 at Input.
 
-    Such a map is the box mask, averaged over each cell of the layer's grid and resized as by `explain`. At Input it is
-    100. A map that keeps to the middle of large boxes can score higher.
+    Such a map is the box mask, averaged over each cell and resized as by `explain`. A map that keeps to the middle of
+    large boxes can score higher.
     """
     metric = EPG()
     grid = grid_size(model, collate([dataset[0]]).images.to(next(model.parameters()).device), at)

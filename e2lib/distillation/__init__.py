@@ -73,8 +73,7 @@ TERMS: dict[str, Term] = {
 class Distill(nn.Module):
     """A training step that distils: the sum of terms of `TERMS`, each with its weight λ.
 
-    One forward pass of the student, in its own modes, serves all terms. What terms learn is part of this module, which
-    `fit` trains and saves.
+    One forward pass of the student, in its own modes, serves all terms. `fit` trains and saves what terms learn.
 
     Args:
         teacher: is copied; None: logits and maps come with the batch (`frozen.freeze`).
@@ -84,13 +83,13 @@ class Distill(nn.Module):
         temperature: τ > 0 of the terms that have one.
         method, at: as for `explain`; method "weights" compares W(x) of B-cos networks, all six channels.
         every: explanations are compared in steps 0, every, 2·every, …; in the others their terms are 0.
-        contrast: explain how the teacher's top class differs from the others, as `guidance.Guide` does.
+        contrast: as for `guidance.Guide`, of the teacher's top class.
         teacher_size: pixels a side to which images are resized for the teacher; None: as they are.
         count: of images in the training data, for `crd`.
         mixup: α ≥ 0 of the Beta distribution that mixes images and labels (Zhang et al., ICLR 2018); 0: no mixing.
 
-    Raises ValueError for values out of range, and for networks that a term cannot compare. A step raises it for a
-    student in DistributedDataParallel, which belongs around `training.StepModule`.
+    Raises ValueError for values out of range, networks that a term cannot compare, and a student in
+    DistributedDataParallel: see `training.StepModule`.
     """
 
     def __init__(
@@ -126,13 +125,13 @@ class Distill(nn.Module):
         self.explaining = [name for name, term in terms.items() if term.of == "explanation"]
         self.taught = [name for name, term in terms.items() if "teacher" in term.asks or term.of == "explanation"]
         deep = [name for name, term in terms.items() if term.of in ("features", "maps")]
-        if every > 1 and len(self.explaining) == len(terms):
-            what = f"every is {every}, but all terms ({', '.join(terms)}) compare explanations"
-            raise ValueError(f"{what}: the other steps would train nothing; set every=1 or add a term")
-        if count is None and (needs := [name for name, term in terms.items() if "count" in term.asks]):
-            raise ValueError(f"count is None; {', '.join(needs)} needs the number of images in the training data")
-        if teacher is None and (needs := [name for name in self.taught if mixup or name in deep]):
-            raise ValueError(f"teacher is None; {', '.join(needs)} needs it, for its features or for mixed images")
+        right = every == 1 or len(self.explaining) < len(terms)
+        check_value(right, "every", every, "1 where all terms compare explanations: other steps would train nothing")
+        needs = [name for name, term in terms.items() if "count" in term.asks]
+        check_value(count or not needs, "count", count, f"the number of training images, for {', '.join(needs)}")
+        needs = [name for name in self.taught if mixup or name in deep]
+        right = teacher is not None or not needs
+        check_value(right, "teacher", teacher, f"given, as features and mixed images need it, for {', '.join(needs)}")
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # In a list, so that it is no part of this module: neither trained nor saved.
         self.teachers = [] if teacher is None else [copy.deepcopy(bare(teacher)).requires_grad_(False).eval()]
@@ -228,9 +227,7 @@ def top_class(contrast: bool = False) -> Callable[[Tensor], Tensor]:
     return lambda z: against_others(z.argmax(1), z.shape[1])[:, 0] if contrast else z.argmax(1)
 
 
-def explanation(
-    model: nn.Module, images: Tensor, targets: Targets, method: str, at: str, create_graph: bool = False
-) -> tuple[Tensor, Tensor]:
+def explanation(model: nn.Module, images: Tensor, targets: Targets, method: str, at: str, create_graph: bool = False):
     """Logits and maps (B, K, H, W) of one target per image, by a method of `Distill`; all modules keep their modes."""
     if method == "weights":
         return dynamic_weights(model, images, targets, create_graph, keep_modes=True)
@@ -241,7 +238,7 @@ def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None)
     """Class activation maps (B, C, h, w): the classifier applied to every cell of the features at Final (B, D, h, w).
 
     Their mean over cells is the logits less the bias (Zhou et al., CVPR 2016). ValueError where no linear layer makes
-    them, and `logits`, if given, of the features' mean. B-cos networks average after that layer.
+    `logits`, if given, of the features' mean. B-cos networks average after that layer.
     """
     if getattr(model, "is_bcos", False):
         path = head_prefixes(model.net)[0].removesuffix(".").removesuffix(".linear")

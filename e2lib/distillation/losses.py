@@ -50,10 +50,10 @@ def multi_label_kd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -
 def dkd(
     student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0, alpha: float = 1.0, beta: float = 8.0
 ) -> Tensor:
-    """α TCKD + β NCKD ≥ 0, times τ² (Zhao et al.: Decoupled Knowledge Distillation, CVPR 2022).
+    """τ² (α TCKD + β NCKD) ≥ 0 for one label y per image, int64 (B,) or one-hot (B, C) (DKD, Zhao et al., CVPR 2022).
 
-    TCKD is the divergence of (p_y, 1 − p_y), NCKD that of the softmax over the classes other than y: one label per
-    image, int64 (B,) or one-hot (B, C). With α = 1 and the teacher's 1 − p_y as β, it is `kd`.
+    TCKD is the divergence of (p_y, 1 − p_y), NCKD that of the softmax over the other classes. With α = 1 and the
+    teacher's 1 − p_y as β, it is `kd`.
     """
     student, teacher = _logits(student, teacher, temperature)
     target = F.one_hot(labels, student.shape[1]).bool() if labels.ndim == 1 else labels == 1
@@ -70,8 +70,8 @@ def dkd(
 def dist(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """τ² (inter + intra) ≥ 0, a scalar, of p = softmax(z/τ) (Huang et al.: DIST, NeurIPS 2022, both weights 1).
 
-    Inter is 1 − Pearson's correlation over classes, averaged over images. Intra is the same over images, averaged over
-    classes. A constant vector has correlation 0.
+    Each is the mean of 1 − Pearson's correlation: inter over the classes, intra over the images. A constant vector has
+    correlation 0.
     """
     student, teacher = (z.softmax(1) for z in _logits(student, teacher, temperature))
     pairs = (student, teacher), (student.T, teacher.T)
@@ -116,15 +116,14 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def crd(student: Tensor, teacher: Tensor, images: int, temperature: float = 0.1) -> Tensor:
-    """Contrastive representation distillation (Tian, Krishnan, Isola, ICLR 2020): which pairs are of one image?
+    """−log h(s_i, t_i) − Σ_j≠i log(1 − h(s_i, t_j)), and the same with s and t exchanged (CRD, Tian et al., ICLR 2020).
 
-    −log h(s_i, t_i) − Σ_j≠i log(1 − h(s_i, t_j)), and the same with s and t exchanged. Here
     h = e^(s·t/τ) / (e^(s·t/τ) + N/M) of embeddings (B, D) over their norms, N = B − 1, and M = `images` in the training
-    data. Both embeddings are learned: the teacher's get a gradient too. Notes: the paper draws 16,384 negatives from a
-    memory; here they are the other images of the batch.
+    data. The teacher's embeddings get a gradient too. It is 0 for one image. Notes: the paper draws 16,384 negatives
+    from a memory; here they are the other images of the batch.
     """
-    right = student.ndim == 2 and student.shape == teacher.shape and len(student) > 1
-    student, teacher = _checked(right, "embeddings", student, teacher, "(B, D), B at least 2")
+    right = student.ndim == 2 and student.shape == teacher.shape
+    student, teacher = _checked(right, "embeddings", student, teacher, "(B, D)")
     with torch.autocast(student.device.type, enabled=False):  # which would multiply in half precision
         scores = _unit(student) @ _unit(teacher).T / temperature  # (B, B)
     scores = scores - torch.log(torch.tensor((len(student) - 1) / images, device=scores.device))
@@ -145,7 +144,7 @@ class Hint(nn.Module):
 
 
 class Contrast(nn.Module):
-    """`crd` of the features' means at the first depth, each embedded in 128 numbers; 0 for a batch of one image."""
+    """`crd` of the features' means at the first depth, each embedded in 128 numbers by a linear layer."""
 
     def __init__(self, widths: Sequence[tuple[int, int]]):
         super().__init__()
@@ -153,16 +152,14 @@ class Contrast(nn.Module):
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], count: int) -> Tensor:
         student, teacher = (layer(x[0].mean((2, 3))) for layer, x in zip(self.embed, (student, teacher), strict=True))
-        if len(student) == 1:  # there are no negatives, but DistributedDataParallel wants every gradient
-            return 0 * (student + teacher).sum(1)
         return crd(student, teacher, count)
 
 
 class Review(nn.Module):
-    """ReviewKD (Chen et al., CVPR 2021): deeper features review finer ones; the sum of `hierarchical_context`.
+    """ReviewKD (Chen et al., CVPR 2021): the sum of `hierarchical_context` at all depths, from the deepest on.
 
-    From the deepest depth on, the student's features pass a 1 x 1 convolution. Two learned attention maps mix them with
-    what came from the deeper depths. The mixture passes a 3 x 3 convolution and is compared with the teacher's.
+    At each, two learned attention maps mix the student's features, after a 1 x 1 convolution, with the mixture before.
+    The mixture passes a 3 x 3 convolution and is compared with the teacher's features.
     """
 
     def __init__(self, widths: Sequence[tuple[int, int]]):

@@ -46,7 +46,7 @@ _TRUNKS = {
 
 
 class Normalize(nn.Module):
-    """Normalised image (x - mean) / std per channel, (B, 3, H, W); a module, so that its output is a guidance depth."""
+    """(x - mean) / std per channel of images (B, 3, H, W); a module, so that its output can be explained."""
 
     def __init__(self, mean, std):
         super().__init__()
@@ -105,8 +105,8 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
         weights: None; "imagenet" (efficientnet_lite*); "scenes" (bcos_scenes); or a file with the net's tensors, as by
             `save` or torch.save. The net keeps its new head if the file's differs in the number of classes alone.
 
-    Raises ValueError for an unknown name, number or weights, and for a file that does not fit, naming its first wrong
-    tensor; FileNotFoundError without the file; ImportError without the package of the ImageNet weights.
+    Raises ValueError for an unknown name, number or weights, and for a file's first tensor that does not fit;
+    FileNotFoundError without the file; ImportError without the package of the ImageNet weights.
 
     Notes: exact Integrated Gradients of an X-DNN have the mean colour as baseline. Fixup starts the head and the last
     layer of each branch at zero: maps vanish before the first steps.
@@ -129,19 +129,16 @@ def _depths(net: nn.Module) -> dict[str, str]:
         return {depth: path for depth, path in net.depths.items() if path}
     if kind in _TIMM_CNNS and hasattr(net, "feature_info"):
         stages = [info["module"] for info in net.feature_info][-4:]
-        paths = (*stages[:3], _FINAL.get(kind, stages[3]))
+        paths = [*stages[:3], _FINAL.get(kind, stages[3])]
     elif isinstance(net, VisionTransformer | Eva):
         # A class token reads the patch tokens for the last time in the last block: they get no gradient at its output.
-        paths = _quarters("blocks.{}", len(net.blocks) - (net.global_pool == "token"))
+        paths = [f"blocks.{k}" for k in range(len(net.blocks) - (net.global_pool == "token"))]
     elif isinstance(net, nn.Sequential) and isinstance(net[0], SimpleViT):
-        paths = _quarters("0.transformer.encoder_{}", len(net[0].transformer))
+        paths = [f"0.transformer.encoder_{k}" for k in range(len(net[0].transformer))]
     else:
-        paths = STAGES.get(kind, ())
-    return dict(zip(("Mid1", "Mid2", "Mid3", "Final"), paths, strict=False))
-
-
-def _quarters(path: str, blocks: int) -> tuple[str, ...]:
-    return tuple(path.format(round(blocks * k / 4) - 1) for k in (1, 2, 3, 4))
+        paths = STAGES.get(kind)
+    quarters = [round(len(paths) * k / 4) - 1 for k in (1, 2, 3, 4)] if paths else []
+    return {depth: paths[k] for depth, k in zip(("Mid1", "Mid2", "Mid3", "Final"), quarters, strict=False)}
 
 
 def _logit_layer(net: nn.Module) -> LogitLayer | None:
@@ -202,9 +199,8 @@ _scenes = partial(
     BcosResNet, BasicBlock, [2, 2, 2, 2], inplanes=32, norm_layer=_no_bias, conv_layer=BcosConv2d, logit_temperature=0.1
 )
 
-# Name -> function of the number of classes that returns a network, images -> logits. Add your own: `build` then knows
-# its name. Images come as float (B, 3, H, W) in [0, 1], normalised if the network has `pretrained_cfg`, as timm's have;
-# B-cos networks get [x, 1 - x]. An attribute `depths`, name -> module path, tells where it can be explained.
+# Name -> function of the number of classes that returns a network, images -> logits. Add your own. Images come as float
+# (B, 3, H, W) in [0, 1], normalised if the network has `pretrained_cfg`, as timm's have; B-cos networks get [x, 1 - x].
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     **{name: partial(_lite, name) for name in files.IMAGENET},
     **{f"bcos_{n}": partial(_bcos, getattr(bcos_nets, n)) for n in bcos_nets.list_available() if "standard_" not in n},

@@ -247,17 +247,17 @@ def test_what_cannot_be_distilled_is_named(scenes):
         ({"every": 0}, "every is 0; it must be at least 1"),
         (
             {"every": 2, "weights": {"e2kd": 1.0}},
-            "every is 2, but all terms .e2kd. compare explanations",
+            "every is 2; it must be 1 where all terms compare explanations",
         ),
         ({"temperature": -1}, "temperature is -1; it must be above 0"),
         ({"count": 0}, "count is 0; it must be at least 1"),
         ({"mixup": -1}, "mixup is -1; it must be at least 0"),
-        ({"weights": {"crd": 1.0}}, "count is None; crd needs the number of images"),
+        ({"weights": {"crd": 1.0}}, "count is None; it must be the number of training images, for crd"),
         ({"student": models.build("test_resnet", 3)}, "student and teacher have 3 and 10 classes"),
     ):
         with pytest.raises(ValueError, match=message):
             step(**change)
-    with pytest.raises(ValueError, match="teacher is None; kd needs it"):
+    with pytest.raises(ValueError, match="teacher is None; it must be given, .* for kd"):
         d.Distill(None, teacher, images, {"kd": 1.0}, mixup=1)
 
 

@@ -196,9 +196,16 @@ def test_crd_prefers_pairs_of_one_image():
     student = normal(6, 8, seed=1).requires_grad_()
     d.crd(student, teacher.requires_grad_(), 100).sum().backward()  # both are learned projections
     assert all(x.grad.isfinite().all() and x.grad.any() for x in (student, teacher))
-    for wrong in (normal(6, 7), normal(6), normal(1, 8)):
-        with pytest.raises(ValueError, match=r"embeddings are .*; both must be \(B, D\), B at least 2"):
-            d.crd(wrong, wrong if wrong.shape[0] == 1 else teacher, 100)
+    for wrong in (normal(6, 7), normal(6)):
+        with pytest.raises(ValueError, match=r"embeddings are .*; both must be \(B, D\)"):
+            d.crd(wrong, teacher, 100)
+
+
+def test_crd_of_one_image_asks_for_nothing():
+    student, teacher = normal(1, 8).requires_grad_(), normal(1, 8, seed=1).requires_grad_()
+    d.crd(student, teacher, 100).sum().backward()
+    assert d.crd(student, teacher, 100).tolist() == [0]
+    assert all(torch.equal(x.grad, torch.zeros(1, 8)) for x in (student, teacher))
 
 
 def test_constant_probabilities_give_no_gradient_of_rounding():
