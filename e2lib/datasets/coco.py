@@ -1,17 +1,14 @@
 """COCO and any data set in its format."""
 
 import json
-import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes
-from e2lib.datasets.files import FileDataset, Folder, Item, Transform, check_value, flatten, need
-from e2lib.disk import digest
+from e2lib.datasets.files import FileDataset, Folder, Item, Transform, check_value, need
 
 FIELDS = {"categories": ["id", "name"], "images": ["id", "file_name", "height", "width"]}
 FIELDS |= {"annotations": ["id", "image_id", "category_id", "bbox"]}
@@ -53,7 +50,6 @@ class COCO(FileDataset):
         categories, pictures, objects = (_by_id(path, content, section) for section in FIELDS)
         class_of = {number: c for c, number in enumerate(sorted(categories))}
         items = {i: Item(p["file_name"], [], size=(p["height"], p["width"])) for i, p in sorted(pictures.items())}
-        shapes: dict[int, list[bytes]] = {i: [] for i in items}  # JSON of the segmentation of each box
         for number, a in tqdm(objects.items(), desc=f"COCO {split}", delay=5):
             image, kind = a["image_id"], a["category_id"]
             where = f"{path}: annotation {number} of image {image}"
@@ -67,25 +63,16 @@ class COCO(FileDataset):
             if not a.get("iscrowd") and not (h == 0 and (image, y) in EMPTY_IN_COCO):
                 items[image].boxes.append([x, y, x + w, y + h])
                 items[image].box_labels.append(class_of[kind])
-                shapes[image].append(json.dumps(a.get("segmentation", [])).encode())
+                items[image].shapes.append(a.get("segmentation", []))
         for i, item in items.items():
             check_boxes(torch.tensor(item.boxes).reshape(-1, 4), item.size, f"{path}: image {i} ({item.file})")
         super().__init__(folder, [*items.values()], [categories[i]["name"] for i in class_of], transform)
-        _, texts = flatten([*shapes.values()])
-        self.ends, self.shapes = np.cumsum([0, *map(len, texts)]), np.frombuffer(b"".join(texts), dtype=np.uint8)
 
-    def fingerprint(self) -> str:
-        return digest([super().fingerprint(), self.ends, self.shapes])
-
-    def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
+    def masks(self, i: int, size: tuple[int, int], item: Item) -> Tensor | None:
         """The decoded segmentations. Raises ImportError without pycocotools."""
-        found = [torch.zeros(size, dtype=torch.bool)]
-        for k in range(boxes.start, boxes.stop):
-            shape = json.loads(self.shapes[self.ends[k] : self.ends[k + 1]].tobytes())
-            if not shape:
-                return None
-            found.append(_decode(shape, size, os.fsdecode(self.files[i])))
-        return torch.stack(found)[1:]
+        if not all(item.shapes):
+            return None
+        return torch.stack([torch.zeros(size).bool(), *(_decode(shape, size, item.file) for shape in item.shapes)])[1:]
 
 
 def _by_id(path: Path, content: dict, section: str) -> dict[int, dict]:

@@ -1,10 +1,11 @@
 """What the data sets on disk have in common: files of images, boxes known beforehand. The plainest is ImageFolder.
 
-All that is known is held in a few flat arrays. DataLoader workers share arrays, whereas a touch of a Python object's
+All that is known is held in a few arrays. DataLoader workers share arrays, whereas a touch of a Python object's
 reference count copies its memory page into each worker.
 """
 
 import csv
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -74,8 +75,9 @@ class Item:
     labels: list[int]  # classes in the image
     boxes: list[Sequence[float]] = field(default_factory=list)  # xyxy
     box_labels: list[int] = field(default_factory=list)
-    size: tuple[int, int] = (0, 0)  # height and width according to the annotations, 0 where they do not say
+    size: Sequence[int] = (0, 0)  # height and width according to the annotations, 0 where they do not say
     group: int = -1
+    shapes: list = field(default_factory=list)  # what `FileDataset.masks` reads the mask of each box from
 
 
 class FileDataset(Samples):
@@ -98,16 +100,19 @@ class FileDataset(Samples):
             if path.name not in present[path.parent]:
                 raise FileNotFoundError(f"image {path} is missing")
         self.folder, self.classes, self.transform = folder, list(classes), transform
-        self.files = np.array([os.fsencode(item.file) for item in items])
-        self.sizes, self.group_of = np.array([item.size for item in items]), np.array([item.group for item in items])
-        # Labels and boxes of all images end to end, with the position of the image that each belongs to.
-        self.label_of, labels = flatten([item.labels for item in items])
-        self.box_of, boxes = flatten([item.boxes for item in items])
-        self.labels, self.boxes = torch.tensor(labels, dtype=torch.int64), torch.tensor(boxes).float().reshape(-1, 4)
-        self.box_labels = torch.tensor(flatten([item.box_labels for item in items])[1], dtype=torch.int64)
+        self.group_of = np.array([item.group for item in items])
+        # Labels of all images end to end, and the position of the image that each belongs to.
+        self.labels = np.array([label for item in items for label in item.labels], dtype=np.int64)
+        self.label_of = np.repeat(np.arange(len(items)), [len(item.labels) for item in items])
+        texts = [json.dumps(vars(item), default=lambda value: value.tolist()).encode() for item in items]
+        self.ends, self.texts = np.cumsum([0, *map(len, texts)]), np.frombuffer(b"".join(texts), dtype=np.uint8)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.group_of)
+
+    def item(self, i: int) -> Item:
+        """What is known about image `i`."""
+        return Item(**json.loads(self.texts[self.ends[i] : self.ends[i + 1]].tobytes()))
 
     @property
     def targets(self) -> Tensor:  # not kept: those of ImageNet take over a gigabyte
@@ -116,43 +121,39 @@ class FileDataset(Samples):
         return targets
 
     def images_with(self, c: int) -> np.ndarray:
-        return np.unique(self.label_of[self.labels.numpy() == c])
+        return np.unique(self.label_of[self.labels == c])
 
     def sources(self, i: int) -> list[Path]:
         """The files that image `i` and its masks are read from. Those of masks need not exist."""
-        return [self.folder / os.fsdecode(self.files[i])]
+        return [self.folder / self.item(i).file]
 
     def fingerprint(self) -> str:
         """Like that of Samples, but with the files' names, sizes and times for their pixels."""
         stats = [path.stat() if path.exists() else None for i in range(len(self)) for path in self.sources(i)]
         stats = np.array([(s.st_size, s.st_mtime_ns) if s else (-1, -1) for s in stats])
-        about = [self.classes, self.groups, self.multilabel, self.boxed, self.transform, self.group_of, self.files]
-        return digest([*about, stats, self.label_of, self.labels, self.box_of, self.boxes, self.box_labels])
+        about = [self.classes, self.groups, self.multilabel, self.boxed, self.transform]
+        return digest([*about, self.ends, self.texts, stats])
 
-    def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
-        """Segmentation of image `i` of size (H, W), one mask for each of its `boxes`: bool (N, H, W), or None."""
+    def masks(self, i: int, size: tuple[int, int], item: Item) -> Tensor | None:
+        """Segmentation of image `i` of size (H, W), one mask for each box of its `item`: bool (N, H, W), or None."""
         return None
 
     def __getitem__(self, i: int) -> Sample:
         i = range(len(self))[i]
-        file = os.fsdecode(self.files[i])
-        image = read_image(self.folder / file)
-        size, known = tuple(image.shape[-2:]), tuple(self.sizes[i].tolist())
+        item = self.item(i)
+        image = read_image(self.folder / item.file)
+        size, known = tuple(image.shape[-2:]), tuple(item.size)
         if all(known) and known != size:
             found = f"{size[1]} x {size[0]} pixels, its annotations {known[1]} x {known[0]}"
             turned = "; an EXIF orientation may be the cause" if size[::-1] == known else ""
-            raise ValueError(f"image {file} has {found}{turned}")
-        own_labels, own = (slice(*np.searchsorted(of, [i, i + 1])) for of in (self.label_of, self.box_of))
-        boxes, masks = check_boxes(self.boxes[own], size, str(self.folder / file)), self.masks(i, size, own)
-        labels = torch.zeros(len(self.classes), dtype=torch.uint8).index_fill(0, self.labels[own_labels], 1)
-        masks, name = None if masks is None else tv_tensors.Mask(masks), os.path.splitext(file)[0]
-        sample = Sample(image, labels, boxes, self.box_labels[own], masks, int(self.group_of[i]), name, self.boxed)
+            raise ValueError(f"image {item.file} has {found}{turned}")
+        boxes = check_boxes(torch.tensor(item.boxes).float().reshape(-1, 4), size, str(self.folder / item.file))
+        box_labels, masks = torch.tensor(item.box_labels, dtype=torch.int64), self.masks(i, size, item)
+        labels = torch.zeros(len(self.classes), dtype=torch.uint8)
+        labels[item.labels] = 1
+        masks, name = None if masks is None else tv_tensors.Mask(masks), os.path.splitext(item.file)[0]
+        sample = Sample(image, labels, boxes, box_labels, masks, item.group, name, self.boxed)
         return sample if self.transform is None else self.transform(sample)
-
-
-def flatten(lists: Sequence[Sequence]) -> tuple[np.ndarray, list]:
-    """Lists end to end: (int64 (n,), the position of the list that each entry comes from; all n entries)."""
-    return np.repeat(np.arange(len(lists)), [len(one) for one in lists]), [entry for one in lists for entry in one]
 
 
 class ImageFolder(FileDataset):

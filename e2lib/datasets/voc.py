@@ -1,6 +1,5 @@
 """PASCAL VOC, and any folder in its format."""
 
-import os
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,10 +51,10 @@ class VOC(FileDataset):
         super().__init__(base / "JPEGImages", items, classes, transform)
 
     def sources(self, i: int) -> list[Path]:
-        base, name = self.folder.parent, os.fsdecode(self.files[i]).removesuffix(".jpg")
+        base, name = self.folder.parent, self.item(i).file.removesuffix(".jpg")
         return [*super().sources(i), *(base / f"Segmentation{kind}" / f"{name}.png" for kind in ("Object", "Class"))]
 
-    def masks(self, i: int, size: tuple[int, int], boxes: slice) -> Tensor | None:
+    def masks(self, i: int, size: tuple[int, int], item: Item) -> Tensor | None:
         """Masks from SegmentationObject, empty where a box has none; None for an image without that file.
 
         Most of an object's pixels in SegmentationClass give its class. The k-th object's box is the file's k-th where
@@ -65,7 +64,7 @@ class VOC(FileDataset):
         if not file.exists():
             return None
         objects, classes = _read_indices(file, size), _read_indices(other, size)
-        boxes, labels = self.boxes[boxes], self.box_labels[boxes]
+        boxes, labels = torch.tensor(item.boxes).reshape(-1, 4), torch.tensor(item.box_labels)
         masks, free = torch.zeros(len(boxes), *size, dtype=torch.bool), torch.ones(len(boxes), dtype=torch.bool)
         found = []
         for k in sorted({*objects.unique().tolist()} - {0, VOID}):
