@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +19,8 @@ from tqdm.auto import tqdm
 
 from e2lib.attribution import modes_restored
 from e2lib.boxes import box_mask, mask_box
-from e2lib.datasets import Batch, Sample, Selection, collate
+from e2lib.datasets import Batch, Sample, Samples, Selection, collate
 from e2lib.datasets.files import check_value
-from e2lib.datasets.sample import Samples
 from e2lib.disk import once
 from e2lib.models import fingerprint
 from e2lib.training.precision import form, formed
@@ -54,9 +52,8 @@ class Features(Samples):
     def labelled(self, classes: Sequence[str], labels: Sequence[int]) -> "Features":
         """The same features with other labels: names of classes, and one index per image, which its boxes take over."""
         labels = torch.as_tensor(labels)
-        right = labels.shape == (len(self),) and bool(((labels >= 0) & (labels < len(classes))).all())
-        wanted = f"({len(self)},), with one of 0 to {len(classes) - 1} per image"
-        check_value(right, "the shape of labels", tuple(labels.shape), wanted)
+        if labels.shape != (len(self),) or not ((labels >= 0) & (labels < len(classes))).all():
+            raise ValueError(f"labels are {tuple(labels.shape)}; one of 0 to {len(classes) - 1} per image is wanted")
         result = copy.copy(self)
         result.classes, result.multilabel = list(classes), False
         result.targets = F.one_hot(labels.long(), len(classes)).to(torch.uint8)
@@ -73,11 +70,11 @@ class Features(Samples):
 
 
 def extract(trunk: nn.Module, dataset: Dataset, folder: str | Path, mirrored: bool = False, **how: Any) -> Features:
-    """The features (B, C, h, w) that a trunk of `models.split` makes of every image, kept in `folder`.
+    """What a trunk of `models.split` makes of every image, (C, h, w), kept in `folder`; `how` is as for `keep`.
 
-    `mirrored` adds mirror images as second views, with mirrored boxes. `how` is as for `keep`. Images have one size and
-    no random transform. Masks are not kept. All features are in memory, as float16, else ValueError: 31 kB per view of
-    EfficientNet-Lite0 at 224 pixels.
+    `mirrored` adds mirror images as second views, with mirrored boxes. Images have one size and no random transform;
+    masks are left out. All features lie in memory: 31 kB per view of EfficientNet-Lite0 at 224 pixels. ValueError where
+    float16 cannot hold them.
     """
 
     def features(batch: Batch) -> dict[str, Tensor]:
@@ -100,10 +97,9 @@ def extract(trunk: nn.Module, dataset: Dataset, folder: str | Path, mirrored: bo
 def keep(network, dataset, folder, compute, about, gradients=True, batch_size=32, workers=0, precision="auto"):
     """Paths of the files of what `compute` makes of the images of `dataset`, made where `folder` lacks them.
 
-    `compute` takes a Batch and returns tensors by name; a file holds those of 512 images, concatenated. The network
-    runs in eval mode, in the `training.form` that `precision` and `gradients` give. File names begin with a
-    `models.fingerprint` of network, data set, the list `about` and dtype. Processes that call this at the same time
-    share the work. `workers` load images.
+    `compute` takes a Batch and returns tensors by name; a file holds those of 512 images. The network runs in eval mode
+    and in its `training.form`. File names begin with a `models.fingerprint` of network, data set, the list `about` and
+    dtype. Processes that call this at the same time share the work. `workers` load images.
     """
     check_value(len(dataset) > 0, "the data set's length", len(dataset), "at least 1: there is no image to compute")
 
@@ -182,7 +178,7 @@ def predict_boxes(data: Selection, penalty: float = 0.3) -> Features:
         boxes[i] = _mirrored(mask_box(pixels >= pixels.max() / 2).float(), known.size[1])[: len(parts), None]
     result = copy.copy(known)
     result.boxes, result.annotated = torch.cat(boxes, 1), np.ones(len(known), bool)
-    result.starts = [0, *itertools.accumulate(found.shape[1] for found in boxes)]
+    result.starts = np.cumsum([0, *(found.shape[1] for found in boxes)]).tolist()
     return result.labelled(known.classes, known.targets.argmax(1))
 
 

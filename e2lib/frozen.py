@@ -5,7 +5,6 @@ the logits stay (Parchami-Araghi et al.: Good Teachers Explain, ECCV 2024).
 """
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,9 +30,8 @@ from e2lib.metrics.localisation import over_peak
 class Frozen:
     """The transform that gives Samples the `maps` and `logits` that `freeze` has written for their images.
 
-    Maps are float32 (K, H, W), divided by their largest absolute value, and brought to the image's size. Then `then`
-    moves image, boxes and maps together (`datasets.Joint`). It must not change colours: it would change the maps too.
-    ValueError if `folder` holds the files of several `freeze` calls and `store` does not say which.
+    Maps, in [-1, 1], are brought to the image's size. Then `then` moves image, boxes and maps together; it must not
+    change colours. ValueError if `folder` holds the files of several `freeze` calls and `store` does not say which.
     """
 
     folder: Path
@@ -50,15 +48,14 @@ class Frozen:
         if sample.name not in self.position:
             raise KeyError(f"{self.folder} holds no image {sample.name!r}: it was made of other data")
         path, i = self.position[sample.name]
-        maps, logits = (_opened(path, os.getpid()).get_slice(name)[i : i + 1] for name in ("maps", "logits"))
+        maps, logits = (_opened(path).get_slice(name)[i : i + 1] for name in ("maps", "logits"))
         maps = (maps.float() - 128) / 127 if maps.dtype == torch.uint8 else maps.float()
         maps = F.interpolate(maps, tuple(sample.image.shape[1:]), mode="bilinear", align_corners=False)
         sample = replace(sample, maps=tv_tensors.Image(maps[0]), logits=logits[0].float())
         return sample if self.then is None else self.then(sample)
 
 
-# A file is opened once in each process: after a fork it is not to be shared.
-_opened = functools.cache(lambda path, process: safe_open(path, "pt"))
+_opened = functools.cache(lambda path: safe_open(path, "pt"))  # mapped into memory, so that a fork may go on with it
 
 
 def freeze(
@@ -74,10 +71,10 @@ def freeze(
 ) -> Dataset:
     """Explain the teacher's top class of every image of `dataset`, once; the data set with these maps and logits.
 
-    Images and maps are `size` pixels a side. On disk maps are float16, or uint8 with 255 levels (`dtype`). The data
-    set's own transform is kept, and moves the maps too. Another teacher, data set or way to explain has files of its
-    own in `folder`. `method`, `at` and `contrast` are as for `distillation.Distill`, `how` (batch_size, workers,
-    precision) as for `features.keep`. ValueError for two images of one name, and an empty data set.
+    The teacher sees `size` x `size` pixels. Maps of this size, divided by their largest absolute value, are on disk as
+    float16, or uint8 with 255 levels (`dtype`). The data set's own transform is kept, and moves the maps too. `method`,
+    `at` and `contrast` are as for `distillation.Distill`, `how` (batch_size, workers, precision) as for
+    `features.keep`. ValueError for two images of one name, and an empty data set.
     """
     check_value(dtype in ("float16", "uint8"), "dtype", dtype, "one of float16, uint8")
     inner, positions = dataset, np.arange(len(dataset))

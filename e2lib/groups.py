@@ -32,7 +32,7 @@ def uses(rule: str, *others: str) -> str:
 
 
 class BestEpoch:
-    """Keeps the weights of the best epoch by a rule of `RULES`: `after_epoch` of `training.fit`, for one training.
+    """`after_epoch` of `training.fit` that keeps the weights of the best epoch by a rule of `RULES`.
 
     `val` holds validation Samples with groups, `seen` how many training images each group has. The last of equally good
     epochs is taken. ValueError for another rule, and for a training that was resumed.
@@ -71,9 +71,7 @@ def group_balanced(dataset: Dataset, seed: int = 0) -> Selection:
     return Selection(dataset, np.sort(np.ravel([*zip(*groups, strict=False)])))  # zip stops with the smallest
 
 
-def dfr(
-    model: nn.Module, start: nn.Module, val: Dataset, epochs: int, lr: float, batch_size: int = 64, seed: int = 0
-) -> nn.Module:
+def dfr(model: nn.Module, start: nn.Module, val: Dataset, epochs: int, lr: float, batch_size=64, seed=0) -> nn.Module:
     """A copy of `model` whose classifier is that of `start`, trained as by `fit` on group-balanced images of `val`.
 
     Deep feature reweighting (Kirichenko et al., ICLR 2023), with one balanced choice in place of the mean of ten, and
@@ -98,10 +96,9 @@ def _losses(model: nn.Module, batch: Batch, seen: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Reweighted:
-    """A training step in which every group counts as much as any other, however many images it has.
+    """A training step in which every group counts alike: over an epoch, the mean of the groups' mean losses.
 
-    The loss of an image of group g is multiplied by N / (G · n_g), where `seen` are the n_g, how many training images
-    each of G groups has: its mean over an epoch is the mean of the groups' mean losses.
+    The loss of an image of group g is multiplied by N / (G · n_g); `seen` are the n_g, each group's training images.
     """
 
     seen: tuple[int, ...]

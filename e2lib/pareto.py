@@ -26,11 +26,10 @@ MEASURES = ("F1", "EPG", "IoU")
 
 
 class ParetoArchive:
-    """Points in a folder: each a setting with its validation scores, and the network where no other point beats it.
+    """Settings with their validation scores in a folder, and the network of each that no other one beats.
 
-    A point beats another when it is at least as good in each of `measures`, and better in one. What the folder holds
-    is part of the archive; one process at a time may write. `points`, in the order in which they were added, are dicts
-    with "setting", "scores" and "file", which is None once the point is beaten.
+    A point beats another when it is at least as good in each of `measures`, and better in one. One process at a time
+    may write to the folder. `points` are dicts, oldest first: "setting", "scores", "file" (None once it is beaten).
     """
 
     def __init__(self, folder: str | Path, measures: Sequence[str] = MEASURES):
@@ -51,8 +50,7 @@ class ParetoArchive:
         new = {"setting": setting, "scores": scores, "file": None}
         points = [dict(point) for point in self.points if point["setting"] != setting]
         # A beaten point has lost its network, and does not return when its rival is replaced.
-        on_front = not any(self._beats(point, new) for point in points if point["file"])
-        if on_front:
+        if not any(self._beats(point, new) for point in points if point["file"]):
             for point in points:
                 if self._beats(new, point):
                     point["file"] = None
@@ -60,10 +58,9 @@ class ParetoArchive:
             models.save(model, self.folder / new["file"])
         write(self.folder / "archive.json", json.dumps([*points, new], indent=1))
         self.points = [*points, new]
-        for file in self.folder.glob("*.safetensors"):
-            if file.name not in {point["file"] for point in self.points}:
-                file.unlink()
-        return on_front
+        for file in {*self.folder.glob("*.safetensors")} - {self.folder / point["file"] for point in self.front}:
+            file.unlink()
+        return new in self.front
 
     def choose(self, measure: str, at_least: dict[str, float]) -> dict[str, Any]:
         """The point of the front with the highest `measure` among those whose scores reach the floors `at_least`.

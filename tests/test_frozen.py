@@ -289,5 +289,5 @@ def test_a_student_learns_from_it_without_its_teacher(scenes, tmp_path):
     assert history[-1]["e2kd"] < 0.8 * history[0]["e2kd"]
     with pytest.raises(ValueError, match="teacher is None, and the batch has no logits and maps"):
         step(student, batch_of(scenes))
-    with pytest.raises(ValueError, match="teacher is None; at needs it"):
+    with pytest.raises(ValueError, match="teacher is None; it must be given"):
         distillation.Distill(None, student, batch.images, {"at": 1.0})
