@@ -58,15 +58,15 @@ def explain(
     | `gradient_shap` | expected gradients from the zero input, noise 0.09 (evaluation only) | Lundberg, Lee 2017 |
     | `attention_rollout` | mean attention of a ViT multiplied up, one for all targets (evaluation only) | Abnar 2020 |
 
-    The network runs in eval mode, so that the map of one image does not depend on the other images of its batch. Modes
-    of modules, hooks, random number generators and `.grad` fields are restored, also after an exception.
+    The network runs in eval mode, so that the map of one image does not depend on the others of its batch. Modes,
+    hooks, random number generators and `.grad` fields are restored, also after an exception.
 
     Args:
         model: network from images to logits (B, C). One of `models.build` or `models.wrap` has names of depths.
         images: (B, 3, H, W) float, in [0, 1] for the networks of `models.build`.
-        targets: a class for all images; or classes (B,) or (B, K), where -1 means none (a zero map); or floats (B, C)
-            or (B, K, C), the weights of the logits in the explained score. Tensors, lists or arrays; or a function
-            that makes one of these of the detached logits: `lambda z: z.argmax(1)` for the top class.
+        targets: a class for all images; classes (B,) or (B, K), where -1 means none (a zero map); or floats (B, C) or
+            (B, K, C), the weights of the logits in the explained score. Tensors, lists, arrays, or a function that
+            makes one of the detached logits: `lambda z: z.argmax(1)` for the top class.
         method: one of `METHODS`, or a `Method` of your own.
         at: a name of `model.depths` (Input, Mid1, Mid2, Mid3, Final) or the path of a module whose output (B, C, h, w),
             or tokens (B, N, C), is explained. Methods `of_score` explain the input.

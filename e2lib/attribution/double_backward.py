@@ -209,21 +209,17 @@ class _BatchNorm(torch.autograd.Function):
     def forward(ctx, x: Tensor, scale: Tensor, shift: Tensor, switch: Exact) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.switch = switch
-        return _normalise(x, scale, shift)
+        zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+        return torch.batch_norm(x, scale, shift, zero, one, False, 0.0, 0.0, True)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, scale = ctx.saved_tensors
-        zero, grad = torch.zeros_like(scale), grad.contiguous(memory_format=_layout(x))
+        zero, one, grad = torch.zeros_like(scale), torch.ones_like(scale), grad.contiguous(memory_format=_layout(x))
         if ctx.switch.closed:
-            return _normalise(grad, scale, zero), None, None, None
-        rest = zero, torch.ones_like(scale), None, None, False, 0.0, list(ctx.needs_input_grad[:3])
+            return _norm(torch.batch_norm, grad, scale, zero, zero, one, False, 0.0, 0.0, True), None, None, None
+        rest = zero, one, None, None, False, 0.0, list(ctx.needs_input_grad[:3])
         return *torch.ops.aten.native_batch_norm_backward(grad, x, scale, *rest), None
-
-
-def _normalise(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    statistics = torch.zeros_like(scale), torch.ones_like(scale), False, 0.0, 0.0, True
-    return _norm(torch.batch_norm, x, scale, shift, *statistics)
 
 
 class _ReLU(torch.autograd.Function):

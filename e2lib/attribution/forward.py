@@ -1,8 +1,4 @@
-"""One forward pass that hands out a layer, and what is read of a network besides its logits.
-
-A network may have `depths` {name: module path, "" for the input}, `prefix_tokens` and `reshape`; see `models.wrap`.
-DataParallel, DistributedDataParallel and AveragedModel count as the network inside.
-"""
+"""One forward pass that hands out a layer, and what is read of a network besides its logits: see `models.wrap`."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -176,15 +172,14 @@ def as_grid(layer: Tensor, model: nn.Module, images: Tensor) -> Tensor:
 
     Feature maps pass. ValueError for tokens that do not fill a grid of the images' aspect.
     """
-    net = bare(model)
-    if getattr(net, "reshape", None) is not None:
-        grid = net.reshape(layer)
+    if (reshape := getattr(bare(model), "reshape", None)) is not None:
+        grid = reshape(layer)
         if grid.ndim != 4 or len(grid) != len(layer):
             raise ValueError(f"reshape made {tuple(grid.shape)} of {tuple(layer.shape)}; (B, C, h, w) is wanted")
         return grid
     if layer.ndim == 4:
         return layer
-    prefix, (height, width) = getattr(net, "prefix_tokens", 0), images.shape[2:]
+    prefix, (height, width) = getattr(bare(model), "prefix_tokens", 0), images.shape[2:]
     count = layer.shape[1] - prefix
     h = max(round((count * height / width) ** 0.5), 1)
     w = count // h
