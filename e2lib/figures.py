@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -109,13 +108,13 @@ def colour_explanation(images: Tensor, weights: Tensor, smooth: int = 5) -> Tens
 
 
 def show_front(
-    points: Sequence[dict[str, Any]], baseline: dict[str, float], floor: float, by: str = "weight", y: str = "EPG"
+    points: Sequence[dict], baseline: dict[str, float], floor: float, by: str = "weight", y: str = "EPG"
 ) -> plt.Figure:
     """F1 against `y` of the points of one or more `ParetoArchive`s. Rings mark each archive's front.
 
-    A line joins the epochs of one training. Its λ stands at the last one unless the colour tells it. A cross marks the
-    scores of the `baseline`, in per cent, a dotted line the `floor`, the lowest F1 that a chosen point may have.
-    Colour and marker tell the field `by` of the settings: weight (λ), loss, at, …
+    A line joins the epochs of one training. Colour and marker tell the field `by` of its settings: weight (λ), loss,
+    at, …; but for weight, λ stands at the last epoch. A cross marks the `baseline`, in per cent, a dotted line the
+    `floor`, the lowest F1 that a chosen point may have.
     """
     figure, axis = plt.subplots(figsize=(6.5, 4.2))
     values, trainings = list(dict.fromkeys(point["setting"][by] for point in points)), {}

@@ -7,12 +7,11 @@ import numpy as np
 from torchvision.transforms import v2
 
 from e2lib.datasets.coco import COCO
-from e2lib.datasets.export import export_voc
 from e2lib.datasets.files import Folder, ImageFolder, check_value
 from e2lib.datasets.sample import Batch, Joint, Sample, Samples, collate
 from e2lib.datasets.scenes import SceneBirds, Scenes
 from e2lib.datasets.subsets import Selection, at_most, dilated, few_shot, random_order, with_boxes, with_transform
-from e2lib.datasets.voc import VOC, VOC_CLASSES
+from e2lib.datasets.voc import VOC, VOC_CLASSES, export_voc
 from e2lib.datasets.waterbirds import Waterbirds
 
 # Data sets by name, to which you may add your own. A class with `layout`, which says what its folder holds, is called
