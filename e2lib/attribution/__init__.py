@@ -18,6 +18,7 @@ from e2lib.attribution import forward as passes
 from e2lib.attribution.double_backward import Exact
 from e2lib.attribution.forward import as_grid, bare, grid_size, logits_of, modes_restored, module_at, predict
 from e2lib.attribution.methods import METHODS, Method, reproducible, trainable
+from e2lib.datasets.files import check_value
 from e2lib.datasets.sample import ROUNDING
 from e2lib.disk import keep_memory
 
@@ -83,8 +84,8 @@ def explain(
         The map of a B-cos network has the exact parameter gradient: the dynamic weights stay fixed only while the
         explanation's backward pass runs. Detaching them in the forward pass, as package `bcos` does, gives the same map
         but another gradient. Contributions at Input add up to the logit less `model.logit_bias` in networks without
-        other additive terms (position embeddings, centred norms). Integrated Gradients runs from the zero activation of
-        the layer (at Input: of the normalised image), and costs `steps` further forward passes.
+        other additive terms (position embeddings, centred norms). Integrated Gradients costs `steps` further forward
+        passes; its zero is that of the normalised image.
     """
     keep_memory()
     chosen = _checked_method(model, method, at, create_graph, steps, keep_modes)
@@ -118,36 +119,32 @@ def against_others(classes: Tensor, count: int) -> Tensor:
 
     classes int64 (B,) or (B, K), -1 for none; count, of classes, at least 2 (else ValueError) -> float32 (B, K, C).
     """
-    if count < 2:
-        raise ValueError(f"count is {count}; one class has no others to be set against")
+    check_value(count >= 2, "count", count, "at least 2; one class has no others to be set against")
     chosen = F.one_hot(classes.reshape(len(classes), -1) + 1, count + 1)[..., 1:].float()  # (B, K, C)
     return (chosen * count - chosen.sum(-1, keepdim=True)) / (count - 1)
 
 
-def dynamic_weights(
-    model: nn.Module, images: Tensor, targets: Targets, create_graph: bool = False, keep_modes: bool = False
-) -> tuple[Tensor, Tensor]:
+def dynamic_weights(model: nn.Module, images: Tensor, targets: Targets, **how: bool) -> tuple[Tensor, Tensor]:
     """Logits (B, C), and the rows (B, 6, H, W) of W(x) that a B-cos network applies to its input for `targets`.
 
     The explained score is s = Σ [W(x)]_s · x + bias (Böhle et al., CVPR 2022, eq. 13), with x of the channels (r, g, b,
-    1-r, 1-g, 1-b): `W * x` summed over channels is the contribution map. One target per image; all else as `explain`.
+    1-r, 1-g, 1-b): `W * x` summed over channels is the contribution map. There is one target per image. The rest, also
+    `how`, create_graph and keep_modes, is as in `explain`.
     """
-    rows = Method(lambda a, g: g, dynamic=True)
-    logits, w = explain(model, images, targets, rows, "Input", create_graph, keep_modes=keep_modes)
+    logits, w = explain(model, images, targets, Method(lambda a, g: g, dynamic=True), **how)
     if w.shape[1] != 6:
         raise ValueError(f"targets are {w.shape[1] // 6} per image; one is wanted: (B,) or (B, C)")
     return logits, w
 
 
 def _checked_method(model, method, at, create_graph, steps, keep_modes) -> Method:
-    if not isinstance(method, Method) and method not in METHODS:
-        raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
-    chosen = method if isinstance(method, Method) else METHODS[method]
+    chosen = method if isinstance(method, Method) else METHODS.get(method)
+    check_value(chosen is not None, "method", method, f"one of {', '.join(METHODS)}")
     name, nameless = f"method {method!r}", at == "Input" and not hasattr(bare(model), "depths")
     cure = "give the path of a module as at='layer4', or names by models.wrap(net, depths={'Final': 'layer4'})"
     through = f"with create_graph=True use one of {', '.join(trainable())}"
+    check_value(steps >= 1, "steps", steps, "at least 1")
     for wrong, message in (
-        (steps < 1, f"steps is {steps}; it must be at least 1"),
         (create_graph and not chosen.trainable, f"{name} is for evaluation; {through}"),
         (keep_modes and chosen.of_score, f"{name} is for evaluation: it takes no keep_modes"),
         (chosen.of_score and at != "Input", f"{name} explains the input; at is {at!r}, it must be 'Input'"),

@@ -1,7 +1,6 @@
-"""Exact and fast gradients of explanations.
+"""Exact and fast gradients of explanations: `Exact` puts other forms in the place of some of torch's.
 
-A map is made of gradients, so a loss on maps needs second derivatives. Some of torch's are slow, some are missing, and
-one first derivative is wrong. `Exact` puts other forms in their place while a network runs.
+A map is made of gradients, so a loss on maps needs second derivatives.
 """
 
 from functools import partial

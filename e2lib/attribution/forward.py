@@ -157,11 +157,9 @@ def _check_layer(layer, net, images, at) -> None:
     if not isinstance(layer, Tensor) or layer.ndim not in (3, 4):
         raise ValueError(f"{what} is no (B, C, h, w) or (B, N, C) tensor")
     if layer.ndim == 4 and getattr(net, "reshape", None) is None:
-        # A grid is no larger than the images, and has their aspect up to rounding.
-        first, last = (
-            h <= height and w <= width and abs(h * width - w * height) <= height + width
-            for h, w in (layer.shape[2:], layer.shape[1:3])
-        )
+        # A grid has the aspect of the images, up to rounding.
+        shapes = layer.shape[2:], layer.shape[1:3]
+        first, last = (abs(h * width - w * height) <= height + width for h, w in shapes)
         if last and not first:
             cure = "(B, C, h, w) or (B, N, C) is wanted: models.wrap(net, reshape=lambda a: a.permute(0, 3, 1, 2))"
             raise ValueError(f"{what} has shape {tuple(layer.shape)}, channels last; {cure}")

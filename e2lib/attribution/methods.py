@@ -56,8 +56,7 @@ def deeplift(score: Score, x: Tensor, steps: int) -> Tensor:
             module.inplace = False
         if isinstance(module, nn.ReLU6):
             module.__class__, module.forward = nn.ReLU, F.relu6
-    hookable = Score(model, score.images, score.weights, score.mode)
-    parts = _captum().DeepLift(hookable).attribute(x, zero)
+    parts = _captum().DeepLift(Score(model, score.images, score.weights, score.mode)).attribute(x, zero)
     # Complete by definition; captum silently passes the plain gradient through layers it has no rule for.
     with torch.no_grad():
         difference = score(x) - score(zero)

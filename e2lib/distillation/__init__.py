@@ -230,7 +230,7 @@ def top_class(contrast: bool = False) -> Callable[[Tensor], Tensor]:
 def explanation(model: nn.Module, images: Tensor, targets: Targets, method: str, at: str, create_graph: bool = False):
     """Logits and maps (B, K, H, W) of one target per image, by a method of `Distill`; all modules keep their modes."""
     if method == "weights":
-        return dynamic_weights(model, images, targets, create_graph, keep_modes=True)
+        return dynamic_weights(model, images, targets, create_graph=create_graph, keep_modes=True)
     return explain(model, images, targets, method, at, create_graph, keep_modes=True)
 
 

@@ -71,10 +71,10 @@ class GroupAccuracy(Metric):
     """Accuracy by group of single-label data whose groups (bird x place, ...) differ in frequency between splits.
 
     groups: their names; an image's group is an index into them. seen: how many training images each has, if known.
-    `compute` returns, each in [0, 1], where there are images to tell: each group's accuracy by its name, the "accuracy"
-    over all images, the "worst group" and the "mean of groups". With `seen` also the "adjusted mean", which is weighted
-    by it (Sagawa et al., ICLR 2020), and the accuracy "in distribution" and "out of distribution": over the images of
-    all groups that have training images, and of all that have none (Parchami-Araghi et al., ECCV 2024, section 4.2).
+    `compute` returns, each in [0, 1], where there are images to tell: each group's accuracy by its name, "accuracy",
+    "worst group", "mean of groups". With `seen` also the "adjusted mean", weighted by it (Sagawa et al., ICLR 2020),
+    and the accuracy "in distribution" and "out of distribution": over the images of all groups that have training
+    images, and of all that have none (Parchami-Araghi et al., ECCV 2024, section 4.2).
     """
 
     full_state_update = False

@@ -1,7 +1,4 @@
-"""Where attribution lies: values per pair of an image and a class, and torchmetrics that average them over pairs.
-
-Functions take float maps and bool masks, all (B, K, H, W), and return (B, K).
-"""
+"""Where attribution lies: values (B, K) of float maps and bool masks (B, K, H, W), and torchmetrics that average."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -75,9 +75,7 @@ def evaluate(
         raise ValueError(f"teacher holds the logits of {len(said)} images, the data set has {len(dataset)}")
     device, networks = next(model.parameters()).device, [model, teacher] if isinstance(teacher, nn.Module) else [model]
     groups = list(getattr(dataset, "groups", ()))
-    with ExitStack() as stack:
-        for context in (torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([])):
-            stack.enter_context(context)
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]), ExitStack() as stack:
         first, order = dataset[0], torch.arange(len(dataset))
         single = not getattr(dataset, "multilabel", first.labels.ndim > 0)
         averages = {name: metric.to(device) for name, metric in _averages(method, threshold, metrics).items()}
@@ -100,7 +98,6 @@ def evaluate(
         for batch in tqdm(loader, desc="measuring", unit="batch", leave=False, disable=rank > 0):
             batch = batch.to(device)
             given = {"images": batch.images, "groups": batch.groups, "model": model}
-            group = batch.groups if groups else torch.zeros_like(batch.groups)
             if averages:
                 given["targets"] = targets = batch.present()
                 given["boxes"] = boxes = batch.class_masks(targets)
@@ -122,7 +119,7 @@ def evaluate(
                 check_logits(there, labels)
                 answers["agreement"] = F.one_hot(there.argmax(1), labels.shape[1])
             for name, metric in tops.items():
-                metric.update(logits, answers[name], group)
+                metric.update(logits, answers[name], batch.groups if groups else torch.zeros_like(batch.groups))
             for metric in averages.values():
                 _add(metric, given)
     shares = whole.compute()

@@ -4,13 +4,11 @@ import math
 
 import timm
 import torch
-from bcos.data.transforms import AddInverse
 from bcos.models.resnet import BasicBlock, BcosResNet
 from bcos.modules import BcosConv2d, norms
 from torch import nn
 
 from e2lib import models
-from e2lib.models import Normalize
 
 SIZE = 32
 
@@ -24,14 +22,11 @@ def bcos_cnn(num_classes):
 NETWORKS = {
     "resnet": lambda: models.build("test_resnet", 3),
     "lite": lambda: models.Model(
-        "lite",
-        3,
-        timm.create_model("test_efficientnet", num_classes=3, act_layer=nn.ReLU6, se_layer=nn.Identity),
-        Normalize([0.5] * 3, [0.25] * 3),
+        "lite", 3, timm.create_model("test_efficientnet", num_classes=3, act_layer=nn.ReLU6, se_layer=nn.Identity)
     ),
     "convnext": lambda: models.build("test_convnext", 3),
     "vit": lambda: models.build("test_vit", 3),
-    "bcos_cnn": lambda: models.Model("bcos_cnn", 3, bcos_cnn(3), AddInverse()),
+    "bcos_cnn": lambda: models.Model("bcos_cnn", 3, bcos_cnn(3)),
     "bcos_vit": lambda: models.build("bcos_simple_vit_ti_patch16_224", 3),
 }
 

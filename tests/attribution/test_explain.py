@@ -64,7 +64,7 @@ def test_a_class_against_the_others():
     targets = attribution.against_others(torch.tensor([[0, -1], [2, 1]]), 3)
     assert targets.tolist() == [[[1, -0.5, -0.5], [0, 0, 0]], [[-0.5, -0.5, 1], [-0.5, 1, -0.5]]]
     assert attribution.against_others(torch.tensor([1]), 2).tolist() == [[[-1, 1]]]
-    with pytest.raises(ValueError, match="count is 1; one class has no others"):
+    with pytest.raises(ValueError, match="count is 1; .* one class has no others"):
         attribution.against_others(torch.tensor([0]), 1)
 
 
