@@ -74,14 +74,15 @@ class Model(nn.Module):
     Its depths are "Input", "Mid1", "Mid2", "Mid3" and "Final"; of an unknown architecture "Input" alone.
     """
 
-    def __init__(self, name: str, num_classes: int, net: nn.Module, preprocess: nn.Module):
+    def __init__(self, name: str, num_classes: int, net: nn.Module):
         super().__init__()
         self.name, self.num_classes = name, num_classes
-        self.preprocess = preprocess  # image -> what the net sees: normalised RGB, or [x, 1 - x] (B, 6, H, W)
-        self.net = net  # the backbone with its head, in the tensor names of timm or bcos
-        last = _logit_layer(net)
         # A B-cos net explains itself by its dynamic weights, and adds -log(num_classes - 1) to each logit.
+        last, config = _logit_layer(net), getattr(net, "pretrained_cfg", None)
         self.is_bcos, self.logit_bias = last is not None, 0.0 if last is None else last.logit_bias
+        normalised = Normalize(config["mean"], config["std"]) if config else nn.Identity()
+        self.preprocess = AddInverse() if self.is_bcos else normalised  # to [x, 1 - x] (B, 6, H, W), or normalised RGB
+        self.net = net  # the backbone with its head, in the tensor names of timm or bcos
         # As for `models.wrap`.
         self.depths = {"Input": "preprocess"} | {depth: f"net.{path}" for depth, path in _depths(net).items()}
         vit = isinstance(net, VisionTransformer | Eva)
@@ -116,10 +117,7 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
     net = ARCHITECTURES[name](num_classes) if name in ARCHITECTURES else _timm(name, num_classes)
     if weights is not None:
         files.load(net, name, weights)
-    if _logit_layer(net) is not None:
-        return Model(name, num_classes, net, AddInverse())
-    config = getattr(net, "pretrained_cfg", None)
-    return Model(name, num_classes, net, Normalize(config["mean"], config["std"]) if config else nn.Identity())
+    return Model(name, num_classes, net)
 
 
 def _depths(net: nn.Module) -> dict[str, str]:

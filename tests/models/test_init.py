@@ -149,7 +149,7 @@ def test_an_architecture_that_was_taken_out_is_unknown(monkeypatch):
 
 def test_a_network_without_feature_info_has_its_input_as_only_depth():
     net = torchvision.models.resnet18(num_classes=5)  # a ResNet, but not timm's
-    assert models.Model("mine", 5, net, nn.Identity()).depths == {"Input": "preprocess"}
+    assert models.Model("mine", 5, net).depths == {"Input": "preprocess"}
 
 
 # ---- wrap: parameters are the network's own
