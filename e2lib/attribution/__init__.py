@@ -107,9 +107,7 @@ def explain(
                 gradients = mode.gradients(output, layer, weights, create_graph)
                 maps = maps + weight * torch.cat([chosen.map(a, on_grid(g)) for g in gradients], 1)
         size = getattr(bare(model), "explained_size", images.shape[2:])  # a `models.Head` is given features
-        if not len(maps):
-            maps = maps.new_zeros((*maps.shape[:2], *size))
-        elif maps.shape[2:] != size:
+        if maps.shape[2:] != size:
             maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
     return Explanation(logits, maps) if create_graph else Explanation(logits.detach(), maps.detach())
 

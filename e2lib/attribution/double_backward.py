@@ -1,7 +1,4 @@
-"""Exact and fast gradients of explanations: `Exact` puts other forms in the place of some of torch's.
-
-A map is made of gradients, so a loss on maps needs second derivatives.
-"""
+"""Exact and fast gradients of explanations, second ones too: maps are made of gradients, and a loss needs theirs."""
 
 from functools import partial
 

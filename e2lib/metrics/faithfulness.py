@@ -82,10 +82,10 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 def shift_similarity(explain_fn: Callable[[Tensor], Tensor], images: Tensor, most: int = 16) -> Tensor:
     """Do explanations move with the image? Cosine of those before and after a diagonal shift by 0 ... most pixels.
 
-    Windows of H - most by W - most pixels are cut from the images (B, 3, H, W), s pixels down and to the right. The
-    map of each, `explain_fn(window)` (B, K, H - most, W - most), is compared with that of the first in the pixels that
-    both show: float (most + 1, B) in [-1, 1], 0 for a map that is zero there. A network that sees patches of n pixels
-    repeats itself every n (Parchami-Araghi et al., ECCV 2024, section 4).
+    Windows of H - most by W - most pixels are cut from the images (B, 3, H, W), s pixels down and to the right. Their
+    maps `explain_fn(window)`, (B, K, H - most, W - most), are compared with the first in the pixels that both show:
+    float (most + 1, B) in [-1, 1], 0 for a zero map. A network that sees patches of n pixels repeats itself every n
+    (Parchami-Araghi et al., ECCV 2024, section 4).
     """
     height, width = (side - most for side in images.shape[2:])
     wanted = "from 1 to less than half of the images' height and width"

@@ -160,7 +160,6 @@ class Log(ExitStack):
         self.add("training", terms | {"learning rate": lr}, self.bar.n)
 
     def add(self, kind: str, values: Any, at: int) -> None:
-        """A point of each curve, where the values are a dict."""
-        if self.writer and isinstance(values, dict):
+        if self.writer and isinstance(values, dict):  # what `after_epoch` returns may be anything
             for name, value in values.items():
                 self.writer.add_scalar(f"{kind}/{name}", value, at)
