@@ -50,9 +50,8 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         rows, found = list(reader), reader.fieldnames or ()
-    for column in columns:
-        if column not in found:
-            raise ValueError(f"{path} lacks the column {column}; it has {', '.join(found)}")
+    if lacking := [column for column in columns if column not in found]:
+        raise ValueError(f"{path} lacks the column {lacking[0]}; it has {', '.join(found)}")
     return rows
 
 

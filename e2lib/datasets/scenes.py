@@ -140,8 +140,8 @@ def _between(bounds, u):
 class _Composed(Samples):
     """What Scenes and SceneBirds share. `_choose` gives backgrounds, context, cut-outs and labels, group.
 
-    Each has its `kind`, the first part of every item's name; `stream`, of its random numbers; `area`, the bounds of the
-    square root of an object's opaque area, of the image side; `least`, the lowest value of `correlation`.
+    Each sets `kind`, the first part of every item's name; `stream`, that no other's random numbers have; `area`, bounds
+    of the square root of an object's opaque area, as parts of the image side; `least`, the lowest `correlation`.
     """
 
     split: str  # train, val, test or test_unseen
