@@ -113,8 +113,8 @@ def show_front(
     """F1 against `y` of the points of one or more `ParetoArchive`s. Rings mark each archive's front.
 
     A line joins the epochs of one training. Colour and marker tell its setting `by`: weight (λ), loss, at, … If that
-    is not the weight, λ stands at the last epoch. A cross marks the scores of the `baseline`, in per cent. A dotted line
-    marks the `floor`, the lowest F1 that a chosen point may have.
+    is not the weight, λ stands at the last epoch. A cross marks the scores of the `baseline`, in per cent. The dotted
+    line is the `floor`, the lowest F1 that a chosen point may have.
     """
     figure, axis = plt.subplots(figsize=(6.5, 4.2))
     values, trainings = list(dict.fromkeys(point["setting"][by] for point in points)), {}
