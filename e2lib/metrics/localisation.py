@@ -68,9 +68,9 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def over_peak(x: Tensor, dims, by: Callable[[Tensor], Tensor] = torch.abs, above: float = NOTHING) -> Tensor:
-    """`x` over the maximum of `by(x)` in `dims`, which counts as a constant; zeros where that is at most `above`."""
-    peak = by(x.detach()).amax(dims, keepdim=True)
+def over_peak(x: Tensor, dims: int | tuple[int, ...], above: float = NOTHING) -> Tensor:
+    """`x` over the maximum of |x| in `dims`, which counts as a constant; zeros where that is at most `above`."""
+    peak = x.detach().abs().amax(dims, keepdim=True)
     return x / torch.where(peak > above, peak, torch.inf)
 
 
