@@ -33,11 +33,14 @@ def box_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def dilate(boxes: Tensor, fraction: float, size: tuple[int, int]) -> Tensor:
-    """Widen width and height by `fraction`, 0 or more, around the centre (0.1 = 10 %), clipped to size (H, W)."""
+    """Move each side out by `fraction` of the box's width or height, 0 or more, clipped to size (H, W).
+
+    So 0.5 doubles both, as in the code of Rao et al., ICCV 2023.
+    """
     if not fraction >= 0:
-        raise ValueError(f"dilation fraction is {fraction}; it must be 0 or more (0.1 widens by 10 %)")
+        raise ValueError(f"dilation fraction is {fraction}; it must be 0 or more (0.1 moves each side out by 10 %)")
     boxes = boxes.as_subclass(Tensor).reshape(-1, 4)
-    wider = (boxes[:, 2:] - boxes[:, :2]) * fraction / 2
+    wider = (boxes[:, 2:] - boxes[:, :2]) * fraction
     return clip_boxes_to_image(torch.cat([boxes[:, :2] - wider, boxes[:, 2:] + wider], 1), size)
 
 

@@ -1,9 +1,10 @@
 """Model guidance: losses that pull attribution into bounding boxes, and the step that trains with them.
 
 Rao, Böhle, Parchami-Araghi, Schiele: Studying How to Efficiently and Effectively Guide Models with Explanations, ICCV
-2023. The losses are pure functions of maps A, signed floats of any scale, and masks M of the explained class, bool or
-float in [0, 1], both (B, 1, H, W). They give one value per image, (B,) float. A⁺ = max(A, 0), and Â = A / max|A|.
-Values and gradients are finite for every finite map and every mask; an all-zero map has no gradient.
+2023. The losses are pure functions of maps A (B, 1, h, w), signed floats of any scale, in a layer's cells, and of masks
+M (B, 1, H, W) of the explained class, bool or float in [0, 1], in pixels. They give one value per image, (B,) float.
+A⁺ = max(A, 0). Each loss resizes maps to masks bilinearly, at the place where the authors' code does. Values and
+gradients are finite for every finite map and every mask; an all-zero map has no gradient.
 """
 
 import math
@@ -32,27 +33,46 @@ EXPECTED = 20
 
 
 def energy(maps: Tensor, masks: Tensor) -> Tensor:
-    """1 − Σ(M·A⁺) / ΣA⁺, which is 1 − EPG, in [0, 1]: the energy loss of Rao et al.; 1 for a map without A⁺."""
-    positive = over_peak(F.relu(_checked(maps, masks)), (1, 2, 3))
+    """1 − Σ(M·A⁺) / ΣA⁺, which is 1 − EPG, in [0, 1]: the energy loss of Rao et al.; 1 for a map without A⁺.
+
+    The map is resized first.
+    """
+    positive = over_peak(F.relu(resize(_checked(maps, masks), masks)), (1, 2, 3))
     total = positive.sum((1, 2, 3))
     return 1 - (positive * masks).sum((1, 2, 3)) / torch.where(total > 0, total, 1)
 
 
 def l1(maps: Tensor, masks: Tensor) -> Tensor:
-    """Mean over pixels of |M − Â⁺| in [0, 1]: A⁺ is to fill the box (GRADIA, Gao et al. 2022; RES, Gao et al. 2022)."""
-    return (masks.float() - F.relu(_normalised(maps, masks))).abs().mean((1, 2, 3))
+    """Mean over pixels of |M − Â⁺| in [0, 1]: A⁺ is to fill the box (GRADIA, Gao et al. 2022; RES, Gao et al. 2022).
+
+    Â⁺ = A⁺ / max A⁺ is resized last.
+    """
+    filled = resize(_normalised(F.relu(_checked(maps, masks))), masks)
+    return (masks.float() - filled).abs().mean((1, 2, 3))
 
 
 def ppce(maps: Tensor, masks: Tensor) -> Tensor:
-    """−1/|M| Σ M·log Â⁺, in [0, 13.8]: per-pixel cross entropy in the box (HAICS, Shen et al. 2021); 0 for no box."""
-    logarithm = _normalised(maps, masks).clamp(min=FLOOR).log()
+    """−1/|M| Σ M·log Â⁺, in [0, 13.8]: per-pixel cross entropy in the box (HAICS, Shen et al. 2021); 0 for no box.
+
+    Â⁺ = A⁺ / max A⁺ is resized before the logarithm.
+    """
+    logarithm = resize(_normalised(F.relu(_checked(maps, masks))), masks).clamp(min=FLOOR).log()
     total = masks.sum((1, 2, 3))
     return -(logarithm * masks).sum((1, 2, 3)) / torch.where(total > 0, total, 1)
 
 
 def rrr(maps: Tensor, masks: Tensor) -> Tensor:
-    """Σ (1 − M)·Â² ≥ 0: attribution of either sign outside the box (RRR, Ross et al. 2017; RRR* normalises it)."""
-    return (_normalised(maps, masks).square() * _inverse(masks)).sum((1, 2, 3))
+    """Σ (1 − M)·Â² ≥ 0: attribution of either sign outside the box (RRR, Ross et al. 2017; RRR* normalises it).
+
+    Â = A / max|A| is resized last.
+    """
+    return (resize(_normalised(_checked(maps, masks)), masks).square() * _inverse(masks)).sum((1, 2, 3))
+
+
+def resize(maps: Tensor, masks: Tensor) -> Tensor:
+    """Maps (B, 1, h, w) brought bilinearly to the size of the masks (B, 1, H, W)."""
+    same = maps.shape[2:] == masks.shape[2:]
+    return maps if same else F.interpolate(maps, masks.shape[2:], mode="bilinear", align_corners=False)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"energy": energy, "l1": l1, "ppce": ppce, "rrr": rrr}
@@ -68,16 +88,16 @@ def _checked(maps: Tensor, masks: Tensor) -> Tensor:
     if maps.ndim != 4 or maps.shape[1] != 1 or not maps.is_floating_point():
         raise ValueError(f"maps is {kind(maps)}; it must be a float tensor (B, 1, H, W)")
     soft = masks.is_floating_point()
-    if not (soft or masks.dtype == torch.bool) or masks.shape != maps.shape:
-        raise ValueError(f"masks is {kind(masks)}; it must be bool or float {tuple(maps.shape)}, as maps")
+    if not (soft or masks.dtype == torch.bool) or masks.ndim != 4 or masks.shape[:2] != maps.shape[:2]:
+        raise ValueError(f"masks is {kind(masks)}; it must be bool or float ({len(maps)}, 1, H, W), one per map")
     if soft and not ((masks >= 0) & (masks <= 1)).all():
         raise ValueError(f"masks lie in [{masks.min():.3g}, {masks.max():.3g}]; soft masks must be in [0, 1]")
     return wide(maps)
 
 
-def _normalised(maps: Tensor, masks: Tensor) -> Tensor:
-    """Â = A / max|A|, with the gradient of the maximum."""
-    maps = over_peak(_checked(maps, masks), (1, 2, 3))  # changes no gradient, and keeps tiny maps from vanishing
+def _normalised(maps: Tensor) -> Tensor:
+    """Maps over their largest absolute value, with the gradient of the maximum."""
+    maps = over_peak(maps, (1, 2, 3))  # changes no gradient, and keeps tiny maps from vanishing
     peak = maps.abs().amax((1, 2, 3), keepdim=True)  # 1, or 0 for an all-zero map
     return maps / torch.where(peak > 0, peak, 1)
 
@@ -94,7 +114,7 @@ class Guide:
     batches this is unbiased, even if some hold no annotated image; λ does not depend on B.
 
     Args:
-        loss: a name of `LOSSES`, or such a function.
+        loss: a name of `LOSSES`, or such a function: its maps lie in the explained layer's cells, see `resize`.
         method: of `explain`, one of `attribution.trainable()`.
         at: the depth, or path of a module, that is explained.
         weight: λ, 0 or more; 0 trains the baseline, in the same way without explaining.
@@ -173,7 +193,7 @@ class Guide:
             if some:
                 chosen = torch.where(guided, classes, -1)[explained]
                 targets = (lambda z: against_others(chosen, z.shape[1])) if self.contrast else chosen
-                how = {"create_graph": True, "keep_modes": self.keep_modes}
+                how = {"create_graph": True, "keep_modes": self.keep_modes, "resize": False}
                 found, maps = explain(model, batch.images[explained], targets, self.method, self.at, **how)
                 logits.append(found)
                 maps, masks = wide(maps[guided[explained]]), batch.class_masks(classes, segmentation)[guided]

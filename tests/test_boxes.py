@@ -52,7 +52,7 @@ def test_mask_box_inverts_box_masks():
 
 def test_dilate_widens_around_the_centre_and_clips():
     boxes = torch.tensor([[10.0, 20, 30, 60], [0, 0, 10, 10]])
-    assert dilate(boxes, 0.5, (100, 100)).tolist() == [[5, 10, 35, 70], [0, 0, 12.5, 12.5]]
+    assert dilate(boxes, 0.5, (100, 100)).tolist() == [[0, 0, 40, 80], [0, 0, 15, 15]]
     with pytest.raises(ValueError, match="-0.1"):
         dilate(boxes, -0.1, (100, 100))
 

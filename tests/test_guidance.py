@@ -21,7 +21,7 @@ LEFT, NONE, ALL = [[True, False], [True, False]], [[False, False], [False, False
 
 # Of each map and mask: energy, l1, ppce, rrr.
 BY_HAND = [
-    ([[1.0, 3.0], [-5.0, 0.0]], LEFT, 3 / 4, (0.8 + 0.6 + 1) / 4, -math.log(0.2 * 1e-6) / 2, 0.6**2),
+    ([[1.0, 3.0], [-5.0, 0.0]], LEFT, 3 / 4, (2 / 3 + 1 + 1) / 4, -math.log(1e-6 / 3) / 2, 0.6**2),
     ([[4.0, 1.0], [2.0, 1.0]], LEFT, 2 / 8, 1 / 4, math.log(2) / 2, 2 / 16),
     ([[-1.0, -2.0], [-3.0, -4.0]], LEFT, 1, 1 / 2, math.log(1e6), 1 / 4 + 1),
     ([[0.0, 0.0], [0.0, 0.0]], LEFT, 1, 1 / 2, math.log(1e6), 0),
@@ -127,8 +127,8 @@ def test_energy_is_one_minus_epg():
         (MAPS.long(), MASKS, "maps is torch.int64"),
         (MAPS, MASKS.long(), "masks is torch.int64"),
         (MAPS, MASKS.float() * 255, r"masks lie in \[0, 255\]; soft masks must be in \[0, 1\]"),
-        (MAPS, MASKS[:, :, :1], r"masks is torch.bool \(6, 1, 1, 2\)"),
-        (MAPS, MASKS[:1], r"it must be bool or float \(6, 1, 2, 2\)"),
+        (MAPS, MASKS[:, 0], r"masks is torch.bool \(6, 2, 2\)"),
+        (MAPS, MASKS[:1], r"it must be bool or float \(6, 1, H, W\)"),
     ],
 )
 def test_wrong_maps_and_masks_are_named(name, maps, masks, message):
@@ -295,9 +295,7 @@ def test_dropout_of_channels_serves_logits_and_map_and_is_gone_afterwards():
     terms = Guide("rrr", "ixg", "0", 1.0, dropout=0.5)(model, some)
     logits = model[3](kept.mean((2, 3)))
     plain = F.binary_cross_entropy_with_logits(logits.float(), some.labels.float())
-    maps = F.interpolate(
-        (kept * model[3].weight[classes][:, :, None, None]).sum(1, keepdim=True), (64, 64), mode="bilinear"
-    )
+    maps = (kept * model[3].weight[classes][:, :, None, None]).sum(1, keepdim=True)
     assert terms["classification"].item() == pytest.approx(plain.item())
     assert terms["guidance"].item() == pytest.approx(guidance.rrr(maps, some.class_masks(classes)).mean().item())
     assert not model[0]._forward_hooks

@@ -44,6 +44,7 @@ def explain(
     create_graph: bool = False,
     steps: int = 32,
     keep_modes: bool = False,
+    resize: bool = True,
 ) -> Explanation:
     """Logits of `images`, and maps that explain `targets` by `method` on the activations `at` a depth of the network.
 
@@ -75,8 +76,9 @@ def explain(
         steps: quadrature points of Integrated Gradients, samples of Gradient SHAP.
         keep_modes: leave each module in train or eval mode, as it is: for networks that have not learned their norms'
             statistics yet. Norm layers in train mode use the batch's statistics, and learn them; dropout is random.
+        resize: bring maps bilinearly to the images' size. Otherwise they have one value per cell of the layer.
 
-    Returns the logits of the one forward pass, and maps brought bilinearly to the images' size. K targets cost K
+    Returns the logits of the one forward pass, and the maps. K targets cost K
     backward passes. Raises ValueError for an unknown method or layer, for what does not fit in shape, type or range,
     and for what `create_graph` cannot go through: torch.compile, or gradient checkpointing behind the explained layer.
 
@@ -107,7 +109,7 @@ def explain(
                 gradients = mode.gradients(output, layer, weights, create_graph)
                 maps = maps + weight * torch.cat([chosen.map(a, on_grid(g)) for g in gradients], 1)
         size = getattr(bare(model), "explained_size", images.shape[2:])  # a `models.Head` is given features
-        if maps.shape[2:] != size:
+        if resize and maps.shape[2:] != size:
             maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
     return Explanation(logits, maps) if create_graph else Explanation(logits.detach(), maps.detach())
 

@@ -108,6 +108,6 @@ class _Dilate:
 
 
 def dilated(dataset: Samples, fraction: float) -> Samples:
-    """The data set with boxes widened and heightened by `fraction` (0.1, 0.25, 0.5), before its transform."""
-    check_value(0 < fraction <= 1, "dilation", fraction, "in (0, 1]: 0.1 widens boxes by 10 %")
+    """The data set with boxes dilated by `fraction` (0.1, 0.25, 0.5; see `boxes.dilate`), before its transform."""
+    check_value(0 < fraction <= 1, "dilation", fraction, "in (0, 1]: 0.1 moves each side out by 10 %")
     return with_transform(dataset, _Dilate(fraction, getattr(dataset, "transform", None)))

@@ -6,15 +6,15 @@ MISTAKES = {
         ("100 * pixels", "pixels", "in per cent"),
     ],
     "01.2": [
-        ("fraction / 2, (y2 - y1) * fraction / 2", "fraction, (y2 - y1) * fraction", "twice too much"),
+        ("fraction, (y2 - y1) * fraction", "fraction / 2, (y2 - y1) * fraction / 2", "half of it"),
         (".clamp(0, width)", "", "outside the image"),
         (".clamp(0, height)", "", "outside the image"),
         ("height, width = size", "width, height = size", "(height, width)"),
         ("return torch.stack([x1, y1, x2, y2], 1)", "torch.stack([x1, y1, x2, y2], 1)", "None"),
     ],
     "01.3": [
-        ("1.5**2", "1.5", "width *and* height"),
-        ("1.5**2", "2**2", "quarter on each side"),
+        ("2**2", "2", "width *and* height"),
+        ("2**2", "1.5**2", "each of the two sides"),
     ],
     "01.4": [
         ("if g not in there", "if g in there", "groups that are there"),

@@ -9,9 +9,9 @@ from e2lib.course.exercises import Hint, compare, random_maps, refuse
 def check_01_2(dilate):
     size, name = (100, 200), "a dilated box in the middle"
     middle = torch.tensor([[40.0, 50, 60, 54], [30, 40, 50, 60]])
-    twice = "that is twice too much: a box that grows by a half grows by a quarter on each side."
-    right, wide = (boxes.dilate(middle, fraction, size) for fraction in (0.5, 1.0))
-    compare(name, dilate(middle, 0.5, size), right, (wide, twice))
+    half = "that is half of it: each side moves by the fraction, so at 0.5 the box becomes twice as wide."
+    right, narrow = (boxes.dilate(middle, fraction, size) for fraction in (0.5, 0.25))
+    compare(name, dilate(middle, 0.5, size), right, (narrow, half))
     corner = torch.tensor([[150.0, 2, 198, 98]])
     found = dilate(corner, 0.25, size)
     if (found < 0).any() or found[0, 2] > 200 or found[0, 3] > 100:
