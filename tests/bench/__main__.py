@@ -44,6 +44,10 @@ def main() -> None:
     text = readme.table(("what", "measured", "aimed at: at most"), rows)
     text += "\n\nThe form that `training.form` chooses, against float32 with contiguous weights:\n\n"
     text += readme.table(("what", "measured", "aimed at: at least"), speeds)
+    text += "\n\nWhere the time of a step goes, per image:\n\n"
+    text += readme.table(
+        ("step", "convolutions and their derivatives", "all else"), guidance.shares("bcos_resnet18", "Input")
+    )
     machine = f"{platform.machine()}, 2 threads, torch {torch.__version__.partition('+')[0]}"
     text += f"\n\nMedians on {machine}. Plain and distilling steps update norm statistics, guided ones do not."
     readme.write("make bench", text)

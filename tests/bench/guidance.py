@@ -122,6 +122,25 @@ def steps(
     return first, second
 
 
+def shares(name: str, at: str, count: int = 3) -> list[Row]:
+    """Where the time of a plain and of a guided step goes: in convolutions with their derivatives, and in all else."""
+    dataset = scenes(BATCH)
+    model = models.build(name, len(dataset.classes))
+    batch = datasets.collate([dataset[i] for i in range(BATCH)])
+    rows = []
+    for kind, step in (("plain", training.classify), (f"guided at {at}", Guide(method="bcos", at=at))):
+        run = trainer(model, step, batch)
+        run()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for _ in range(count):
+                run()
+        parts = {True: 0.0, False: 0.0}
+        for event in profile.key_averages():
+            parts["conv" in event.key.lower()] += event.self_cpu_time_total / 1000 / count / BATCH
+        rows.append((f"{name}, {SIZE} px, batch {BATCH}: {kind}", f"{parts[True]:.0f} ms", f"{parts[False]:.0f} ms"))
+    return rows
+
+
 def features(name: str, at_least: float, batch_size: int = 16) -> list[Row]:
     """What a frozen trunk makes of images, in both forms."""
     trunk, _ = models.split(models.build(name, 10), SIZE)
