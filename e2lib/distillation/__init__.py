@@ -1,13 +1,13 @@
-"""Distillation: a student learns what a teacher says, what it computes on the way, or why it says it.
+"""Distillation: a student learns its teacher's logits, features or explanations.
 
-`Distill` is the training step: a sum of terms from a table, `TERMS`, that anyone may extend.
+`Distill` is the training step: a sum of terms from the table `TERMS`, which anyone may extend.
 e²KD: Parchami-Araghi et al.: Good Teachers Explain: Explanation-Enhanced Knowledge Distillation, ECCV 2024.
 """
 
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import repeat
@@ -34,23 +34,25 @@ __all__ += ["e2kd", "explanation", "fitnet", "kd", "multi_label_kd", "top_class"
 
 @dataclasses.dataclass
 class Term:
-    """One term of `Distill`: the mean of what `function` returns, and what of student and teacher it compares.
+    """One term of `Distill`: the mean of what `function` returns for student and teacher.
 
-    It compares `logits` (B, C); `explanation` (B, K, h, w) of the teacher's top class; `maps` (B, C, h, w), as of
-    `class_maps`; or `features` (B, C, h, w), which a function gets depth by depth, and a Module in lists of all depths.
+    `of` says what it compares: "logits" (B, C); "explanation" (B, K, h, w) of the teacher's top class; "maps"
+    (B, C, h, w), the `class_maps`; or "features" (B, C, h, w). A function gets the features of one depth at a time, and
+    its values are averaged. A Module gets two lists: the features of all depths of the student, and of the teacher.
     """
 
     function: Callable[..., Tensor] | type[nn.Module]  # of any of student, teacher, labels (B, C), temperature, count
     of: str = "logits"
-    # Finest first; a depth that one network lacks is left out; if none is left, Final.
-    depths: Sequence[str] = ("Final",)
+    depths: Sequence[str] = ("Final",)  # finest first, without those that a network lacks; Final if none is left
 
     def __post_init__(self):
         self.learns = isinstance(self.function, type)
-        known = ("features",) if self.learns else ("logits", "explanation", "maps", "features")
-        check_value(self.of in known, "of", self.of, f"{', '.join(known)} for {self.function}")
+        allowed = ("features",) if self.learns else ("logits", "explanation", "maps", "features")
+        check_value(self.of in allowed, "of", self.of, f"{', '.join(allowed)} for {self.function}")
         parameters = inspect.signature(self.function.forward if self.learns else self.function).parameters
         self.asks = parameters.keys() & {"student", "teacher", "labels", "temperature", "count"}
+        self.deep = self.of in ("features", "maps")
+        self.taught = "teacher" in self.asks or self.of == "explanation"  # of the teacher's top class
 
 
 EACH = ("Mid1", "Mid2", "Mid3", "Final")
@@ -71,24 +73,24 @@ TERMS: dict[str, Term] = {
 
 
 class Distill(nn.Module):
-    """A training step that distils: the sum of terms of `TERMS`, each with its weight λ.
+    """A training step that distils: the sum of terms of `TERMS`, each times its weight λ.
 
-    One forward pass of the student, in its own modes, serves all terms. `fit` trains and saves what terms learn.
+    The student runs once per batch, in its own modes. `fit` also trains and saves the parameters of the terms.
 
     Args:
-        teacher: is copied; None: logits and maps come with the batch (`frozen.freeze`).
-        student: is looked at, for the width of its features.
+        teacher: a network, which is copied; None where the batch brings its logits and maps (`frozen.freeze`).
+        student: only the width of its features is read here.
         images: float (B, 3, H, W), a few that the student takes.
-        weights: λ of each term, above 0, by its name in `TERMS`.
+        weights: λ > 0 of each term, by its name in `TERMS`.
         temperature: τ > 0 of the terms that have one.
-        method, at: as for `explain`; method "weights" compares W(x) of B-cos networks, all six channels.
-        every: explanations are compared in steps 0, every, 2·every, …; in the others their terms are 0.
-        contrast: as for `guidance.Guide`, of the teacher's top class.
-        teacher_size: pixels a side to which images are resized for the teacher; None: as they are.
-        count: of images in the training data, for `crd`.
-        mixup: α ≥ 0 of the Beta distribution that mixes images and labels (Zhang et al., ICLR 2018); 0: no mixing.
+        method, at: as for `explain`. Method "weights" compares W(x) of B-cos networks, all six channels.
+        every: explanations are compared in steps 0, every, 2·every, …; their terms are 0 in the other steps.
+        contrast: explain the logit of the top class less the mean of the other logits, as in `guidance.Guide`.
+        teacher_size: images are resized to this height and width for the teacher; None leaves them as they are.
+        count: number of training images, for `crd`.
+        mixup: α ≥ 0 of the Beta distribution that mixes images and labels (Zhang et al., ICLR 2018); 0 mixes none.
 
-    Raises ValueError for values out of range, networks that a term cannot compare, and a student in
+    Raises ValueError for a value out of range, for networks that a term cannot compare, and for a student in
     DistributedDataParallel: see `training.StepModule`.
     """
 
@@ -121,79 +123,82 @@ class Distill(nn.Module):
         self.weights, self.temperature = {name: float(weight) for name, weight in weights.items()}, float(temperature)
         self.teacher_size, self.count, self.mixup = teacher_size, count, float(mixup)
         self.method, self.at, self.every, self.contrast = method, at, int(every), contrast
-        self.terms = terms = {name: TERMS[name] for name in weights}
-        self.explaining = [name for name, term in terms.items() if term.of == "explanation"]
-        self.taught = [name for name, term in terms.items() if "teacher" in term.asks or term.of == "explanation"]
-        deep = [name for name, term in terms.items() if term.of in ("features", "maps")]
-        right = every == 1 or len(self.explaining) < len(terms)
+        self.terms = {name: TERMS[name] for name in weights}
+        for name, term in self.terms.items():
+            check_value(count or "count" not in term.asks, "count", count, f"the number of training images, for {name}")
+            right = teacher is not None or not (term.taught and (mixup or term.deep))
+            check_value(right, "teacher", teacher, f"a network, for {name}: features and mixed images are not frozen")
+        explains = [term.of == "explanation" for term in self.terms.values()]
+        right = every == 1 or not all(explains)
         check_value(right, "every", every, "1 where all terms compare explanations: other steps would train nothing")
-        needs = [name for name, term in terms.items() if "count" in term.asks]
-        check_value(count or not needs, "count", count, f"the number of training images, for {', '.join(needs)}")
-        needs = [name for name in self.taught if mixup or name in deep]
-        right = teacher is not None or not needs
-        check_value(right, "teacher", teacher, f"given, as features and mixed images need it, for {', '.join(needs)}")
+        self.explains, self.taught = any(explains), any(term.taught for term in self.terms.values())
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # In a list, so that it is no part of this module: neither trained nor saved.
         self.teachers = [] if teacher is None else [copy.deepcopy(bare(teacher)).requires_grad_(False).eval()]
-        self.known = None if teacher is None else fingerprint(self.teachers[0])
-        placed = (net.to(images.device).to(memory_format=form(net).memory_format) for net in self.teachers)
-        networks = [bare(student), *placed]
-        self.depths = {name: _common(name, terms[name].depths, networks) for name in deep}
+        self.teacher = fingerprint(self.teachers)
+        networks = [bare(student)]
+        for net in self.teachers:
+            networks.append(net.to(images.device).to(memory_format=form(net).memory_format))
+        shared = set.intersection(*(set(getattr(net, "depths", None) or ()) for net in networks))
+        deep = {name: term.depths for name, term in self.terms.items() if term.deep}
+        self.depths = {name: [at for at in depths if at in shared] or ["Final"] for name, depths in deep.items()}
         with torch.no_grad(), modes_restored(student):
             student.eval()
             given = zip(networks, (images, self._for_teacher(images)), strict=False)
             logits, seen = zip(*(self._seen(model, x, check=True) for model, x in given), strict=True)
         self.classes, others = logits[0].shape[1], logits[-1].shape[1]
-        if self.classes != others:
-            raise ValueError(f"student and teacher have {self.classes} and {others} classes")
+        check_value(self.classes == others, "the student's number of classes", self.classes, f"the teacher's, {others}")
         self.learned = nn.ModuleDict()
-        for name in (name for name, term in terms.items() if term.learns):
-            pairs = zip(seen[0][name], seen[-1][name], strict=True)
-            self.learned[name] = terms[name].function([(mine.shape[1], other.shape[1]) for mine, other in pairs])
+        for name, term in self.terms.items():
+            if term.learns:
+                pairs = zip(*seen[0][name], *seen[-1][name], strict=True)
+                self.learned[name] = term.function([(mine.shape[1], other.shape[1]) for mine, other in pairs])
         self.to(images.device)
 
     def extra_repr(self) -> str:
-        """What `fit` knows a training by."""
-        names = ["weights", "temperature", "teacher_size", "count", "mixup"]
-        names += ["method", "at", "every", "contrast"] if self.explaining else []  # else these make no difference
+        """What tells one training from another: digests of teacher and terms, and the settings that matter."""
+        names = ["teacher", "weights", "temperature", "teacher_size", "count", "mixup"]
+        names += ["method", "at", "every", "contrast"] if self.explains else []
         terms = [(vars(term), getattr(term.function, "forward", None)) for term in self.terms.values()]
-        known = [f"teacher={self.known!r}", f"terms={fingerprint([terms, METHODS.get(self.method)])!r}"]
-        return ", ".join(known + [f"{name}={getattr(self, name)!r}" for name in names])
+        settings = [f"{name}={getattr(self, name)!r}" for name in names]
+        return ", ".join([*settings, f"terms={fingerprint([terms, METHODS.get(self.method)])!r}"])
 
     def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss by name, weighted, each the mean over the batch."""
+        """The terms of the loss by name, each weighted and averaged over the batch."""
         refuse_distributed(student)
-        targets = top_class(self.contrast) if self.explaining and int(self.steps) % self.every == 0 else None
+        targets = top_class(self.contrast) if self.explains and int(self.steps) % self.every == 0 else None
         self.steps += 1
         if self.mixup:
             images, labels = v2.MixUp(alpha=self.mixup)(batch.images, batch.hot(self.classes))
             batch = dataclasses.replace(batch, images=images, labels=labels)
-        frozen = {"logits": [batch.logits], "explanation": [batch.maps]}
-        logits, there = batch.logits, {name: frozen.get(term.of, repeat(None)) for name, term in self.terms.items()}
-        if self.teachers and self.taught:
+        logits, there = batch.logits, {}
+        if self.taught and self.teachers:
             teacher = self.teachers[0].to(batch.images.device)
             with torch.no_grad():
                 logits, there = self._seen(teacher, self._for_teacher(batch.images), targets)
-        elif self.taught and (logits is None or (targets and batch.maps is None)):
-            raise ValueError("teacher is None, and the batch has no logits and maps; train on data of frozen.freeze")
+        elif self.taught:
+            if logits is None or (targets and batch.maps is None):
+                raise ValueError(
+                    "teacher is None, and the batch has no logits and maps; train on data of frozen.freeze"
+                )
+            frozen = {"logits": [logits], "explanation": [batch.maps]}
+            there = {name: frozen[term.of] for name, term in self.terms.items() if term.taught}
         _, here = self._seen(bare(student), batch.images, targets and targets(logits), create_graph=True)
         given = {"labels": batch.hot(self.classes), "temperature": self.temperature, "count": self.count}
-        pairs = {name: zip(mine, there[name], strict=False) for name, mine in here.items()}
-        return {name: weight * self._value(name, pairs[name], given) for name, weight in self.weights.items()}
-
-    def _value(self, name: str, pairs: Iterable, given: dict) -> Tensor:
-        """A term's mean over pairs of what student and teacher show; 0 without pairs."""
-        term, values = self.terms[name], []
-        function = self.learned[name] if term.learns else term.function
-        for mine, other in [zip(*pairs, strict=True)] if term.learns else pairs:
-            if term.of == "explanation":
-                other = F.interpolate(other, mine.shape[2:], mode="bilinear", align_corners=False)
-            known = given | {"student": mine, "teacher": other}
-            values.append(function(**{argument: known[argument] for argument in term.asks}).mean())
-        return sum(values) / len(values) if values else given["labels"].new_zeros(())
+        found = {}
+        for name, term in self.terms.items():
+            function, values = self.learned[name] if term.learns else term.function, []
+            for mine, other in zip(here[name], there.get(name, repeat(None)), strict=False):
+                if term.of == "explanation":
+                    other = F.interpolate(other, mine.shape[2:], mode="bilinear", align_corners=False)
+                known = given | {"student": mine, "teacher": other}
+                values.append(function(**{argument: known[argument] for argument in term.asks}).mean())
+            mean = sum(values) / len(values) if values else given["labels"].new_zeros(())
+            found[name] = self.weights[name] * mean
+        return found
 
     def _seen(self, model: nn.Module, images: Tensor, targets=None, create_graph=False, check=False) -> tuple:
-        """Logits, and by the name of each term a list of what it compares: empty for explanations without targets."""
+        """Logits, and what each term compares, a list by its name; without targets, explanations are empty lists."""
         layers, explained, graph = {}, [], torch.is_grad_enabled()
 
         def catch(at: str, module: nn.Module, inputs, output: Tensor) -> None:
@@ -214,6 +219,7 @@ class Distill(nn.Module):
             features = [layers[at] for at in self.depths.get(name, ())]
             if term.of == "maps":
                 features = [class_maps(model, features[-1], logits if check else None)]
+            features = [features] if term.learns else features  # all depths at once
             seen[name] = {"logits": [logits], "explanation": explained}.get(term.of, features)
         return logits, seen
 
@@ -223,7 +229,7 @@ class Distill(nn.Module):
 
 
 def top_class(contrast: bool = False) -> Callable[[Tensor], Tensor]:
-    """Logits (B, C) -> targets for `explain`: the top class, or with `contrast` how it differs from the others."""
+    """A function from logits (B, C) to targets of `explain`: the top class, with `contrast` as in `Distill`."""
     return lambda z: against_others(z.argmax(1), z.shape[1])[:, 0] if contrast else z.argmax(1)
 
 
@@ -237,10 +243,10 @@ def explanation(model: nn.Module, images: Tensor, targets: Targets, method: str,
 def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None) -> Tensor:
     """Class activation maps (B, C, h, w): the classifier applied to every cell of the features at Final (B, D, h, w).
 
-    Their mean over cells is the logits less the bias (Zhou et al., CVPR 2016). ValueError where no linear layer makes
-    `logits`, if given, of the features' mean. B-cos networks average after that layer.
+    Their mean over cells is the logits without the bias (Zhou et al., CVPR 2016). ValueError for a network that does
+    not average its features and then apply one linear layer. `logits`, if given, are compared with such a layer's.
     """
-    if getattr(model, "is_bcos", False):
+    if getattr(model, "is_bcos", False):  # which averages after its classifier
         path = head_prefixes(model.net)[0].removesuffix(".").removesuffix(".linear")
         return model.net.get_submodule(path)(features)
     *_, last = (None, *(module for module in model.modules() if isinstance(module, nn.Linear)))
@@ -250,14 +256,3 @@ def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None)
             return F.conv2d(features, last.weight[:, :, None, None])
     name = getattr(model, "name", type(getattr(model, "net", model)).__name__)
     raise ValueError(f"class_maps: {name!r} must average its features at Final, and then apply one nn.Linear")
-
-
-def _common(term: str, depths: Sequence[str], networks: Sequence[nn.Module]) -> list[str]:
-    """Those of `depths` that all networks have, else Final."""
-    named = [list(getattr(model, "depths", None) or []) for model in networks]
-    shared = set.intersection(*map(set, named))
-    if found := [at for at in depths if at in shared] or [*shared & {"Final"}]:
-        return found
-    has = " and ".join(f"{type(model).__name__} {names}" for model, names in zip(networks, named, strict=True))
-    cure = "models.wrap(net, depths={'Final': 'path of a module'}) names them"
-    raise ValueError(f"{term} compares features at {', '.join(depths)}, or Final; the depths are {has}; {cure}")
