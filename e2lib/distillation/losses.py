@@ -1,12 +1,9 @@
-"""What a student can be asked to match: pure functions of what student and teacher give, then terms that learn.
+"""Distillation losses: pure functions of student and teacher first, then Modules, which have parameters of their own.
 
-Each function returns one value per image, (B,) float32 or wider, unless it says otherwise. Logits z are (B, C) and
-features (B, C, h, w), all float; the temperature τ is above 0. The teacher's side is data: it gets no gradient. If two
-features differ in resolution, the finer one is average-pooled to the coarser. Maps that are zero everywhere have no
-gradient. A wrong shape or temperature is a ValueError.
-
-A Module is built from `widths`, a pair per depth, the finest first: the student's channels and the teacher's. Its
-`forward` takes the features of both at these depths, and returns one value per image too.
+Each returns one value per image, (B,) float32 or wider, unless it says otherwise. Logits z are float (B, C), features
+float (B, C, h, w). The temperature τ is above 0. The teacher gets no gradient, and maps of zeros have none. Features of
+two resolutions are compared at the coarser one: the other is average-pooled. A wrong shape or temperature is a
+ValueError. A Module is built from `widths`, one pair (student's channels, teacher's channels) per depth, finest first.
 """
 
 from collections.abc import Sequence
@@ -23,14 +20,14 @@ from e2lib.metrics.localisation import over_peak, wide
 
 
 def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
-    """−Σ_c y_c log softmax(z_S)_c, nats, of labels (B, C) that add up to 1 per image: one-hot, or mixtures of these."""
+    """−Σ_c y_c log softmax(z_S)_c, nats. Labels y (B, C) add up to 1 per image: they are one-hot, or mixed."""
     if not ((sums := labels.sum(1)) - 1).abs().max() < 1e-3:
         raise ValueError(f"labels add up to {sums.tolist()} per image; cross_entropy needs 1, bce takes any sum")
     return F.cross_entropy(wide(student), wide(labels), reduction="none")
 
 
 def bce(student: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of σ(z_S) per class, nats, (B, C), for labels (B, C) in [0, 1] of any sum."""
+    """Binary cross-entropy of σ(z_S), nats: one value per image and class, (B, C). Labels (B, C) lie in [0, 1]."""
     return F.binary_cross_entropy_with_logits(wide(student), labels.to(wide(student)), reduction="none")
 
 
@@ -41,7 +38,7 @@ def kd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def multi_label_kd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Σ_c τ² KL(σ(z_T/τ) ‖ σ(z_S/τ)) ≥ 0 of the two outcomes of each class, nats (Yang et al.: L2D, ICCV 2023)."""
+    """Σ_c τ² KL(σ(z_T/τ) ‖ σ(z_S/τ)) ≥ 0, nats: each class is present or absent (Yang et al.: L2D, ICCV 2023)."""
     student, teacher = _logits(student, teacher, temperature)
     there, here = (torch.stack([F.logsigmoid(z), F.logsigmoid(-z)], 1) for z in (teacher, student))  # (B, 2, C)
     return temperature**2 * _divergence(there, here).sum(1)
@@ -52,8 +49,8 @@ def dkd(
 ) -> Tensor:
     """τ² (α TCKD + β NCKD) ≥ 0 for one label y per image, int64 (B,) or one-hot (B, C) (DKD, Zhao et al., CVPR 2022).
 
-    TCKD is the divergence of (p_y, 1 − p_y), NCKD that of the softmax over the other classes. With α = 1 and the
-    teacher's 1 − p_y as β, it is `kd`.
+    TCKD is the divergence of (p_y, 1 − p_y), NCKD that of the softmax over the other classes. For α = 1 and β = the
+    teacher's 1 − p_y, the loss is `kd`.
     """
     student, teacher = _logits(student, teacher, temperature)
     target = F.one_hot(labels, student.shape[1]).bool() if labels.ndim == 1 else labels == 1
@@ -68,10 +65,10 @@ def dkd(
 
 
 def dist(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """τ² (inter + intra) ≥ 0, a scalar, of p = softmax(z/τ) (Huang et al.: DIST, NeurIPS 2022, both weights 1).
+    """τ² (inter + intra) ≥ 0, one scalar per batch (Huang et al.: DIST, NeurIPS 2022, with both weights 1).
 
-    Each is the mean of 1 − Pearson's correlation: inter over the classes, intra over the images. A constant vector has
-    correlation 0.
+    Both are means of 1 − Pearson's correlation of softmax(z/τ): inter of each image's classes, intra of each class's
+    images. The correlation with a constant vector is 0.
     """
     student, teacher = (z.softmax(1) for z in _logits(student, teacher, temperature))
     pairs = (student, teacher), (student.T, teacher.T)
@@ -80,7 +77,7 @@ def dist(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def e2kd(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 − cos(E_S, E_T), in [0, 2], of flattened maps (B, K, h, w); 1 where one is 0 (Parchami-Araghi, section 3.2)."""
+    """1 − cos(E_S, E_T), in [0, 2], of maps (B, K, h, w); 1 for an all-zero map (Parchami-Araghi, section 3.2)."""
     right = student.ndim == 4 and student.shape == teacher.shape
     maps = _checked(right, "maps", student, teacher.detach(), "(B, K, h, w) of one shape")
     student, teacher = (_unit(x.flatten(1)) for x in maps)
@@ -88,7 +85,7 @@ def e2kd(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def cat_kd(student: Tensor, teacher: Tensor, cells: int = 2) -> Tensor:
-    """Σ_c ‖a_S/‖a_S‖ − a_T/‖a_T‖‖² / C, in [0, 4], of `class_maps` pooled to `cells` a side (Guo et al., CVPR 2023)."""
+    """Σ_c ‖a_S/‖a_S‖ − a_T/‖a_T‖‖² / C, in [0, 4], of `class_maps` pooled to cells x cells (Guo et al., CVPR 2023)."""
     student, teacher = (_unit(x.flatten(2)) for x in _features(student, teacher, cells))
     return (student - teacher).square().sum(2).mean(1)
 
@@ -101,15 +98,15 @@ def at(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def fitnet(student: Tensor, teacher: Tensor, cells: int | None = None) -> Tensor:
-    """Mean of (F_S − F_T)² ≥ 0 of one width, averaged to `cells` a side where given (FitNets, Romero et al. 2015)."""
+    """Mean of (F_S − F_T)² ≥ 0, after pooling to cells x cells if `cells` is given (FitNets, Romero et al. 2015)."""
     both = _features(student, teacher, cells)
     student, teacher = _checked(both[0].shape == both[1].shape, "features", *both, "of one width")
     return (student - teacher).square().mean((1, 2, 3))
 
 
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
-    """`fitnet` at the features' own cells, then 4, 2 and 1 a side, each of half the weight before (HCL of ReviewKD)."""
-    student, teacher = wide(student), wide(teacher)  # also for the sum of their gradients
+    """Mean of `fitnet` at full resolution and at 4, 2 and 1 cells, each of half the weight before (HCL of ReviewKD)."""
+    student, teacher = wide(student), wide(teacher)  # so that the sum of their gradients is float32 too
     sizes = [None, *(cells for cells in (4, 2, 1) if cells < min(student.shape[2:] + teacher.shape[2:]))]
     total = sum(fitnet(student, teacher, cells) / 2**k for k, cells in enumerate(sizes))
     return total / sum(0.5**k for k in range(len(sizes)))
@@ -118,13 +115,13 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
 def crd(student: Tensor, teacher: Tensor, images: int, temperature: float = 0.1) -> Tensor:
     """−log h(s_i, t_i) − Σ_j≠i log(1 − h(s_i, t_j)), and the same with s and t exchanged (CRD, Tian et al., ICLR 2020).
 
-    h = e^(s·t/τ) / (e^(s·t/τ) + N/M) of embeddings (B, D) over their norms, N = B − 1, and M = `images` in the training
-    data. The teacher's embeddings get a gradient too. It is 0 for one image. Notes: the paper draws 16,384 negatives
-    from a memory; here they are the other images of the batch.
+    h = e^(s·t/τ) / (e^(s·t/τ) + N/M) of embeddings (B, D) divided by their norms; N = B − 1, and M is the number of
+    training `images`. The teacher's embeddings get a gradient too. The loss of a single image is 0. Notes: the paper
+    draws 16,384 negatives from a memory. Here the negatives are the other images of the batch.
     """
     right = student.ndim == 2 and student.shape == teacher.shape
     student, teacher = _checked(right, "embeddings", student, teacher, "(B, D)")
-    with torch.autocast(student.device.type, enabled=False):  # which would multiply in half precision
+    with torch.autocast(student.device.type, enabled=False):  # autocast would multiply in half precision
         scores = _unit(student) @ _unit(teacher).T / temperature  # (B, B)
     scores = scores - torch.log(torch.tensor((len(student) - 1) / images, device=scores.device))
     same = torch.eye(len(student), dtype=torch.bool, device=scores.device)
@@ -133,7 +130,7 @@ def crd(student: Tensor, teacher: Tensor, images: int, temperature: float = 0.1)
 
 
 class Hint(nn.Module):
-    """`fitnet` at the first depth, after a 1 x 1 convolution of the student's features to the teacher's width."""
+    """`fitnet` at the first depth. A 1 x 1 convolution brings the student's features to the teacher's width."""
 
     def __init__(self, widths: Sequence[tuple[int, int]]):
         super().__init__()
@@ -144,7 +141,7 @@ class Hint(nn.Module):
 
 
 class Contrast(nn.Module):
-    """`crd` of the features' means at the first depth, each embedded in 128 numbers by a linear layer."""
+    """`crd` of the mean features at the first depth. Two linear layers embed them in 128 numbers."""
 
     def __init__(self, widths: Sequence[tuple[int, int]]):
         super().__init__()
@@ -156,10 +153,10 @@ class Contrast(nn.Module):
 
 
 class Review(nn.Module):
-    """ReviewKD (Chen et al., CVPR 2021): the sum of `hierarchical_context` at all depths, from the deepest on.
+    """ReviewKD (Chen et al., CVPR 2021): the sum of `hierarchical_context` over the depths, from the deepest on.
 
-    At each, two learned attention maps mix the student's features, after a 1 x 1 convolution, with the mixture before.
-    The mixture passes a 3 x 3 convolution and is compared with the teacher's features.
+    A 1 x 1 convolution brings the student's features to 128 channels. Two learned attention maps mix them with the
+    mixture of the next deeper depth. A 3 x 3 convolution brings this mixture to the teacher's width.
     """
 
     def __init__(self, widths: Sequence[tuple[int, int]]):
@@ -202,19 +199,19 @@ def _features(student: Tensor, teacher: Tensor, cells: int | None = None) -> lis
 
 
 def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL over dimension 1 of log probabilities."""
+    """KL of log probabilities along dimension 1."""
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
 
 def _unit(x: Tensor) -> Tensor:
-    """x over its norm in the last dimension; zeros stay zeros, without gradient."""
-    x = over_peak(x, -1)  # else squares of small numbers vanish
+    """x divided by its norm along the last dimension; zeros stay zeros, without gradient."""
+    x = over_peak(x, -1)  # the squares of small numbers would vanish
     squares = x.square().sum(-1, keepdim=True)
     return x / torch.where(squares > 0, squares, 1).sqrt()
 
 
 def _standard(x: Tensor) -> Tensor:
-    """`_unit` of x less its mean in the last dimension, and zeros where x is constant."""
+    """`_unit` of x minus its mean along the last dimension; zeros where x is constant."""
     centred = x - x.mean(-1, keepdim=True)
     noise = 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # what rounding leaves of equal numbers
     return _unit(torch.where(centred.abs().amax(-1, keepdim=True) > noise, centred, 0))
