@@ -58,9 +58,9 @@ def save(model: nn.Module, path: str | Path) -> None:
 def fingerprint(value: Any) -> str:
     """Sixteen hex digits that identify a network, a function or any other value, the same in every process.
 
-    What counts: of networks repr, `Wrapped`'s attributes, parameters and buffers, but no wrapper such as DataParallel;
-    of functions code, closure and defaults, but no globals; of tensors and arrays type, shape and bytes; of dataclasses
-    the fields of `__init__`; of other objects fingerprint() if they have it, else type and attributes.
+    A network counts by repr, `Wrapped`'s attributes, parameters and buffers, without wrappers such as DataParallel. A
+    function counts by code, closure and defaults, not by globals; a tensor by its bytes; a dataclass by the fields of
+    `__init__`. Any other object counts by its fingerprint(), or by type and attributes.
     """
     return digest(_parts(value, ()))
 
@@ -77,11 +77,7 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, nn.Module):
         value = bare(value)
         read = [vars(module).get(name) for module in value.modules() for name in WRAP]
-        value = (
-            repr(value),
-            read,
-            [*value.named_parameters(), *value.named_buffers()],
-        )  # state_dict lacks some buffers
+        value = (repr(value), read, [*value.named_parameters(), *value.named_buffers()])  # more than state_dict has
     elif isinstance(value, Mapping):
         value = list(value.items())
     elif isinstance(value, set | frozenset):
@@ -108,9 +104,8 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
 
 def head_prefixes(net: nn.Module) -> tuple[str, ...]:
     """The prefixes of the classifier's tensors in the `net` of a `Model`."""
-    config = getattr(net, "pretrained_cfg", None)
-    # Networks without one, such as B-cos networks, end with their classifier.
-    names = config["classifier"] if config else list(net.state_dict())[-1].rpartition(".")[0]
+    config = getattr(net, "pretrained_cfg", None)  # networks without one, such as B-cos, end with their classifier
+    names = config["classifier"] if config else [*net.state_dict()][-1].rpartition(".")[0]
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
 
