@@ -7,9 +7,17 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 OVERSHOOT = 0.1  # part of a box's side that annotators may draw outside the image (CUB goes up to 8 %)
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Boxes (N, 4) or (4,) as a plain tensor (N, 4): tv_tensors.BoundingBoxes by their format, others as they are."""
+    if boxes.numel() and boxes.shape[-1] != 4:
+        raise ValueError(f"boxes are {tuple(boxes.shape)}; need (N, 4)")
+    plain = boxes.as_subclass(Tensor).reshape(-1, 4)
+    return box_convert(plain, boxes.format.value.lower(), "xyxy") if hasattr(boxes, "format") else plain
 
 
 def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -23,7 +31,7 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
         middle = (((lo + hi) / 2).ceil() - 1).clamp(0, length - 1)
         return ((pixel + 0.5 >= lo[:, None]) & (pixel + 0.5 < hi[:, None])) | (pixel == middle[:, None])
 
-    x1, y1, x2, y2 = boxes.as_subclass(Tensor).reshape(-1, 4).unbind(1)
+    x1, y1, x2, y2 = corners(boxes).unbind(1)
     return inside(y1, y2, size[0])[:, :, None] & inside(x1, x2, size[1])[:, None, :]
 
 
@@ -39,7 +47,7 @@ def dilate(boxes: Tensor, fraction: float, size: tuple[int, int]) -> Tensor:
     """
     if not fraction >= 0:
         raise ValueError(f"dilation fraction is {fraction}; it must be 0 or more (0.1 moves each side out by 10 %)")
-    boxes = boxes.as_subclass(Tensor).reshape(-1, 4)
+    boxes = corners(boxes)
     wider = (boxes[:, 2:] - boxes[:, :2]) * fraction
     return clip_boxes_to_image(torch.cat([boxes[:, :2] - wider, boxes[:, 2:] + wider], 1), size)
 
@@ -53,11 +61,12 @@ def mask_box(mask: Tensor) -> Tensor:
 
 
 def check_boxes(boxes: Tensor, size: tuple[float, float], where: str) -> Tensor:
-    """Return boxes (N, 4) clipped to an image of size (H, W).
+    """Return boxes (N, 4) clipped to an image of size (H, W), of which a 0 is unknown.
 
     Raises ValueError naming `where` and the box when it is not finite, inverted, empty, or reaches outside the image
     by more than one pixel and more than a tenth of its side.
     """
+    size = (size[0] or math.inf, size[1] or math.inf)
     clipped = clip_boxes_to_image(boxes, size)
     for box, inner in zip(boxes.tolist(), clipped.tolist(), strict=True):
         sides = [box[2] - box[0], box[3] - box[1]]

@@ -3,15 +3,21 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes
-from e2lib.datasets.files import FileDataset, Folder, Item, Transform, check_value, need
+from e2lib.datasets.files import FileDataset, Folder, Item, check_unique, need
+from e2lib.datasets.sample import Transform, check_value
 
-FIELDS = {"categories": ["id", "name"], "images": ["id", "file_name", "height", "width"]}
-FIELDS |= {"annotations": ["id", "image_id", "category_id", "bbox"]}
+ID, NUMBER, TEXT, LIST = (int, str), (int, float), (str,), (list,)
+FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "categories": {"id": ID, "name": TEXT},
+    "images": {"id": ID, "file_name": TEXT, "height": NUMBER, "width": NUMBER},
+    "annotations": {"id": ID, "image_id": ID, "category_id": ID, "bbox": LIST},
+}
 # The two boxes without height in the official train annotations: (image id, y).
 EMPTY_IN_COCO = {(200365, 388.33), (550395, 188.56)}
 
@@ -22,7 +28,8 @@ class COCO(FileDataset):
     Input: photographs of about 640 x 480 pixels. Label: which of 80 classes are present. 2014: train 82,783, val
     40,504 images. Source: cocodataset.org; annotations CC BY 4.0, the photographs under Flickr's terms of use.
 
-    `annotations` and `images` name another JSON file of instances and another image folder, relative to root.
+    `annotations` and `images` name another JSON file of instances and another image folder, relative to root. A
+    segmentation is checked when its image is read.
 
     Notes: a crowd annotation (iscrowd) gives its label but no box, as its region is not one object; so do the official
     file's two boxes without height. An image with an unsegmented box has masks None.
@@ -44,58 +51,97 @@ class COCO(FileDataset):
         folder = need(Path(root) / (images or f"{split}{year}"), self.layout)
         path = need(Path(root) / (annotations or f"annotations/instances_{split}{year}.json"), self.layout)
         try:
-            content = json.loads(path.read_bytes())
-        except ValueError as error:
+            content = json.loads(path.read_bytes(), object_pairs_hook=_object)
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         categories, pictures, objects = (_by_id(path, content, section) for section in FIELDS)
+        check_unique([category["name"] for category in categories.values()], f"{path}: names of categories")
         class_of = {number: c for c, number in enumerate(sorted(categories))}
+        self.path = path
         items = {i: Item(p["file_name"], [], size=(p["height"], p["width"])) for i, p in sorted(pictures.items())}
         for number, a in tqdm(objects.items(), desc=f"COCO {split}", delay=5):
             image, kind = a["image_id"], a["category_id"]
             where = f"{path}: annotation {number} of image {image}"
             if image not in items:
-                raise ValueError(f"{where}: no such image in its images section")
+                raise ValueError(f"{where}: {image!r} is no id of its images")
             if kind not in class_of:
-                raise ValueError(f"{where}: unknown class {kind}; known ids: {sorted(class_of)}")
-            check_value(len(a["bbox"]) == 4, f"{where}: bbox", a["bbox"], "x, y, width, height")
+                raise ValueError(f"{where}: unknown class {kind!r}; known ids: {sorted(class_of)}")
+            right = len(a["bbox"]) == 4 and all(type(v) in NUMBER and abs(v) < 1e9 for v in a["bbox"])
+            check_value(right, f"{where}: bbox", a["bbox"], "x, y, width, height, in pixels")
+            check_value(a.get("iscrowd", 0) in (0, 1), f"{where}: iscrowd", a.get("iscrowd"), "0 or 1")
             x, y, w, h = a["bbox"]
             items[image].labels.append(class_of[kind])
             if not a.get("iscrowd") and not (h == 0 and (image, y) in EMPTY_IN_COCO):
                 items[image].boxes.append([x, y, x + w, y + h])
                 items[image].box_labels.append(class_of[kind])
-                items[image].shapes.append(a.get("segmentation", []))
+                items[image].shapes.append([number, a.get("segmentation")])
         for i, item in items.items():
             check_boxes(torch.tensor(item.boxes).reshape(-1, 4), item.size, f"{path}: image {i} ({item.file})")
         super().__init__(folder, [*items.values()], [categories[i]["name"] for i in class_of], transform)
 
     def masks(self, i: int, size: tuple[int, int], item: Item) -> Tensor | None:
-        """The decoded segmentations. Raises ImportError without pycocotools."""
-        if not all(item.shapes):
+        """The decoded segmentations. Raises ImportError for polygons without pycocotools."""
+        if not all(shape for _, shape in item.shapes):
             return None
-        return torch.stack([torch.zeros(size).bool(), *(_decode(shape, size, item.file) for shape in item.shapes)])[1:]
+        where = f"{self.path}: image {item.file}, annotation"
+        found = [_decode(shape, size, f"{where} {number}: segmentation") for number, shape in item.shapes]
+        return torch.from_numpy(np.array(found, dtype=bool).reshape(-1, *size))
 
 
-def _by_id(path: Path, content: dict, section: str) -> dict[int, dict]:
-    if section not in content:
-        raise ValueError(f"{path} lacks the section {section}")
-    found = {}
-    for entry in content[section]:
-        if lacking := [field for field in FIELDS[section] if field not in entry]:
-            raise ValueError(f"{path}: {section} entry {entry.get('id')} lacks the field {lacking[0]}")
+def _object(pairs):
+    check_unique([key for key, _ in pairs], "a key of an object")
+    return dict(pairs)
+
+
+def _by_id(path: Path, content: dict, section: str) -> dict[int | str, dict]:
+    entries = content.get(section) if isinstance(content, dict) else None
+    check_value(isinstance(entries, list), f"{path}: section {section}", type(entries).__name__, "a list")
+    found: dict[int | str, dict] = {}
+    for position, entry in enumerate(entries):
+        about = entry if isinstance(entry, dict) else {}
+        for field, kinds in FIELDS[section].items():
+            if type(about.get(field)) not in kinds:
+                name = f"{path}: {section} entry {about.get('id', f'at position {position}')}: {field}"
+                raise ValueError(f"{name} is {about.get(field)!r}; need {' or '.join(kind.__name__ for kind in kinds)}")
         if found.setdefault(entry["id"], entry) is not entry:
             raise ValueError(f"{path}: two {section} with the id {entry['id']}: {found[entry['id']]} and {entry}")
+    types = {type(number).__name__: number for number in found}
+    check_value(len(types) < 2, f"{path}: types of the ids of {section}", types, "one type")
     return found
 
 
-def _decode(shape: list | dict, size: tuple[int, int], file: str) -> Tensor:
-    """Mask of polygons or run lengths (RLE), compressed or not: bool (H, W)."""
+def _decode(shape: list | dict, size: tuple[int, int], where: str) -> np.ndarray:
+    """Mask of polygons or run lengths (RLE), compressed or not: bool or uint8 (H, W)."""
+    if isinstance(shape, dict):
+        check_value(shape.get("size") == [*size], f"{where}: size", shape.get("size"), f"{[*size]}, as the image")
+        counts = shape.get("counts")
+        counts = _runs(counts) if isinstance(counts, str) else counts
+        right = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
+        right = right and sum(counts) == size[0] * size[1]
+        check_value(right, f"{where}: counts", counts, f"runs of {size[0] * size[1]} pixels in all")
+        return np.repeat(np.arange(len(counts)) % 2, counts).reshape(size[::-1]).T
     try:
         from pycocotools import mask
     except ImportError as error:
         raise ImportError("segmentations of COCO need pycocotools: pip install 'e2lib[coco]'") from error
-    if isinstance(shape, list) or isinstance(shape["counts"], list):  # polygons, uncompressed RLE
-        shape = mask.frPyObjects(shape, *size)
-    found = mask.decode(mask.merge(shape) if isinstance(shape, list) else shape)  # uint8 (H, W)
-    if found.shape != size:
-        raise ValueError(f"{file}: segmentation {found.shape}, image {size} (height, width)")
-    return torch.from_numpy(found).bool()
+    right = isinstance(shape, list) and all(isinstance(part, list) and len(part) >= 6 for part in shape)
+    right = right and all(
+        len(part) % 2 == 0 and all(type(v) in NUMBER and abs(v) < 1e9 for v in part) for part in shape
+    )
+    check_value(right, where, shape, "a list of polygons [x1, y1, x2, y2, x3, y3, ...]")
+    x, y = (np.array([v for part in shape for v in part[axis::2]]) for axis in (0, 1))
+    check_boxes(torch.tensor([[x.min(), y.min(), x.max(), y.max()]]), size, where)
+    return mask.decode(mask.merge(mask.frPyObjects(shape, *size)))
+
+
+def _runs(text: str) -> list[int]:
+    """The counts of a compressed RLE: 5 bits per character, signed, from the third on as the change by two counts."""
+    counts: list[int] = []
+    value = shift = 0
+    for code in (ord(letter) - 48 for letter in text):
+        value, shift = value | (code & 31) << shift, shift + 5
+        if not code & 32:
+            value -= (code & 16) << (shift - 4)
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts

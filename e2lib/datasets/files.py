@@ -5,11 +5,14 @@ reference count copies its memory page into each worker.
 """
 
 import csv
+import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -19,51 +22,86 @@ from torchvision import tv_tensors
 from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes
-from e2lib.datasets.sample import Sample, Samples
+from e2lib.datasets.sample import Sample, Samples, Transform, check_transform, check_value
 from e2lib.disk import digest
 
 Folder = str | Path
-Transform = Callable[[Sample], Sample] | None
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-
-
-def check_value(right: bool, name: str, value: object, must: str) -> None:
-    """Raises ValueError that names a parameter, its value, and what it must be, unless it is right."""
-    if not right:
-        raise ValueError(f"{name} is {value!r}; it must be {must}")
 
 
 def need(path: Path, layout: str) -> Path:
     """Return `path`. Raises FileNotFoundError that says what the data folder must hold."""
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists would raise OSError for a name too long for the disk
         raise FileNotFoundError(f"{path} does not exist; the data folder must hold {layout}")
     return path
 
 
+def check_unique(names: Sequence[str], where: str) -> None:
+    """Raises ValueError that says `where` and which name occurs twice."""
+    check_value(not isinstance(names, str), where, names, "a list of names")
+    if len({*names}) < len(names):
+        raise ValueError(f"{where}: {Counter(names).most_common(1)[0][0]!r} occurs twice; once is right")
+
+
+def read_text(path: Path) -> str:
+    """A text without its byte order mark. Raises ValueError naming the file where it is not in UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"{path} cannot be read as a text in UTF-8: {error}") from error
+    if "\0" in text:
+        raise ValueError(f"{path} has NUL characters; it must be a text in UTF-8")
+    return text
+
+
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file, without blank lines and without spaces at either end."""
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    """Lines of a text file, without blank lines and spaces at either end. Raises ValueError for a line that recurs."""
+    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    check_unique(lines, str(path))
+    return lines
 
 
-def read_rows(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Rows of a CSV file. Raises ValueError naming the first of `columns` that it lacks."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows, found = list(reader), reader.fieldnames or ()
-    if lacking := [column for column in columns if column not in found]:
-        raise ValueError(f"{path} lacks the column {lacking[0]}; it has {', '.join(found)}")
-    return rows
+def read_rows(path: Path, columns: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[dict[str, str]]:
+    """Rows of a CSV file. `columns` must be there, with one of their values; any text will do where none is given."""
+    reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
+    try:
+        rows = [(f"{path} line {reader.line_num}", row) for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path} line {reader.line_num}: {error}") from error
+    found = reader.fieldnames or []
+    for column, known in columns.items():
+        check_value(found.count(column) == 1, f"{path}: the first line", found, f"names of columns, with one {column}")
+        for where, row in rows:
+            right, must = row[column] in known if known else row[column], f"one of {known}" if known else "a text"
+            check_value(bool(right), f"{where}: {column}", row[column], must)
+    for where, row in rows:
+        check_value(None not in row, where, [*row.values()], f"of {len(found)} columns, as the first line")
+    return [row for _, row in rows]
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode an image file. Raises FileNotFoundError or ValueError naming it."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+        return image
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image {path} is missing") from None
+    except Exception as error:  # PIL raises many kinds, such as SyntaxError for a broken PNG
+        raise ValueError(f"image {path} cannot be decoded: {error}") from error
 
 
 def read_image(path: Path) -> tv_tensors.Image:
-    """Decode an image: uint8 (3, H, W) RGB. Raises FileNotFoundError or ValueError naming the file."""
-    try:
-        with Image.open(path) as image:
-            return tv_tensors.Image(torch.from_numpy(np.array(image.convert("RGB"))).movedim(2, 0).contiguous())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"image {path} is missing") from None
-    except (OSError, SyntaxError) as error:  # PIL reports a broken PNG as a SyntaxError
-        raise ValueError(f"image {path} is truncated or not an image: {error}") from error
+    """Pixels as the file stores them: uint8 (3, H, W) RGB. Raises FileNotFoundError or ValueError naming the file.
+
+    EXIF orientation and transparency are left out of account. 16-bit grey values give their upper 8 bits.
+    """
+    image = open_image(path)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.array(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"image {path} has mode {image.mode} ; save it with 8 bits per colour")
+    return tv_tensors.Image(torch.from_numpy(np.array(image.convert("RGB"))).movedim(2, 0).contiguous())
 
 
 @dataclass
@@ -92,13 +130,15 @@ class FileDataset(Samples):
     def __init__(self, folder: Path, items: Sequence[Item], classes: Sequence[str], transform: Transform = None):
         if not items:
             raise ValueError(f"{folder}: the split is empty")
+        check_unique([item.file for item in items], f"images in {folder}")
+        check_unique(classes, f"classes of {folder}")
         present: dict[Path, set[str]] = {}  # the names in each folder; on some disks asking for each file is slow
         for path in (folder / item.file for item in items):
             if path.parent not in present:
-                present[path.parent] = {*os.listdir(need(path.parent, f"image {path}"))}
+                present[path.parent] = {*os.listdir(path.parent)} if os.path.isdir(path.parent) else set()
             if path.name not in present[path.parent]:
                 raise FileNotFoundError(f"image {path} is missing")
-        self.folder, self.classes, self.transform = folder, list(classes), transform
+        self.folder, self.classes, self.transform = folder, list(classes), check_transform(transform)
         self.group_of = np.array([item.group for item in items])
         # Labels of all images end to end, and the position of the image that each belongs to.
         self.labels = np.array([label for item in items for label in item.labels], dtype=np.int64)
@@ -143,9 +183,9 @@ class FileDataset(Samples):
         image = read_image(self.folder / item.file)
         size, known = tuple(image.shape[-2:]), tuple(item.size)
         if all(known) and known != size:
-            found = f"{size[1]} x {size[0]} pixels, its annotations {known[1]} x {known[0]}"
+            found = f"{size[1]} x {size[0]} pixels, its annotations {known[1]:g} x {known[0]:g}"
             turned = "; an EXIF orientation may be the cause" if size[::-1] == known else ""
-            raise ValueError(f"image {item.file} has {found}{turned}")
+            raise ValueError(f"image {self.folder / item.file} has {found}{turned}")
         boxes = check_boxes(torch.tensor(item.boxes).float().reshape(-1, 4), size, str(self.folder / item.file))
         box_labels, masks = torch.tensor(item.box_labels, dtype=torch.int64), self.masks(i, size, item)
         labels = torch.zeros(len(self.classes), dtype=torch.uint8)
@@ -176,7 +216,8 @@ class ImageFolder(FileDataset):
         if empty := [name for name in found if not found[name]]:
             raise ValueError(f"class folder {folder / empty[0]} has no images")
         if not classes:
-            others = [_list(p) for p in folder.parent.iterdir() if p.is_dir() and p != folder] if split else []
+            beside = [p for p in folder.parent.iterdir() if p.is_dir() and not _hidden(p.name)] if split else []
+            others = [_list(path) for path in beside if path != folder]
             named = {name for other in others for name, images in other.items() if images}
             classes = sorted((named | {*found}) - {"."})
         if unknown := sorted({*found} - {*classes}):
@@ -190,8 +231,15 @@ def _list(folder: Path) -> dict[str, list[str]]:
     """Images of each folder below `folder` that has images or no folders; "." is `folder` itself."""
     found = {}
     for path, below, names in tqdm(os.walk(folder, followlinks=True), desc=f"listing {folder.name}", delay=5):
-        below[:] = [name for name in below if name[0] != "." and name != "__MACOSX"]
-        images = sorted(name for name in names if name[0] != "." and name.lower().endswith(SUFFIXES))
+        below[:] = [name for name in below if not _hidden(name)]
+        for link in (Path(path, name).absolute() for name in below if os.path.islink(os.path.join(path, name))):
+            if link.resolve() in [parent.resolve() for parent in link.parents]:
+                raise ValueError(f"{link} is a link back to {link.resolve()}, a folder that it is in; remove it")
+        images = sorted(name for name in names if not _hidden(name) and name.lower().endswith(SUFFIXES))
         if images or not below:
             found[Path(path).relative_to(folder).as_posix()] = images
     return found
+
+
+def _hidden(name):
+    return name.startswith(".") or name == "__MACOSX"

@@ -1,6 +1,6 @@
 """What every data set gives: one Sample per image. Transforms move its parts together, `collate` makes Batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,10 +14,16 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from e2lib.boxes import box_masks, check_boxes, mask_box
+from e2lib.boxes import box_masks, check_boxes, corners, mask_box
 from e2lib.disk import digest
 
 ROUNDING = 1e-3  # by which resized float images may leave [0, 1]
+
+
+def check_value(right: bool, name: str, value: object, must: str) -> None:
+    """Raises ValueError that names a parameter, its value, and what it must be, unless it is right."""
+    if not right:
+        raise ValueError(f"{name} is {value!r}; it must be {must}")
 
 
 @dataclass
@@ -26,7 +32,8 @@ class Sample:
 
     Boxes of another format (XYWH, CXCYWH) become xyxy; plain tensors count as xyxy in pixels of the image. Masks
     without boxes get the boxes around them. Without `box_labels` every box shows the image's only class.
-    Raises ValueError for boxes without a class, and for unequal numbers of boxes, box labels and masks.
+    Raises ValueError for boxes without a class, for unequal numbers of boxes, box labels and masks, and for values
+    outside the ranges below.
     """
 
     image: Tensor  # tv_tensors.Image, uint8 (3, H, W) RGB or float in [0, 1]; or features (C, h, w) of any range
@@ -44,30 +51,47 @@ class Sample:
         boxes, masks = self.boxes, self.masks
         if masks is not None and len(masks) > len(boxes) == 0:
             boxes = torch.stack([mask_box(mask > 0) for mask in masks])
-        self.boxes = _xyxy(boxes, (self.image if masks is None else masks).shape[-2:])
+        self.boxes = boxes = _xyxy(boxes, (self.image if masks is None else masks).shape[-2:])
         if len(boxes) and not len(self.box_labels):
-            only = self.labels.nonzero()[:, 0] if self.labels.ndim else self.labels[None]
+            only = self.present()
             if len(only) != 1:
                 raise ValueError(f"image {self.name!r} has {len(only)} labels; give box_labels, the class of each box")
             self.box_labels = only.expand(len(boxes))
         n, classes, shapes = len(boxes), len(self.box_labels), len(boxes if masks is None else masks)
         if not n == classes == shapes:
             raise ValueError(f"image {self.name!r} has {n} boxes, {classes} box_labels and {shapes} masks")
+        if n and self.labels.ndim:
+            inside = (self.box_labels >= 0) & (self.box_labels < len(self.labels))
+            name, must = f"box_labels of image {self.name!r}", f"below {len(self.labels)}, the number of classes"
+            check_value(bool(inside.all()), name, self.box_labels.tolist(), must)
+        if masks is not None:
+            right = masks.dtype == torch.bool or bool(((masks >= 0) & (masks <= 1)).all())
+            right, found = right and masks.shape[-2:] == boxes.canvas_size, f"{tuple(masks.shape)} {masks.dtype}"
+            must = f"True and False, or from 0 to 1, of the size {boxes.canvas_size} that boxes have"
+            check_value(right, f"masks of image {self.name!r}", found, must)
+
+    def present(self) -> Tensor:
+        """The classes in the image: int64 (K,)."""
+        return self.labels.nonzero()[:, 0] if self.labels.ndim else self.labels[None]
+
+
+Transform = Callable[[Sample], Sample] | None
 
 
 def _xyxy(boxes: Tensor, size: Sequence[int]) -> tv_tensors.BoundingBoxes:
     """Boxes of any format as xyxy, a plain tensor as boxes in an image of size (H, W)."""
-    if not isinstance(boxes, tv_tensors.BoundingBoxes):
-        return tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=tuple(size))
-    return v2.functional.convert_bounding_box_format(tv_tensors.wrap(boxes.float(), like=boxes), new_format="XYXY")
+    size = getattr(boxes, "canvas_size", tuple(size))
+    return tv_tensors.BoundingBoxes(corners(boxes).float(), format="XYXY", canvas_size=size)
 
 
 @dataclass
 class Joint:
     """Apply a torchvision v2 transform to image, boxes, masks and maps at once.
 
-    A box that leaves the image is dropped with its mask and box label. The image keeps its class labels, although a
-    random crop may not show the object any more.
+    It is given what torchvision's transforms of detection data are: image, {boxes, labels, masks, maps}, with the
+    label of each box. A box that leaves the image is dropped with its mask and label. The image keeps its class labels,
+    although a random crop may not show the object any more.
+    Raises ValueError where the transform drops boxes without their labels, or returns no tv_tensors.BoundingBoxes.
     """
 
     steps: v2.Transform
@@ -76,10 +100,27 @@ class Joint:
         # Of plain tensors torchvision would transform the first alone, or none.
         parts = ((tv_tensors.Image, sample.image), (tv_tensors.Mask, sample.masks), (tv_tensors.Image, sample.maps))
         image, masks, maps = (part if part is None else kind(part) for kind, part in parts)
-        image, boxes, masks, maps = self.steps(image, sample.boxes, masks, maps)
+        target = {"boxes": sample.boxes, "labels": sample.box_labels, "masks": masks, "maps": maps}
+        image, target = self.steps(image, target)
+        boxes, labels, masks = target["boxes"], target["labels"], target["masks"]
+        for part, kind in ((image, Tensor), (boxes, tv_tensors.BoundingBoxes)):
+            name = f"what the transform made of image {sample.name!r}"
+            check_value(isinstance(part, kind), name, type(part).__name__, kind.__name__)
+        counts = [len(part) for part in (boxes, labels, masks) if part is not None]
+        if len({*counts}) > 1:
+            found = f"image {sample.name!r}: the transform left {counts} boxes, labels and masks"
+            raise ValueError(f"{found}; SanitizeBoundingBoxes must keep its labels_getter, so that labels follow")
+        boxes = _xyxy(boxes, boxes.canvas_size)
         kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         boxes, masks = tv_tensors.wrap(boxes[kept], like=boxes), None if masks is None else tv_tensors.Mask(masks[kept])
-        return replace(sample, image=image, boxes=boxes, box_labels=sample.box_labels[kept], masks=masks, maps=maps)
+        maps = target["maps"]
+        return replace(sample, image=image, boxes=boxes, box_labels=labels[kept], masks=masks, maps=maps)
+
+
+def check_transform(transform: Transform) -> Transform:
+    """Return it. Raises ValueError for one of torchvision's, which would leave Samples as they are."""
+    check_value(not isinstance(transform, v2.Transform), "transform", transform, "a function of a Sample, Joint(it)")
+    return transform
 
 
 class Samples(Dataset):
@@ -92,6 +133,9 @@ class Samples(Dataset):
     classes: Sequence[str]  # names
     groups: Sequence[str] = ()  # names; none where the data has no groups
     annotated: np.ndarray | None = None  # bool (len,), which images may use their boxes; None where only Samples tell
+
+    def __iter__(self) -> Iterator[Sample]:  # without it, Python takes an IndexError in an item for the end
+        return (self[i] for i in range(len(self)))
 
     @cached_property
     def targets(self) -> Tensor:
@@ -213,10 +257,12 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a Batch. Raises ValueError naming an image that cannot be in it, and why."""
     shape, size = samples[0].image.shape, samples[0].boxes.canvas_size
     pixels = samples[0].image.dtype == torch.uint8
+    first, *others = [[(*x.shape, x.dtype) for x in (s.image, s.labels)] for s in samples]
+    for s, other in zip(samples[1:], others, strict=True):
+        if other != first:
+            found = f"images and labels of {samples[0].name} are {first}, of {s.name} {other}"
+            raise ValueError(f"samples of one batch must be alike: {found}; give the data set a resizing transform")
     for s in samples:
-        if s.image.shape != shape:
-            found = f"{samples[0].name} is {tuple(shape)}, {s.name} is {tuple(s.image.shape)}"
-            raise ValueError(f"images of one batch must have one size: {found}; give the data set a resizing transform")
         if s.boxes.canvas_size != (wanted := tuple(shape[-2:]) if pixels else size):
             raise ValueError(f"boxes of {s.name} are given for {s.boxes.canvas_size} pixels (H, W), not for {wanted}")
     boxes = [s.boxes.as_subclass(Tensor) for s in samples]

@@ -20,8 +20,8 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_image
 
-from e2lib.datasets.files import Transform, check_value, read_rows
-from e2lib.datasets.sample import Sample, Samples
+from e2lib.datasets.files import read_rows
+from e2lib.datasets.sample import Sample, Samples, Transform, check_transform, check_value
 from e2lib.datasets.waterbirds import GROUPS, TASKS
 from e2lib.disk import DATA, digest, digest_of_files, essence
 
@@ -158,6 +158,7 @@ class _Composed(Samples):
         check_value(self.seed >= 0, "seed", self.seed, "0 or more")
         name, value = f"correlation of {type(self).__name__}", self.correlation
         check_value(self.least <= value <= 1, name, value, f"from {self.least} to 1")
+        check_transform(self.transform)
         self.part, self._cache = "unseen" if self.split == "test_unseen" else "seen", {}
 
     def __len__(self) -> int:

@@ -13,8 +13,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from e2lib.boxes import dilate
-from e2lib.datasets.files import Transform, check_value
-from e2lib.datasets.sample import Sample, Samples
+from e2lib.datasets.sample import Sample, Samples, Transform, check_transform, check_value
 from e2lib.disk import digest
 
 
@@ -92,7 +91,7 @@ def with_transform(dataset: Samples, transform: Transform) -> Samples:
     if not hasattr(dataset, "transform"):
         raise ValueError(f"dataset is a {type(dataset).__name__}, which has no transform; take e2lib's Selection")
     result = copy.copy(dataset)
-    result.transform = transform
+    result.transform = check_transform(transform)
     return result
 
 

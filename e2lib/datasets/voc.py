@@ -1,6 +1,8 @@
 """PASCAL VOC, and any folder in its format; any data set of Samples, written in it."""
 
+import math
 import os
+import re
 import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -15,8 +17,8 @@ from torchvision.ops import box_iou
 from tqdm.auto import tqdm
 
 from e2lib.boxes import check_boxes, mask_box
-from e2lib.datasets.files import FileDataset, Folder, Item, Transform, need, read_lines
-from e2lib.datasets.sample import Samples
+from e2lib.datasets.files import FileDataset, Folder, Item, need, open_image, read_lines
+from e2lib.datasets.sample import Samples, Transform, check_value
 
 VOC_CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"]
 VOC_CLASSES += ["dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
@@ -59,6 +61,8 @@ class VOC(FileDataset):
         if not (names := read_lines(need(listing, self.layout))):
             raise ValueError(f"{listing}: the split is empty")
         classes = classes or (read_lines(own) if own.exists() else VOC_CLASSES)
+        for name in names:
+            need(base / "Annotations" / f"{name}.xml", f"Annotations/<image>.xml for each line of {listing}")
         items = [_item(base, name, classes) for name in tqdm(names, desc=f"VOC {split}", delay=5)]
         super().__init__(base / "JPEGImages", items, classes, transform)
 
@@ -97,40 +101,48 @@ class VOC(FileDataset):
 
 def _item(base: Path, name: str, classes: Sequence[str]) -> Item:
     """What the XML file of an image says; VOC's own boxes are 1-based and inclusive."""
-    path = need(base / "Annotations" / f"{name}.xml", "Annotations/<image>.xml for each image of the split")
+    path, encoding = base / "Annotations" / f"{name}.xml", ""
     try:
-        root = ET.parse(path).getroot()
-    except (SyntaxError, ValueError, LookupError) as error:  # the last two: an encoding that is not known
-        raise ValueError(f"{path} is not XML: {error}") from error
+        content: bytes | str = path.read_bytes()
+        if declared := re.match(rb"<\?xml[^>]*encoding=[\"']([\w.:-]+)", content):  # expat knows few encodings
+            encoding = declared[1].decode()
+            content = content.decode(encoding)
+        root = ET.fromstring(content)
+    except (OSError, SyntaxError, ValueError, LookupError) as error:  # the last two are of the encoding
+        raise ValueError(f"{path} is not XML{encoding and f' in its encoding {encoding}'}: {error}") from error
+    check_value(root.tag == "annotation", f"{path}: the root element", root.tag, "annotation")
     boxes, labels = [], []
     for number, item in enumerate(root.findall("object"), 1):
-        kind = item.findtext("name")
+        kind = item.findtext("name", "").strip()
         where = f"{path}: object {number} ({kind})"
         if kind not in classes:
             raise ValueError(f"{where}: unknown class {kind}; known: {', '.join(classes)} (classes=[...] sets others)")
         x1, y1, x2, y2 = (_number(item, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
         boxes.append([x1 - 1, y1 - 1, x2, y2])
-        check_boxes(torch.tensor(boxes[-1:]), (float("inf"), float("inf")), where)
+        check_boxes(torch.tensor(boxes[-1:]), (0, 0), where)
         labels.append(classes.index(kind))
-    size = tuple(int(_number(root, f"size/{side}", str(path), "0")) for side in ("height", "width"))
+    size = [_number(root, f"size/{side}", str(path), "0") for side in ("height", "width")]
     return Item(f"{name}.jpg", labels, boxes, labels, size)
 
 
 def _number(item: ET.Element, field: str, where: str, missing: str = "nothing") -> float:
     text = item.findtext(field, missing)
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise ValueError(f"{where}: <{field}> must be a number, found {text}") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: <{field}> must be a number, found {text}")
+    return value
 
 
 def _read_indices(path: Path, size: tuple[int, int]) -> Tensor:
     """Pixel values of an index PNG: int64 (H, W)."""
-    with Image.open(need(path, "SegmentationObject and SegmentationClass for the same images")) as image:
-        if image.mode not in ("P", "L") or image.size != size[::-1]:
-            found, right = f"mode {image.mode}, {image.width} x {image.height} pixels", f"{size[1]} x {size[0]}"
-            raise ValueError(f"{path}: {found}; need a palette or grey PNG of indices, {right} as its photograph")
-        return torch.from_numpy(np.array(image)).long()
+    image = open_image(need(path, "SegmentationObject and SegmentationClass for the same images"))
+    if image.mode not in ("P", "L") or image.size != size[::-1]:
+        found, right = f"mode {image.mode}, {image.width} x {image.height} pixels", f"{size[1]} x {size[0]}"
+        raise ValueError(f"{path}: {found}; need a palette or grey PNG of indices, {right} as its photograph")
+    return torch.from_numpy(np.array(image)).long()
 
 
 def export_voc(dataset: Samples, folder: Folder, split: str = "train") -> Path:
@@ -168,7 +180,15 @@ def export_voc(dataset: Samples, folder: Folder, split: str = "train") -> Path:
 
 def _write(sample, classes, folder):
     name, labels, masks = sample.name, sample.box_labels.tolist(), sample.masks
-    if lost := set(sample.labels.nonzero()[:, 0].tolist()) ^ set(labels):
+    for text in (name, *classes):
+        right = text == text.strip().encode("utf-8", "replace").decode() and text.splitlines() == [text]
+        check_value(right, "name", text, "one line of UTF-8, without spaces at either end")
+    check_value(not Path(name).is_absolute() and ".." not in Path(name).parts, "name", name, "a path below JPEGImages")
+    found = f"{tuple(sample.image.shape)} {sample.image.dtype}"
+    right = sample.image.dtype == torch.uint8 and len(sample.image) == 3
+    check_value(right, f"image {name}", found, "(3, H, W) torch.uint8")
+    check_value(masks is None or masks.dtype == torch.bool, f"masks of {name}", masks, "True and False")
+    if lost := {*sample.present().tolist()} ^ {*labels}:
         raise ValueError(f"{name}: label without box, or box without label, of {classes[min(lost)]}")
     if max(len(labels), len(classes)) > MOST:
         raise ValueError(f"{name}: {len(labels)} boxes, {len(classes)} classes; VOC holds {MOST} of each")

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
-from e2lib.datasets.files import FileDataset, Folder, Item, Transform, check_value, need, read_lines, read_rows
+import torch
+
+from e2lib.boxes import check_boxes
+from e2lib.datasets.files import FileDataset, Folder, Item, check_unique, need, read_lines, read_rows
+from e2lib.datasets.sample import Transform, check_value
 
 SPLITS = {"train": "0", "val": "1", "test": "2"}
 TASKS = {"bird": ["landbird", "waterbird"], "place": ["land", "water"]}
 GROUPS = ["landbird on land", "landbird on water", "waterbird on land", "waterbird on water"]
-COLUMNS = {"y": ["0", "1"], "split": ["0", "1", "2"], "place": ["0", "1"]}  # of metadata.csv, with their values
+COLUMNS = {"img_id": [], "img_filename": [], "y": ["0", "1"], "split": ["0", "1", "2"], "place": ["0", "1"]}
 
 
 class Waterbirds(FileDataset):
@@ -42,10 +46,12 @@ class Waterbirds(FileDataset):
                 x, y, w, h = map(float, numbers)
             except ValueError:
                 raise ValueError(f"{listing}: need lines of img_id x y width height, found {line!r}") from None
-            box_of[name] = [x, y, x + w, y + h]
-        for number, row in enumerate(read_rows(table, ["img_id", "img_filename", *COLUMNS]), 2):
-            for column, known in COLUMNS.items():
-                check_value(row[column] in known, f"{table} line {number}: {column}", row[column], f"one of {known}")
+            check_boxes(torch.tensor([[x, y, x + w, y + h]]), (0, 0), f"{listing}: image {name}")
+            if box_of.setdefault(name, box := [x, y, x + w, y + h]) is not box:
+                raise ValueError(f"{listing}: image {name} has two boxes, {box_of[name]} and {box}")
+        rows = read_rows(table, COLUMNS)
+        check_unique([row["img_id"] for row in rows], f"{table}: img_id")
+        for row in rows:
             if row["split"] == SPLITS[split]:
                 if row["img_id"] not in box_of:
                     raise ValueError(f"{listing} has no box of image {row['img_id']}")

@@ -178,7 +178,7 @@ def test_bad_tensors_are_named(make, message):
 
 
 def test_boxes_of_another_size_than_the_image_are_named(toy):
-    sample = toy(transform=eval_transform(40))[0]
+    sample = toy(segmented=False, transform=eval_transform(40))[0]
     with pytest.raises(ValueError, match=r"boxes of toy-0 are given for \(32, 48\) pixels"):
         collate([replace(sample, boxes=toy()[0].boxes)])
 
