@@ -24,7 +24,7 @@ from e2lib.datasets import Batch, collate
 from e2lib.datasets.files import check_value
 from e2lib.distillation.losses import bce, cross_entropy
 from e2lib.metrics import EPG
-from e2lib.metrics.localisation import kind, over_peak, wide
+from e2lib.metrics.localisation import check_maps, kind, over_peak, wide
 from e2lib.models import fingerprint
 
 FLOOR = 1e-6  # of Â⁺ in the logarithm of PPCE; attribution below it counts as this much and has no gradient
@@ -37,7 +37,8 @@ def energy(maps: Tensor, masks: Tensor) -> Tensor:
 
     The map is resized first.
     """
-    positive = over_peak(F.relu(resize(_checked(maps, masks), masks)), (1, 2, 3))
+    maps, masks = _checked(maps, masks)
+    positive = over_peak(F.relu(resize(maps, masks)), (1, 2, 3))
     total = positive.sum((1, 2, 3))
     return 1 - (positive * masks).sum((1, 2, 3)) / torch.where(total > 0, total, 1)
 
@@ -47,8 +48,8 @@ def l1(maps: Tensor, masks: Tensor) -> Tensor:
 
     Â⁺ = A⁺ / max A⁺ is resized last.
     """
-    filled = resize(_normalised(F.relu(_checked(maps, masks))), masks)
-    return (masks.float() - filled).abs().mean((1, 2, 3))
+    maps, masks = _checked(maps, masks)
+    return (masks.to(maps) - resize(_normalised(F.relu(maps)), masks)).abs().mean((1, 2, 3))
 
 
 def ppce(maps: Tensor, masks: Tensor) -> Tensor:
@@ -56,7 +57,8 @@ def ppce(maps: Tensor, masks: Tensor) -> Tensor:
 
     Â⁺ = A⁺ / max A⁺ is resized before the logarithm.
     """
-    logarithm = resize(_normalised(F.relu(_checked(maps, masks))), masks).clamp(min=FLOOR).log()
+    maps, masks = _checked(maps, masks)
+    logarithm = resize(_normalised(F.relu(maps)), masks).clamp(min=FLOOR).log()
     total = masks.sum((1, 2, 3))
     return -(logarithm * masks).sum((1, 2, 3)) / torch.where(total > 0, total, 1)
 
@@ -66,7 +68,8 @@ def rrr(maps: Tensor, masks: Tensor) -> Tensor:
 
     Â = A / max|A| is resized last.
     """
-    return (resize(_normalised(_checked(maps, masks)), masks).square() * _inverse(masks)).sum((1, 2, 3))
+    maps, masks = _checked(maps, masks)
+    return (resize(_normalised(maps), masks).square() * _inverse(masks)).sum((1, 2, 3))
 
 
 def resize(maps: Tensor, masks: Tensor) -> Tensor:
@@ -83,16 +86,16 @@ def _inverse(masks: Tensor) -> Tensor:
     return ~masks if masks.dtype == torch.bool else 1 - masks
 
 
-def _checked(maps: Tensor, masks: Tensor) -> Tensor:
-    """The maps, at least float32."""
-    if maps.ndim != 4 or maps.shape[1] != 1 or not maps.is_floating_point():
-        raise ValueError(f"maps is {kind(maps)}; it must be a float tensor (B, 1, H, W)")
-    soft = masks.is_floating_point()
-    if not (soft or masks.dtype == torch.bool) or masks.ndim != 4 or masks.shape[:2] != maps.shape[:2]:
+def _checked(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The maps, at least float32, and the masks, soft ones of the same type."""
+    check_maps("maps", maps, (*maps.shape[:1], 1, *maps.shape[2:]))
+    maps, soft = wide(maps), masks.is_floating_point()
+    right = masks.ndim == 4 and masks.shape[:2] == maps.shape[:2] and 0 not in masks.shape[2:]
+    if not right or not (soft or masks.dtype == torch.bool):
         raise ValueError(f"masks is {kind(masks)}; it must be bool or float ({len(maps)}, 1, H, W), one per map")
     if soft and not ((masks >= 0) & (masks <= 1)).all():
         raise ValueError(f"masks lie in [{masks.min():.3g}, {masks.max():.3g}]; soft masks must be in [0, 1]")
-    return wide(maps)
+    return maps, masks.to(maps) if soft else masks
 
 
 def _normalised(maps: Tensor) -> Tensor:
@@ -176,6 +179,7 @@ class Guide:
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, scalars: classification, and guidance (weighted by λ)."""
         refuse_distributed(model)
+        check_value(len(batch.images) > 0, "batch", "empty", "of one image or more")
         segmentation = self.masks == "segmentation"
         classes = self.choose(batch, segmentation)
         guided = (classes >= 0) & (self.weight > 0)
@@ -198,7 +202,9 @@ class Guide:
                 logits.append(found)
                 maps, masks = wide(maps[guided[explained]]), batch.class_masks(classes, segmentation)[guided]
                 maps, masks = maps.abs() if self.absolute else maps, _inverse(masks) if self.outside else masks
-                localisation = LOSSES.get(self.loss, self.loss)(maps, masks).sum() / (self.fraction * len(classes))
+                values = LOSSES.get(self.loss, self.loss)(maps, masks)
+                check_value(values.shape == maps.shape[:1], "loss", self.loss, "a function that gives a value per map")
+                localisation = values.sum() / (self.fraction * len(classes))
             if not explained.all():
                 logits.append(predict(model, batch.images[~explained]))
         found = torch.cat(logits).float()
@@ -228,6 +234,7 @@ class Guide:
         return classes.to(batch.images.device)
 
 
+@torch.random.fork_rng([])
 @torch.no_grad()
 def ceiling(model: nn.Module, dataset: Dataset, at: str = "Input", batch_size: int = 64) -> float:
     """EPG, in per cent, of maps that fill the boxes as well as a layer's cells allow; 100 at Input.
@@ -237,7 +244,7 @@ def ceiling(model: nn.Module, dataset: Dataset, at: str = "Input", batch_size: i
     """
     metric = EPG()
     grid = grid_size(model, collate([dataset[0]]).images.to(next(model.parameters()).device), at)
-    for batch in DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator()):
+    for batch in DataLoader(dataset, batch_size, collate_fn=collate):
         masks = batch.class_masks(batch.present())
         cells = F.adaptive_avg_pool2d(masks.float(), grid)
         metric.update(F.interpolate(cells, masks.shape[2:], mode="bilinear", align_corners=False), masks)

@@ -4,6 +4,7 @@
 makes second derivatives exact and fast.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -22,8 +23,9 @@ from e2lib.datasets.files import check_value
 from e2lib.datasets.sample import ROUNDING
 from e2lib.disk import keep_memory
 
-__all__ = ["METHODS", "Exact", "Explanation", "Method", "against_others", "as_grid", "bare", "dynamic_weights"]
-__all__ += ["explain", "grid_size", "logits_of", "modes_restored", "module_at", "predict", "trainable"]
+__all__ = ["METHODS", "Exact", "Explanation", "Method", "against_others", "as_grid", "bare", "check_images"]
+__all__ += ["dynamic_weights", "explain", "grid_size", "logits_of", "modes_restored", "module_at", "predict"]
+__all__ += ["trainable"]
 
 Targets = Tensor | np.ndarray | Sequence | int | Callable[[Tensor], Tensor]
 
@@ -99,7 +101,8 @@ def explain(
         weights = _score_weights(targets, logits)
         if chosen.of_score:
             scores = [passes.Score(model, images, weights[:, k], mode) for k in range(weights.shape[1])]
-            maps = torch.cat([chosen.map(score, layer.detach(), steps) for score in scores], 1)
+            maps = [chosen.map(score, layer.detach(), steps) for score in scores if len(images)]
+            maps = torch.cat(maps, 1) if maps else layer.new_zeros(0, len(scores), *layer.shape[2:])
         else:
             on_grid = (lambda x: x) if passes.is_input(model, at) else partial(as_grid, model=model, images=images)
             a, output, maps = on_grid(layer), logits, 0
@@ -155,15 +158,24 @@ def _checked_method(model, method, at, create_graph, steps, keep_modes) -> Metho
     return chosen
 
 
+def check_images(model: nn.Module, images: Tensor) -> None:
+    """Raises ValueError unless images are float (B, 3, H, W), finite, and in [0, 1] where `model` is of `models.build`.
+
+    Such a network also wants them in the type of its parameters, where no autocast changes it.
+    """
+    shape, ours = tuple(images.shape), hasattr(bare(model), "preprocess") and hasattr(bare(model), "is_bcos")
+    types = {p.dtype for p in model.parameters()} if ours and not torch.is_autocast_enabled(images.device.type) else ()
+    if images.ndim != 4 or not images.is_floating_point() or (types and images.dtype not in types):
+        kinds = " or ".join(str(kind) for kind in types) or "float"
+        raise ValueError(f"images have shape {shape} and type {images.dtype}; {kinds} (B, 3, H, W) is wanted")
+    low, high = (x.item() for x in images.detach().aminmax()) if images.numel() else (0, 0)
+    if not (-ROUNDING <= low <= high <= 1 + ROUNDING if ours else -math.inf < low <= high < math.inf):
+        wanted = "in [0, 1]: networks of models.build normalise them" if ours else "finite"
+        raise ValueError(f"images lie in [{low:.3g}, {high:.3g}]; they must be {wanted}")
+
+
 def _checked_network(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
-    if images.ndim != 4 or not images.is_floating_point():
-        shape = tuple(images.shape)
-        raise ValueError(f"images have shape {shape} and type {images.dtype}; float (B, 3, H, W) is wanted")
-    if hasattr(bare(model), "preprocess") and hasattr(bare(model), "is_bcos") and images.numel():  # a `models.Model`
-        low, high = images.min().item(), images.max().item()
-        if not -ROUNDING <= low <= high <= 1 + ROUNDING:
-            wanted = "they must be in [0, 1]: networks of models.build normalise them"
-            raise ValueError(f"images lie in [{low:.3g}, {high:.3g}]; {wanted}")
+    check_images(model, images)
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
         cure = "explain the network inside, model._orig_mod (take torch.compile(model) in place of model.compile())"
         raise ValueError(f"the network is compiled by torch.compile, which has no second derivatives; {cure}")
@@ -173,22 +185,28 @@ def _checked_network(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tenso
 
 def _score_weights(targets: Targets, logits: Tensor) -> Tensor:
     """Targets in any of their forms as weights (B, K, C) of the logits."""
-    targets = torch.as_tensor(targets(logits.detach()) if callable(targets) else targets).to(logits.device)
-    batch, classes = logits.shape
-    real, shape = targets.is_floating_point(), tuple(targets.shape) or (batch,)
-    targets = targets.expand(shape) if len(shape) > 1 + real else targets.expand(shape)[:, None]
-    fits = (len(targets), targets.ndim) == (batch, 2 + real) and (not real or shape[-1] == classes)
-    if targets.dtype == torch.bool or not fits:
-        wanted = f"int64 ({batch},) or ({batch}, K), or float ({batch}, {classes}) or ({batch}, K, {classes})"
-        found = f"targets have shape {shape} and type {targets.dtype}"
-        raise ValueError(f"{found}; for {batch} images and {classes} classes they must be {wanted}")
+    given, (batch, classes) = targets(logits.detach()) if callable(targets) else targets, logits.shape
+    wanted = f"int64 ({batch},) or ({batch}, K), or float ({batch}, {classes}) or ({batch}, K, {classes})"
+    wanted = f"for {batch} images and {classes} classes they must be {wanted}"
+    try:
+        targets = torch.as_tensor(given).to(logits.device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"targets are {given!r:.60}; {wanted}") from error
+    real, shape, dtype = targets.is_floating_point(), tuple(targets.shape) or (batch,), targets.dtype
+    plain = dtype != torch.bool and not dtype.is_complex and targets.layout == torch.strided
+    fits = shape[0] == batch and len(shape) in (1 + real, 2 + real) and (not real or shape[-1] == classes)
+    if not (plain and fits) or 0 in shape[1:]:
+        raise ValueError(f"targets have shape {shape} and type {dtype}; {wanted}")
+    targets = targets.expand(shape).to(logits.dtype if real else torch.int64)
+    targets = targets if len(shape) == 2 + real else targets[:, None]  # (B, K, C) or (B, K)
     if real:
-        return passes.outside_inference(targets.to(logits.dtype))
+        check_value(bool(targets.isfinite().all()), "targets", "NaN or infinite", "finite weights of the logits")
+        return passes.outside_inference(targets)
     wrong = targets[(targets < -1) | (targets >= classes)]
     if len(wrong):
         raise ValueError(f"targets hold class {wrong[0]}; they must lie in 0..{classes - 1}, or be -1 for none")
-    weights = F.one_hot(targets.long() + 1, classes + 1)[..., 1:]
-    if shape[1:] == (classes,) and ((targets == 0) | (targets == 1)).all() and (weights.sum(1) > 1).any():
+    if shape[1:] == (classes,) and ((targets == 0) | (targets == 1)).all() and (targets.diff() <= 0).any():
+        # A class twice; or classes [1, 0] of a network of two, which are one-hot more often.
         cure = "give the classes, targets.argmax(1), or weights of the logits, targets.float()"
-        raise ValueError(f"targets {shape} of 0 and 1, a class twice, look like one value per class; {cure}")
-    return weights.to(logits.dtype)
+        raise ValueError(f"targets {shape} of 0 and 1 look like one value per class; {cure}")
+    return F.one_hot(targets + 1, classes + 1)[..., 1:].to(logits.dtype)

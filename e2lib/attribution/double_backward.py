@@ -52,13 +52,21 @@ class Exact(TorchFunctionMode):
 
     def gradients(self, logits: Tensor, layer: Tensor, weights: Tensor, create_graph: bool) -> list[Tensor]:
         """Gradients (like layer), one per target, of the scores Σ_c weights (B, K, C) · logits (B, C)."""
+        scores, last, found = (logits[:, None] * weights).sum((0, 2)), weights.shape[1] - 1, []
         self.closed = True
         try:
-            scores, last = (logits[:, None] * weights).sum((0, 2)), weights.shape[1] - 1
-            keep = [create_graph or k < last for k in range(last + 1)]
-            return [torch.autograd.grad(s, layer, None, k, create_graph)[0] for s, k in zip(scores, keep, strict=True)]
+            for k, score in enumerate(scores):
+                keep = create_graph or k < last
+                found += torch.autograd.grad(score, layer, None, keep, create_graph, allow_unused=True)
+        except RuntimeError as error:
+            if logits.requires_grad and "use_reentrant" not in str(error):
+                raise
         finally:
             self.closed = False
+        if len(found) <= last or any(gradient is None for gradient in found):
+            causes = "a layer that is not used, torch.no_grad, gradient checkpointing with use_reentrant=True"
+            raise ValueError(f"at: no gradient leads from the logits to the explained layer ({causes})")
+        return found
 
 
 def _mark(result):
@@ -103,8 +111,9 @@ def _batch_norm(
 def _norm(function, input: Tensor, *args, **kwargs) -> Tensor:
     """A norm of torch's whose backward pass is given the gradient in the memory format that it takes it to be in."""
     result = function(input, *args, **kwargs)
-    if len(input) == 1 and result.requires_grad:
-        layout = _layout(input) if function in (F.batch_norm, torch.batch_norm) else torch.contiguous_format
+    by_batch = function in (F.batch_norm, torch.batch_norm)
+    if (len(input) == 1 or not by_batch) and result.requires_grad:  # instance norm takes any batch for a single image
+        layout = _layout(input) if by_batch else torch.contiguous_format
         result.register_hook(lambda grad: grad.contiguous(memory_format=layout))
     return result
 

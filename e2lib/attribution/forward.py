@@ -66,7 +66,7 @@ def logits_of(output) -> Tensor:
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, C) of images (B, 3, H, W), with the right gradient for one image too (see `Exact`)."""
     with Exact() if len(images) == 1 else nullcontext():
-        return logits_of(model(images))
+        return logits_of(model(images.clone()))  # a clone, as the network may change its images in place
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def attention_rollout(score: Score, x: Tensor, steps: int) -> Tensor:
         if hasattr(layer, "fused_attn") and hasattr(layer, "attn_drop"):
             layer.fused_attn = False  # the fused kernel never forms the attention matrix
             layer.attn_drop.register_forward_hook(lambda m, i, out: attentions.append(out.mean(1)))
-    net(score.images)
+    net(score.images.clone())
     if not attentions:
         raise ValueError("method 'attention_rollout' explains timm's vision transformers; the network has no attention")
     rollout = identity = torch.eye(attentions[0].shape[-1]).to(attentions[0])

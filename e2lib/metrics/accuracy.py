@@ -91,7 +91,8 @@ class GroupAccuracy(Metric):
         check_logits(logits, labels)
         if not (labels.sum(1) == 1).all():
             raise ValueError(f"labels hold {labels.sum(1).tolist()} classes per image; they must be one-hot")
-        if groups.shape != logits.shape[:1] or not ((groups >= 0) & (groups < len(self.groups))).all():
+        whole = groups.shape == logits.shape[:1] and not groups.is_floating_point()
+        if not whole or not ((groups >= 0) & (groups < len(self.groups))).all():
             raise ValueError(f"groups is {groups.tolist()}; each must be 0 to {len(self.groups) - 1}")
         right = groups[logits.argmax(1) == labels.argmax(1)]
         self.counts += torch.stack([torch.bincount(some, minlength=len(self.groups)) for some in (right, groups)])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 from tqdm.auto import tqdm
 
-from e2lib.attribution import bare, logits_of, modes_restored
+from e2lib.attribution import bare, check_images, logits_of, modes_restored
 from e2lib.datasets.files import check_value
 from e2lib.metrics.localisation import check_maps, kind, over_peak
 
@@ -38,7 +38,8 @@ def deletion_insertion(
     Notes: deleted pixels take the mean colour of their image; in the authors' code that of the data set. Insertion
     starts, as there, from the image blurred by an 11 x 11 Gaussian of σ = 5 pixels (here with reflected borders).
     """
-    if images.ndim != 4 or not images.is_floating_point() or len(images) == 0 or min(images.shape[2:]) < 6:
+    check_images(model, images)
+    if len(images) == 0 or min(images.shape[2:]) < 6:
         raise ValueError(f"images is {kind(images)}; it must be float (B, 3, H, W) with B >= 1 and H, W >= 6")
     b, _, h, w = images.shape
     check_maps("maps", maps, (b, 1, h, w))
@@ -56,9 +57,9 @@ def deletion_insertion(
                 logits = logits_of(model(torch.where(rank < count, after, before)))
                 if targets.max() >= logits.shape[1]:
                     raise ValueError(f"targets has class {targets.max()}; the model has {logits.shape[1]} classes")
-                if logits.isnan().any():
-                    raise ValueError("logits hold NaN: the network's weights, or the images, are not finite")
                 scores = logits.sigmoid() if multilabel else logits.softmax(1)
+                if scores.isnan().any():
+                    raise ValueError("logits hold NaN or infinity: the network's weights are not finite")
                 curve.append(scores.gather(1, targets[:, None])[:, 0])
     deletion, insertion = (torch.stack(curve, 1) for curve in curves)
     return DeletionInsertion(deletion, insertion, *(torch.trapezoid(c, dx=1 / steps) for c in (deletion, insertion)))
@@ -87,13 +88,14 @@ def shift_similarity(explain_fn: Callable[[Tensor], Tensor], images: Tensor, mos
     float (most + 1, B) in [-1, 1], 0 for a zero map. A network that sees patches of n pixels repeats itself every n
     (Parchami-Araghi et al., ECCV 2024, section 4).
     """
+    check_maps("images", images)
     height, width = (side - most for side in images.shape[2:])
     wanted = "from 1 to less than half of the images' height and width"
     check_value(1 <= most < min(height, width), "most", most, wanted)
     found, first = [], None
     for s in tqdm(range(most + 1), desc="shifting", unit="pixel", leave=False):
         maps = explain_fn(images[..., s : s + height, s : s + width]).detach()
-        check_maps("explain_fn(window)", maps, (len(images), maps.shape[1], height, width))
+        check_maps("explain_fn(window)", maps, (len(images), *maps.shape[1:2], height, width))
         first = maps if first is None else first
         common = first[..., s:, s:].flatten(1), maps[..., : height - s, : width - s].flatten(1)
         found.append(F.cosine_similarity(*(over_peak(m, 1) for m in common)))

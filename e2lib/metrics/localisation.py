@@ -80,11 +80,16 @@ def kind(x: Tensor) -> str:
 
 
 def check_maps(name: str, maps: Tensor, shape: Sequence[int] = ()) -> None:
-    """Raises ValueError unless `maps` is float (B, K, H, W), of `shape` where one is given, and finite."""
-    if maps.ndim != 4 or not maps.is_floating_point() or (shape and maps.shape != shape):
-        raise ValueError(f"{name} is {kind(maps)}; it must be float {tuple(shape) or '(B, K, H, W)'}")
+    """Raises ValueError unless `maps` is float (B, K, H, W), of `shape` where one is given, and finite.
+
+    This is the one place where losses and metrics refuse NaN. On a GPU the check waits for the maps.
+    """
+    right = maps.ndim == 4 and maps.is_floating_point() and 0 not in maps.shape[2:]
+    if not right or (shape and maps.shape != shape):
+        raise ValueError(f"{name} is {kind(maps)}; it must be float {tuple(shape) or '(B, K, H, W), H and W above 0'}")
     if not maps.isfinite().all():
-        raise ValueError(f"{name} holds NaN or infinity; explain in float32 or bfloat16, not in float16")
+        cause = "the network or its images are not finite, or float16 has overflowed (bfloat16 does not)"
+        raise ValueError(f"{name} holds NaN or infinity: {cause}")
 
 
 class Average(Metric):

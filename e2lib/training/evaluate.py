@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
-from e2lib.attribution import METHODS, against_others, explain, logits_of, modes_restored
+from e2lib.attribution import METHODS, against_others, explain, modes_restored, predict
 from e2lib.datasets import collate
 from e2lib.datasets.files import check_value
 from e2lib.metrics import EPG, F1, METRICS, Average, GroupAccuracy, IoUCurve, MeanAP, OnObjectEPG
@@ -67,6 +67,7 @@ def evaluate(
     averaged over images where it returns (B,), over the pairs whose masks are not empty where it returns (B, K).
     Raises ValueError for wrong arguments, and where nothing can be measured, as with a method on data without boxes.
     """
+    check_value(batch_size >= 1, "batch_size", batch_size, "at least 1")
     rank, world = processes()
     if len(dataset) < world:
         raise ValueError(f"dataset is empty or too small: it has {len(dataset)} images for {world} processes")
@@ -109,13 +110,13 @@ def evaluate(
                     wanted = (lambda z, c=targets: against_others(c, z.shape[1])) if contrast else targets
                     logits, given["maps"] = map(wide, explain(model, batch.images, wanted, method, at))
                 else:
-                    logits = wide(logits_of(model(batch.images)))
+                    logits = wide(predict(model, batch.images))
             given |= {"logits": logits, "labels": (labels := batch.hot(logits.shape[1]))}
             whole.update(logits, labels)
             answers = {"accuracy": labels}
             if teacher is not None:
                 with forms[-1]():
-                    there = logits_of(teacher(batch.images)) if said is None else next(parts)
+                    there = predict(teacher, batch.images) if said is None else next(parts)
                 check_logits(there, labels)
                 answers["agreement"] = F.one_hot(there.argmax(1), labels.shape[1])
             for name, metric in tops.items():

@@ -185,7 +185,7 @@ def test_memory_does_not_grow_over_calls_of_a_bcos_network():
         ({"method": "occlusion", "keep_modes": True}, "'occlusion' is for evaluation: it takes no keep_modes"),
         ({"targets": torch.tensor([[0, 0, 1], [0, 1, 0]])}, r"look like one value per class; .*targets.argmax\(1\)"),
         ({"targets": torch.zeros(2, 4)}, r"targets have shape \(2, 4\)"),
-        ({"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}, r"type torch.uint8; float"),
+        ({"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}, r"type torch.uint8; torch.float64 \(B"),
         ({"images": torch.zeros(3, 32, 32)}, r"images have shape \(3, 32, 32\)"),
         ({"images": torch.full((2, 3, 32, 32), 1.5, dtype=torch.double)}, r"images lie in \[1.5, 1.5\].*in \[0, 1\]"),
     ],

@@ -68,8 +68,12 @@ def test_deletion_and_insertion_take_each_image_alone_and_restore_modes():
         for a, b in zip(one, together, strict=True):
             torch.testing.assert_close(a[0], b[i])
     assert (model.training, model.dropout.training, model.norm.training) == (True, True, False)
-    with pytest.raises(ValueError, match="logits hold NaN"):
+    with pytest.raises(ValueError, match="images lie in .*nan.*; they must be finite"):
         metrics.deletion_insertion(model, images * float("nan"), maps, targets)
+    handle = model.register_forward_hook(lambda module, inputs, logits: logits + torch.inf)
+    with pytest.raises(ValueError, match="logits hold NaN or infinity"):
+        metrics.deletion_insertion(model, images, maps, targets)
+    handle.remove()
     with pytest.raises(ValueError, match="targets has class 5; the model has 2 classes"):
         metrics.deletion_insertion(model, images, maps, targets + 4)
     assert (model.training, model.dropout.training, model.norm.training) == (True, True, False)
@@ -80,7 +84,7 @@ def test_deletion_and_insertion_take_each_image_alone_and_restore_modes():
     ("change", "message"),
     [
         ({"images": torch.rand(2, 3, 4, 8)}, r"images is torch.float32 \(2, 3, 4, 8\)"),
-        ({"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "images is torch.uint8"),
+        ({"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "type torch.uint8; float"),
         ({"maps": torch.zeros(2, 2, 8, 8)}, r"maps is torch.float32 \(2, 2, 8, 8\); it must be float \(2, 1, 8, 8\)"),
         ({"targets": torch.tensor([0.0, 1.0])}, "targets is torch.float32"),
         ({"targets": torch.tensor([0, -1])}, "classes of 0 or more"),
