@@ -1,4 +1,4 @@
-"""What is kept: files, whole or not at all; what is computed once; the memory that tensors free."""
+"""Files that are written whole or not at all, results that are computed once, and memory that tensors use again."""
 
 import ast
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-# The embedded photographs and weights: beside the library in the repository, inside it where pip has installed it.
+# The embedded photographs and weights: inside the library if pip has installed it, beside it in the repository.
 DATA = Path(__file__).parent / "data"
 if not DATA.is_dir():
     DATA = Path(__file__).parents[1] / "data"
@@ -23,8 +23,8 @@ if not DATA.is_dir():
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place at the end; where writing fails, nothing is left."""
-    # Not the process's number: on a cluster several machines write to one folder.
+    """A temporary path beside `path`, renamed to it at the end. If writing fails, the old file stays."""
+    # A random name, as processes of several machines may write to one folder.
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield part
@@ -40,7 +40,7 @@ def write(path: Path, text: str) -> None:
 
 
 def digest(value: Any, length: int = 16) -> str:
-    """Hex digits that tell a JSON value from others. Arrays and tensors in it count by type, shape and bytes."""
+    """Hex digits that identify a JSON value. Arrays and tensors in it count by type, shape and bytes."""
 
     def text(x):
         if not hasattr(x, "__array__"):
@@ -52,12 +52,12 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 def digest_of_files(paths: Iterable[Path]) -> str:
-    """Digest of the names and contents of files."""
+    """`digest` of the names and contents of files."""
     return digest([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths])
 
 
 def essence(source: str) -> str:
-    """Python code without docstrings and comments, as text that tells it from other code."""
+    """Text that identifies Python code, whatever its docstrings and comments say."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         named = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -67,9 +67,9 @@ def essence(source: str) -> str:
 
 
 def once(path: Path, make: Callable[[Path], None], wait: bool = True) -> Path:
-    """Return `path`, named by a `digest` of what goes in; where it is missing, one process runs make(temporary path).
+    """Return `path`, whose name has a `digest` of the inputs. If it is missing, one process runs make(temporary path).
 
-    Others `wait` for it, or skip it. To share many, go through all without waiting, then once more with waiting.
+    Others `wait` for it, or skip it. To share many files, go through all without waiting, and then with waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -86,9 +86,9 @@ def once(path: Path, make: Callable[[Path], None], wait: bool = True) -> Path:
 
 @functools.cache
 def keep_memory() -> None:
-    """Tell glibc to keep what tensors free for the next ones; nothing happens with another C library.
+    """Tell glibc to keep freed memory for the next tensors; other C libraries are left alone.
 
-    The system clears new memory page by page: with it, convolutional networks run 2 to 4 times as long on a CPU.
+    The system clears new memory page by page, so that convolutional networks take 2 to 4 times as long on a CPU.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -1,9 +1,9 @@
-"""What a frozen trunk makes of a data set's images, computed once and kept on disk: heads train on it in seconds."""
+"""Features: outputs of a frozen trunk, computed once per image and kept on disk. Heads train on them in seconds."""
 
 import copy
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ SHARD = 512  # images in a file
 
 
 class Features(Samples):
-    """Samples of features in place of images, as of `extract`. Of an image's two views, torch's generator draws one."""
+    """Samples with features in place of images, made by `extract`. Of two views, one is drawn by torch's generator."""
 
     def __init__(self, paths: Sequence[Path], dataset: Dataset):
         parts, self.names = [load_file(path) for path in paths], [name for path in paths for name in names_in(path)]
@@ -46,11 +46,11 @@ class Features(Samples):
         return len(self.features)
 
     def fingerprint(self) -> str:
-        """Tells these features, their labels and boxes from others."""
+        """Text that changes with the features, labels and boxes."""
         return fingerprint([self.key, self.targets, self.starts, self.boxes, self.box_labels, self.annotated])
 
     def labelled(self, classes: Sequence[str], labels: Sequence[int]) -> "Features":
-        """The same features with other labels: names of classes, and one index per image, which its boxes take over."""
+        """The same features with other classes, by their names, and with one index per image for it and its boxes."""
         labels = torch.as_tensor(labels)
         if labels.shape != (len(self),) or not ((labels >= 0) & (labels < len(classes))).all():
             raise ValueError(f"labels are {tuple(labels.shape)}; one of 0 to {len(classes) - 1} per image is wanted")
@@ -69,12 +69,19 @@ class Features(Samples):
         return Sample(self.features[i, view], self.targets[i], boxes, self.box_labels[span], **about)
 
 
-def extract(trunk: nn.Module, dataset: Dataset, folder: str | Path, mirrored: bool = False, **how: Any) -> Features:
-    """What a trunk of `models.split` makes of every image, (C, h, w), kept in `folder`; `how` is as for `keep`.
+def extract(
+    trunk: nn.Module,
+    dataset: Dataset,
+    folder: str | Path,
+    mirrored: bool = False,
+    batch_size: int = 32,
+    workers: int = 0,
+    precision: str = "auto",
+) -> Features:
+    """The features (C, h, w) of each image by a trunk of `models.split`, kept in `folder`; see `keep` for the others.
 
-    `mirrored` adds mirror images as second views, with mirrored boxes. Images have one size and no random transform;
-    masks are left out. All features lie in memory: 31 kB per view of EfficientNet-Lite0 at 224 pixels. ValueError where
-    float16 cannot hold them.
+    With `mirrored`, mirror images are second views. Images have one size and no random transform; masks are left out.
+    All features lie in memory: 31 kB per view of EfficientNet-Lite0 at 224 pixels. ValueError if float16 overflows.
     """
 
     def features(batch: Batch) -> dict[str, Tensor]:
@@ -91,20 +98,30 @@ def extract(trunk: nn.Module, dataset: Dataset, folder: str | Path, mirrored: bo
             "size": torch.tensor([batch.size] * len(half)),
         }
 
-    return Features(keep(trunk, dataset, folder, features, [mirrored], gradients=False, **how), dataset)
+    return Features(keep(trunk, dataset, folder, features, mirrored, False, batch_size, workers, precision), dataset)
 
 
-def keep(network, dataset, folder, compute, about, gradients=True, batch_size=32, workers=0, precision="auto"):
-    """Paths of the files of what `compute` makes of the images of `dataset`, made where `folder` lacks them.
+def keep(
+    network: nn.Module,
+    dataset: Dataset,
+    folder: str | Path,
+    compute: Callable[[Batch], dict[str, Tensor]],
+    about: Any,
+    gradients: bool,
+    batch_size: int,
+    workers: int,
+    precision: str,
+) -> list[Path]:
+    """Compute tensors for all images of `dataset`, unless `folder` has them; returns the paths of their files.
 
-    `compute` takes a Batch and returns tensors by name; a file holds those of 512 images. The network runs in eval mode
-    and in its `training.form`. File names begin with a `models.fingerprint` of network, data set, the list `about` and
-    dtype. Processes that call this at the same time share the work. `workers` load images.
+    `compute` takes a Batch and returns tensors by name. The network runs in eval mode and in its `training.form`. The
+    names of the files begin with a `models.fingerprint` of network, data set, `about` and dtype. Processes that call
+    this at the same time share the work. `workers` are processes that load images.
     """
     check_value(len(dataset) > 0, "the data set's length", len(dataset), "at least 1: there is no image to compute")
 
     def make(part: range, path: Path) -> None:
-        # A generator of its own: what is drawn later must not depend on what was in the folder.
+        # A generator of its own, so that later random numbers do not depend on what the folder holds.
         own = torch.Generator()
         loader = DataLoader(Subset(dataset, part), batch_size, collate_fn=collate, num_workers=workers, generator=own)
         found, names = [], []
@@ -117,7 +134,7 @@ def keep(network, dataset, folder, compute, about, gradients=True, batch_size=32
         tensors = {name: torch.cat([values[name] for values in found]).contiguous() for name in found[0]}
         save_file(tensors, path, {"names": json.dumps(names)})
 
-    begin = fingerprint([network, dataset, about, form(network, precision, gradients).dtype])
+    begin = fingerprint([network, dataset, about, form(network, precision, gradients)[1]])
     whole = range(len(dataset))
     parts = {Path(folder, f"{begin}-{i // SHARD:06d}.safetensors"): whole[i : i + SHARD] for i in whole[::SHARD]}
     bar = tqdm(total=len(dataset), desc=compute.__name__, unit="image", leave=False)
@@ -136,10 +153,7 @@ def names_in(path: Path) -> list[str]:
 
 
 def join(first: Features, second: Features) -> Features:
-    """What two trunks make of the same images, views and cells: the channels of the first, then those of the second.
-
-    Heads find theirs by `models.Head.channels`, so that a teacher and a student see the same views.
-    """
+    """Two trunks' features of the same images and views, side by side; `models.Head.channels` tells heads theirs."""
     one, other = ((x.names, x.size, x.features[:, :, 0].shape) for x in (first, second))
     shapes = " and ".join(f"{tuple(x.features.shape)} of {x.size} pixels" for x in (first, second))
     check_value(one == other, "features", shapes, "of the same images, views and cells")
@@ -149,40 +163,40 @@ def join(first: Features, second: Features) -> Features:
 
 
 def predict_boxes(data: Selection, penalty: float = 0.3) -> Features:
-    """The features with a box for every image, learned from the few whose boxes may be used, which stay.
+    """The features with a box for every image. Annotated images keep their boxes; the others get predicted ones.
 
-    `data` is what `datasets.with_boxes` makes of `Features` of single-label images, without repeats; else ValueError.
-    Ridge regression on standardised channels learns which part of a cell the box covers; `penalty` times the squared
-    weights is added to its mean squared error. An image's box is the smallest around the pixels whose predicted part,
-    averaged over views and brought to the images' size, is at least half of the largest.
+    `data` is made by `datasets.with_boxes` from `Features` of single-label images, without repeats; else ValueError.
+    Ridge regression on standardised channels predicts how much of a cell the box covers; `penalty` times the squared
+    weights is added to the mean squared error. Predictions are averaged over views and resized to the image. The box
+    is the smallest around the pixels that reach half of the largest prediction.
     """
-    known = getattr(data, "dataset", None)
-    single = isinstance(known, Features) and not known.multilabel
-    right = single and np.array_equal(data.indices, np.arange(len(known)))
+    given = getattr(data, "dataset", None)
+    single = isinstance(given, Features) and not given.multilabel
+    right = single and np.array_equal(data.indices, np.arange(len(given)))
     check_value(right, "data", type(data).__name__, "with_boxes(features, fraction), of single-label images' features")
-    counts = torch.tensor(known.starts).diff()
-    annotated = torch.as_tensor(known.annotated & data.annotated) & (counts > 0)
+    counts = torch.tensor(given.starts).diff()
+    annotated = torch.as_tensor(given.annotated & data.annotated) & (counts > 0)
     check_value(annotated.any(), "the number of annotated images with boxes", 0, "at least 1, to learn boxes from")
-    boxes = list(known.boxes.split(counts.tolist(), 1))  # of each image (V, n, 4)
-    masks = [box_mask(view, known.size) for i in annotated.nonzero()[:, 0].tolist() for view in boxes[i]]
-    covered = F.adaptive_avg_pool2d(torch.stack(masks)[:, None].float(), known.features.shape[3:]).flatten()
-    cells = known.features[annotated].float().movedim(2, -1).flatten(0, -2)  # (n·V·h·w, C)
+    boxes = list(given.boxes.split(counts.tolist(), 1))  # of each image (V, n, 4)
+    masks = [box_mask(view, given.size) for i in annotated.nonzero()[:, 0].tolist() for view in boxes[i]]
+    covered = F.adaptive_avg_pool2d(torch.stack(masks)[:, None].float(), given.features.shape[3:]).flatten()
+    cells = given.features[annotated].float().movedim(2, -1).flatten(0, -2)  # (n·V·h·w, C)
     mean, deviation = cells.mean(0), cells.std(0) + 1e-3
     x, y = (cells - mean) / deviation, covered - covered.mean()
     weights = torch.linalg.solve(x.T @ x / len(x) + penalty * torch.eye(x.shape[1]), x.T @ y / len(x))
     for i in (~annotated).nonzero()[:, 0].tolist():
-        parts = (known.features[i].float().movedim(1, -1) - mean) / deviation @ weights + covered.mean()  # (V, h, w)
+        parts = (given.features[i].float().movedim(1, -1) - mean) / deviation @ weights + covered.mean()  # (V, h, w)
         parts[1:] = parts[1:].flip(2)
-        pixels = F.interpolate(parts.mean(0)[None, None], known.size, mode="bilinear", align_corners=False)[0, 0]
-        pixels = pixels.clamp(min=0)  # else none would reach half of a negative maximum
-        boxes[i] = _mirrored(mask_box(pixels >= pixels.max() / 2).float(), known.size[1])[: len(parts), None]
-    result = copy.copy(known)
-    result.boxes, result.annotated = torch.cat(boxes, 1), np.ones(len(known), bool)
+        pixels = F.interpolate(parts.mean(0)[None, None], given.size, mode="bilinear", align_corners=False)[0, 0]
+        pixels = pixels.clamp(min=0)  # no pixel would reach half of a negative maximum
+        boxes[i] = _mirrored(mask_box(pixels >= pixels.max() / 2).float(), given.size[1])[: len(parts), None]
+    result = copy.copy(given)
+    result.boxes, result.annotated = torch.cat(boxes, 1), np.ones(len(given), bool)
     result.starts = np.cumsum([0, *(found.shape[1] for found in boxes)]).tolist()
-    return result.labelled(known.classes, known.targets.argmax(1))
+    return result.labelled(given.classes, given.targets.argmax(1))
 
 
 def _mirrored(boxes: Tensor, width: int) -> Tensor:
-    """Boxes (..., 4) of an image, and of its mirror image: (2, ..., 4)."""
+    """Boxes (..., 4) in an image and in its mirror image: (2, ..., 4)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([boxes, torch.stack([width - x2, y1, width - x1, y2], -1)])

@@ -1,4 +1,4 @@
-"""Pictures of what the library gives: photographs with boxes, explanation maps, colour explanations, Pareto fronts."""
+"""Figures: photographs with boxes, explanation maps, colour explanations, Pareto fronts."""
 
 import sys
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ from e2lib.datasets.sample import Sample
 
 STYLE = rc_params_from_file(Path(__file__).with_suffix(".mplstyle"), use_default_template=False)
 COLOURS = [to_rgb(colour) for colour in STYLE["axes.prop_cycle"].by_key()["color"]]  # a class keeps its own
-MARKERS = "osD^vX"  # tell lines apart where colour alone would have to
-# How figures write losses and methods. Others are written as they are called.
+MARKERS = "osD^vX"  # so that colour is not the only difference between lines
+# How figures write the names of losses and methods. Other names stay as they are.
 NAMES = {"l1": "L1", "ppce": "PPCE", "rrr": "RRR*", "ixg": "IxG", "bcos": "B-cos", "gradcam": "Grad-CAM"}
 NAMES |= {"gradcam++": "Grad-CAM++", "integrated_gradients": "Integrated Gradients", "occlusion": "Occlusion"}
 NAMES |= {"deeplift": "DeepLIFT", "gradient_shap": "Gradient SHAP", "attention_rollout": "attention rollout"}
 
 
 def use_style() -> None:
-    """Set the style of all figures: legible when projected, colour-blind safe, on white; JPEG in notebooks."""
+    """Set the style of all figures: legible on a projector, safe for colour-blind readers; JPEG in notebooks."""
     plt.rcParams.update(STYLE)
     if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # PNG would make notebooks of several MB
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # PNG takes several MB
 
 
 def show_samples(
     samples: Sequence[Sample], classes: Sequence[str], columns: int = 6, titles: Sequence[str] = (), masks: bool = False
 ) -> plt.Figure:
-    """Photographs in a grid, titled by their classes, with boxes, and with `masks`, in the colour of their class."""
+    """Photographs in a grid, titled by their classes. Boxes, and on request masks, have the colour of their class."""
     columns = min(columns, len(samples))
     figure, axes = _grid(-(-len(samples) // columns), columns)
     for axis in axes.flat[len(samples) :]:
@@ -61,9 +61,8 @@ def show_maps(
 ) -> plt.Figure:
     """One row per image (float in [0, 1]): the photograph, then each explanation, red for and blue against the class.
 
-    `maps` are signed, (B, 1, H, W), by the name of their column. The 99.5th percentile of |map| gets the full colour.
-    The `boxes` of each image, (N, 4) xyxy, are drawn on every picture of its row; `titles` are those of the rows.
-    `notes` hold a line below each map, for example its EPG, by the name of the column.
+    `maps` are signed, (B, 1, H, W), by the name of their column. The 99.5th percentile of |map| has the full colour.
+    `boxes` (N, 4) xyxy and `titles` are given per image. `notes` are texts below the maps, by the name of their column.
     """
     figure, axes = _grid(len(images), 1 + len(maps))
     size = 10 * max(1, (1 + len(maps)) / 6)  # a wide figure is made smaller on a page
@@ -83,8 +82,8 @@ def show_maps(
 
 
 def show_map(axis: plt.Axes, values: Tensor, photo: Tensor) -> None:
-    """One signed map (H, W) on `axis`, over the grey photograph (H, W, 3): red for, blue against."""
-    window = values.shape[1] // 50 // 2 * 2 + 1  # averaged over for the eye: about a fiftieth of the width
+    """One signed map (H, W) over the grey photograph (H, W, 3): red for the class, blue against it."""
+    window = values.shape[1] // 50 // 2 * 2 + 1  # averages over a fiftieth of the width are easier to see
     values = F.avg_pool2d(values.detach().cpu().float()[None], window, 1, window // 2, count_include_pad=False)[0]
     limit = torch.quantile(values.abs().flatten(), 0.995).clamp_min(1e-12).item()
     axis.imshow(photo.mean(2), cmap="gray", vmin=-1, vmax=1.3)
@@ -92,12 +91,11 @@ def show_map(axis: plt.Axes, values: Tensor, photo: Tensor) -> None:
 
 
 def colour_explanation(images: Tensor, weights: Tensor, smooth: int = 5) -> Tensor:
-    """The dynamic weights of B-cos networks in the colours they look for: RGBA (B, H, W, 4) in [0, 1].
+    """Dynamic weights (B, 6, H, W) of B-cos networks as colours: RGBA (B, H, W, 4), for images (B, 3, H, W) in [0, 1].
 
-    `images` are (B, 3, H, W) in [0, 1], `weights` (B, 6, H, W) of `attribution.dynamic_weights`. The positive weights
-    on (r, g, b, 1-r, 1-g, 1-b) give a pixel's colour: channel c is w_c / (w_c + w_{1-c}). The length of the weight
-    vector gives its opacity, where the pixel speaks for the class. The opacity is averaged over `smooth` (odd) pixels
-    and scaled by its 99.5th percentile (Böhle et al., CVPR 2022, section 4.3).
+    Channel c of a pixel is w_c / (w_c + w_{1-c}), from the positive weights on (r, g, b, 1-r, 1-g, 1-b). If the pixel
+    speaks for the class, its opacity is the norm of its weights, averaged over `smooth` (odd) pixels and divided by its
+    99.5th percentile (Böhle et al., CVPR 2022, section 4.3).
     """
     positive = weights.clamp_min(0)
     rgb = positive[:, :3] / (positive[:, :3] + positive[:, 3:]).clamp_min(1e-12)
@@ -110,11 +108,10 @@ def colour_explanation(images: Tensor, weights: Tensor, smooth: int = 5) -> Tens
 def show_front(
     points: Sequence[dict], baseline: dict[str, float], floor: float, by: str = "weight", y: str = "EPG"
 ) -> plt.Figure:
-    """F1 against `y` of the points of one or more `ParetoArchive`s. Rings mark each archive's front.
+    """F1 against `y` for the points of one or more `ParetoArchive`s. Rings mark each archive's front.
 
-    A line joins the epochs of one training. Colour and marker tell its setting `by`: weight (λ), loss, at, … If that
-    is not the weight, λ stands at the last epoch. A cross marks the scores of the `baseline`, in per cent. The dotted
-    line is the `floor`, the lowest F1 that a chosen point may have.
+    A line joins the epochs of a training. Its colour and marker show the setting `by`: weight (λ), loss, at, … A cross
+    marks the `baseline`, in per cent. A dotted line marks the `floor`, the lowest F1 that a chosen point may have.
     """
     figure, axis = plt.subplots(figsize=(6.5, 4.2))
     values, trainings = list(dict.fromkeys(point["setting"][by] for point in points)), {}
@@ -142,7 +139,7 @@ def add_box(axis: plt.Axes, box: Sequence[float], colour, linestyle: str = "-") 
     """Draw a half-open box (x1, y1, x2, y2), in pixels, on an axis that shows an image."""
     x1, y1, x2, y2 = box
     patch = plt.Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=colour, lw=2, ls=linestyle)
-    outline = "black" if colour == "white" else "white"  # seen on whatever is behind
+    outline = "black" if colour == "white" else "white"  # visible on any photograph
     axis.add_patch(patch).set_path_effects([withStroke(linewidth=3.5, foreground=outline)])
 
 

@@ -1,14 +1,12 @@
-"""Frozen explanations: a teacher's logits and maps of every image, computed once, kept on disk, moved with the images.
+"""Frozen explanations: a teacher's logits and maps, computed once per image, kept on disk, and moved with the image.
 
-The teacher sees each whole image once. While the student trains, the map gets the crop, resize and flip of its image;
-the logits stay (Parchami-Araghi et al.: Good Teachers Explain, ECCV 2024).
+Parchami-Araghi et al.: Good Teachers Explain, ECCV 2024.
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,25 +26,25 @@ from e2lib.metrics.localisation import over_peak
 
 @dataclass
 class Frozen:
-    """The transform that gives Samples the `maps` and `logits` that `freeze` has written for their images.
+    """A transform that gives each Sample the `maps` and `logits` that `freeze` has written for its image.
 
-    Maps, in [-1, 1], are brought to the image's size. Then `then` moves image, boxes and maps together; it must not
-    change colours. ValueError if `folder` holds the files of several `freeze` calls and `store` does not say which.
+    Maps, in [-1, 1], are resized to the image. Then the transform `then` moves image, boxes and maps together. It must
+    not change colours. ValueError if `folder` holds the files of several `freeze` calls and `store` chooses none.
     """
 
     folder: Path
     then: Callable[[Sample], Sample] | None = None
-    store: str = ""  # with which the names of the files begin
+    store: str = ""  # the beginning of the files' names
 
     def __post_init__(self):
         paths = sorted(self.folder.glob(f"{self.store}*.safetensors"))
         if len(stores := sorted({path.name.partition("-")[0] for path in paths})) > 1:
-            raise ValueError(f"{self.folder} holds explanations of several; store must be one of {', '.join(stores)}")
+            raise ValueError(f"{self.folder} holds several explanations; store must be one of {', '.join(stores)}")
         self.position = {name: (path, i) for path in paths for i, name in enumerate(names_in(path))}
 
     def __call__(self, sample: Sample) -> Sample:
         if sample.name not in self.position:
-            raise KeyError(f"{self.folder} holds no image {sample.name!r}: it was made of other data")
+            raise KeyError(f"{self.folder} holds no image {sample.name!r}: it was made for other data")
         path, i = self.position[sample.name]
         maps, logits = (_opened(path).get_slice(name)[i : i + 1] for name in ("maps", "logits"))
         maps = (maps.float() - 128) / 127 if maps.dtype == torch.uint8 else maps.float()
@@ -55,7 +53,7 @@ class Frozen:
         return sample if self.then is None else self.then(sample)
 
 
-_opened = functools.cache(lambda path: safe_open(path, "pt"))  # mapped into memory, so that a fork may go on with it
+_opened = functools.cache(lambda path: safe_open(path, "pt"))  # mapped into memory, so that forks may share it
 
 
 def freeze(
@@ -67,14 +65,15 @@ def freeze(
     at: str = "Final",
     dtype: str = "float16",
     contrast: bool = False,
-    **how: Any,
+    batch_size: int = 32,
+    workers: int = 0,
+    precision: str = "auto",
 ) -> Dataset:
-    """Explain the teacher's top class of every image of `dataset`, once; the data set with these maps and logits.
+    """Explain the teacher's top class once for every image; returns `dataset` with these maps and with the logits.
 
-    The teacher sees `size` x `size` pixels. Maps of this size, divided by their largest absolute value, are on disk as
-    float16, or uint8 with 255 levels (`dtype`). The data set's own transform is kept, and moves the maps too. `method`,
-    `at` and `contrast` are as for `distillation.Distill`, `how` (batch_size, workers, precision) as for
-    `features.keep`. ValueError for two images of one name, and an empty data set.
+    The teacher sees `size` x `size` pixels. Maps of this size, divided by their largest absolute value, are kept as
+    float16, or as uint8 with 255 levels (`dtype`). The data set's own transform moves the maps too. `method`, `at` and
+    `contrast` are as for `distillation.Distill`. ValueError for two images of one name, and for an empty data set.
     """
     check_value(dtype in ("float16", "uint8"), "dtype", dtype, "one of float16, uint8")
     inner, positions = dataset, np.arange(len(dataset))
@@ -88,7 +87,8 @@ def freeze(
         maps = maps.half() if dtype == "float16" else (maps * 127 + 128).round().to(torch.uint8)  # of 1 to 255
         return {"maps": maps, "logits": logits.float()}
 
-    paths = keep(teacher, whole, folder, explanations, [method, METHODS.get(method), at, contrast, dtype], **how)
+    about = [method, METHODS.get(method), at, contrast, dtype]
+    paths = keep(teacher, whole, folder, explanations, about, True, batch_size, workers, precision)
     then = inner.transform.then if isinstance(inner.transform, Frozen) else inner.transform  # not another teacher's
     frozen = Frozen(Path(folder), then, paths[0].name.partition("-")[0])
     if len(frozen.position) < len(whole):

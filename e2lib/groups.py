@@ -1,4 +1,4 @@
-"""Data whose groups (bird x place, ...) differ between training and test: the choice of an epoch, reference methods."""
+"""Data whose groups, such as bird x place, are shared out otherwise in test: choice of an epoch, reference methods."""
 
 import copy
 from collections.abc import Sequence
@@ -17,37 +17,37 @@ from e2lib.datasets.files import check_value
 from e2lib.datasets.subsets import random_order
 from e2lib.guidance import Guide
 
-# How an epoch is chosen -> the measure of `metrics.GroupAccuracy` on validation images that is to be high.
+# How an epoch is chosen -> the measure of `metrics.GroupAccuracy` that is highest there on validation images.
 RULES = {
     "last epoch": None,
-    "in-distribution validation": "adjusted mean",  # the accuracy on images distributed as those of training
-    "worst validation group": "worst group",  # uses the groups of validation images that training does not show
+    "in-distribution validation": "adjusted mean",  # accuracy on images whose groups are as frequent as in training
+    "worst validation group": "worst group",  # needs validation images of groups that training does not show
 }
 
 
 def uses(rule: str, *others: str) -> str:
-    """Whose group labels a result needs: the `others` that are not "", and "validation" if the rule uses them."""
+    """Whose group labels a result needs: the `others` except "", and "validation" if the rule uses them."""
     found = [*others, "validation" if RULES[rule] == "worst group" else ""]
     return ", ".join(dict.fromkeys(filter(None, found))) or "none"
 
 
 class BestEpoch:
-    """`after_epoch` of `training.fit` that keeps the weights of the best epoch by a rule of `RULES`.
+    """An `after_epoch` of `training.fit` that keeps the weights of the best epoch, by a rule of `RULES`.
 
-    `val` holds validation Samples with groups, `seen` how many training images each group has. The last of equally good
-    epochs is taken. ValueError for another rule, and for a training that was resumed.
+    `val` holds validation Samples with groups; `seen` counts the training images of each group. Of equally good epochs
+    the last counts. ValueError for another rule, and for a training that was resumed.
     """
 
     def __init__(self, model: nn.Module, val: Dataset, seen: Sequence[int], rule: str = "last epoch"):
         check_value(rule in RULES, "rule", rule, f"one of {', '.join(RULES)}")
         self.model, self.val, self.seen, self.rule = model, val, seen, rule
-        self.epoch, self.weights = 0, {}  # of the best
-        self.history: list[dict[str, float]] = []  # `evaluate` of each epoch
+        self.epoch, self.weights = 0, {}  # the best epoch, and its weights
+        self.history: list[dict[str, float]] = []  # scores of each epoch
 
     def __call__(self, epoch: int) -> dict[str, float]:
         """Measure the network after this epoch, and keep its weights if it is the best; returns the scores."""
-        wanted = f"{len(self.history) + 1}: a resumed training cannot choose among all epochs"
-        check_value(epoch == len(self.history) + 1, "epoch", epoch, wanted)
+        due = len(self.history) + 1
+        check_value(epoch == due, "epoch", epoch, f"{due}: a resumed training cannot choose among all epochs")
         self.history.append(training.evaluate(self.model, self.val, seen=self.seen))
         measure = RULES[self.rule]
         if measure is None or self.history[-1][measure] >= max(scores[measure] for scores in self.history):
@@ -60,22 +60,22 @@ class BestEpoch:
 
 
 def counts(dataset: Dataset) -> list[int]:
-    """How many images each of the data set's groups has."""
+    """The number of images in each group of the data set."""
     return np.bincount(dataset.group_of, minlength=len(dataset.groups)).tolist()
 
 
 def group_balanced(dataset: Dataset, seed: int = 0) -> Selection:
-    """A random choice of equally many images of each group: as many as the smallest group with images has."""
+    """A random choice of images, as many of each group as the smallest group has. Empty groups do not count."""
     order = random_order(len(dataset), seed)
     groups = [order[dataset.group_of[order] == g] for g in np.unique(dataset.group_of)]
     return Selection(dataset, np.sort(np.ravel([*zip(*groups, strict=False)])))  # zip stops with the smallest
 
 
 def dfr(model: nn.Module, start: nn.Module, val: Dataset, epochs: int, lr: float, batch_size=64, seed=0) -> nn.Module:
-    """A copy of `model` whose classifier is that of `start`, trained as by `fit` on group-balanced images of `val`.
+    """Deep feature reweighting (Kirichenko et al., ICLR 2023): a copy of `model` with its classifier trained anew.
 
-    Deep feature reweighting (Kirichenko et al., ICLR 2023), with one balanced choice in place of the mean of ten, and
-    without the ℓ1 penalty. Both networks are of `models.build`, or `models.Head`.
+    The classifier begins as that of `start`, and `fit` trains it on group-balanced images of `val`. Both networks are
+    made by `models.build` or `models.split`. Notes: the paper averages ten balanced choices and has an ℓ1 penalty.
     """
     result = training.train_head_only(copy.deepcopy(model))
     names = [name for name, parameter in result.named_parameters() if parameter.requires_grad]
@@ -85,9 +85,9 @@ def dfr(model: nn.Module, start: nn.Module, val: Dataset, epochs: int, lr: float
 
 
 def _losses(model: nn.Module, batch: Batch, seen: Sequence[int]) -> Tensor:
-    """Binary cross-entropy per image (B,), in eval mode; ValueError where `seen` does not count an image's group."""
-    if unknown := [g for g in batch.groups.tolist() if not (0 <= g < len(seen) and seen[g])]:
-        raise ValueError(f"seen is {seen}; it must count the training images, and some are of {unknown[0]}")
+    """Binary cross-entropy per image (B,), in eval mode; ValueError for an image of a group that `seen` lacks."""
+    for g in batch.groups.tolist():
+        check_value(0 <= g < len(seen) and seen[g], "seen", seen, f"the number of training images, also of group {g}")
     with modes_restored(model):
         model.eval()
         logits = predict(model, batch.images).float()
@@ -96,15 +96,15 @@ def _losses(model: nn.Module, batch: Batch, seen: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Reweighted:
-    """A training step in which every group counts alike: over an epoch, the mean of the groups' mean losses.
+    """A training step in which all groups have the same weight: its mean over an epoch is that of the groups' losses.
 
-    The loss of an image of group g is multiplied by N / (G · n_g); `seen` are the n_g, each group's training images.
+    The loss of an image of group g is multiplied by N / (G · n_g). `seen` are the n_g, the training images per group.
+    ValueError for an image of a group without training images.
     """
 
     seen: tuple[int, ...]
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The term classification; ValueError for an image of a group that `seen` does not count."""
         losses, seen = _losses(model, batch, self.seen), torch.tensor(self.seen, device=batch.groups.device)
         weights = seen.sum() / ((seen > 0).sum() * seen[batch.groups])
         return {"classification": (weights * losses).mean()}
@@ -113,20 +113,19 @@ class Reweighted:
 class GroupDRO(nn.Module):
     """A training step on the worst group: group distributionally robust optimisation (Sagawa et al., ICLR 2020).
 
-    Algorithm 1: q_g ← q_g exp(η L_g), normalised; the loss is Σ_g q_g L_g, L_g the mean loss of the batch's images of
-    group g. q begins uniform over the groups of which `seen` counts training images. `rate` is η.
+    Algorithm 1: q_g ← q_g exp(η L_g), normalised; the loss is Σ_g q_g L_g. L_g is the mean loss of the batch's images
+    of group g. At the start q is uniform over the groups with training images in `seen`. `rate` is η.
     """
 
     def __init__(self, seen: Sequence[int], rate: float = 0.01):
         super().__init__()
         self.seen = tuple(seen)
         shown = torch.tensor(self.seen) > 0
-        # Buffers, so that checkpoints hold q and tell a training by the rate.
+        # Buffers, so that a checkpoint holds q, and another rate has another one.
         self.register_buffer("weights", shown / shown.sum())  # q, float32 (groups,)
         self.register_buffer("rate", torch.tensor(float(rate)))
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """As that of `Reweighted`; moves the weights q."""
         losses = _losses(model, batch, self.seen)
         means = losses.new_zeros(len(self.seen)).scatter_reduce(0, batch.groups, losses, "mean", include_self=False)
         q = self.weights.to(losses.device) * (self.rate * means.detach()).exp()

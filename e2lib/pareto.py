@@ -1,7 +1,7 @@
-"""The trade-off between accuracy and localisation: every network on its front is kept, and one chosen by a stated rule.
+"""The trade-off between accuracy and localisation: keep the networks on the Pareto front, and choose one by a rule.
 
-Rao et al. (ICCV 2023, section 4): train with several λ, keep each checkpoint that no other one beats in F1, EPG and IoU
-on validation data, and report those on test data.
+Rao et al. (ICCV 2023, section 4) train with several λ, keep each checkpoint that no other one beats in F1, EPG and IoU
+on validation data, and report these on test data.
 """
 
 import copy
@@ -26,10 +26,10 @@ MEASURES = ("F1", "EPG", "IoU")
 
 
 class ParetoArchive:
-    """Settings with their validation scores in a folder, and the network of each that no other one beats.
+    """A folder of settings with their validation scores, and with the network of each that no other one beats.
 
-    A point beats another when it is at least as good in each of `measures`, and better in one. One process at a time
-    may write to the folder. `points` are dicts, oldest first: "setting", "scores", "file" (None once it is beaten).
+    A point beats another if it is at least as good in each of `measures`, and better in one. One process at a time may
+    write to the folder. `points` are dicts, oldest first: "setting", "scores", "file" (None once the point is beaten).
     """
 
     def __init__(self, folder: str | Path, measures: Sequence[str] = MEASURES):
@@ -44,9 +44,8 @@ class ParetoArchive:
         return [point for point in self.points if point["file"]]
 
     def add(self, model: models.Model, setting: dict[str, Any], scores: dict[str, float]) -> bool:
-        """Add a point, or replace that of its setting; says if it is on the front. KeyError for a missing measure."""
-        if lacking := [measure for measure in self.measures if measure not in scores]:
-            raise KeyError(lacking[0])
+        """Add a point, or replace that of its setting; True if it is on the front. KeyError for a missing measure."""
+        [scores[measure] for measure in self.measures]  # else KeyError, before anything is written
         new = {"setting": setting, "scores": scores, "file": None}
         points = [dict(point) for point in self.points if point["setting"] != setting]
         # A beaten point has lost its network, and does not return when its rival is replaced.
@@ -65,18 +64,15 @@ class ParetoArchive:
     def choose(self, measure: str, at_least: dict[str, float]) -> dict[str, Any]:
         """The point of the front with the highest `measure` among those whose scores reach the floors `at_least`.
 
-        Where none does, the one that falls short by the fewest percentage points in all. ValueError without points.
+        If none does, the point that falls short by the fewest percentage points in all. ValueError without points.
         """
         check_value(self.points, f"the points in {self.folder}", self.points, "at least one, to choose from")
 
-        def rank(point: dict[str, Any]) -> tuple[float, float]:
-            scores = point["scores"]
-            return -sum(max(0.0, floor - scores[name]) for name, floor in at_least.items()), scores[measure]
-
-        return max(self.front, key=rank)
+        short = [sum(max(0, floor - p["scores"][name]) for name, floor in at_least.items()) for p in self.front]
+        return max(zip(short, self.front, strict=True), key=lambda pair: (-pair[0], pair[1]["scores"][measure]))[1]
 
     def load(self, point: dict[str, Any], like: models.Model) -> models.Model:
-        """The network of a point of the front, a copy of `like` with its weights; ValueError for one that is beaten."""
+        """A copy of `like` with the weights of a point of the front; ValueError for a beaten point."""
         check_value(point["file"], "point", point["setting"], "on the front: other networks are not kept")
         model = copy.deepcopy(like)
         model.net.load_state_dict(load_file(self.folder / point["file"]))
@@ -99,16 +95,15 @@ def search(
     seed: int = 0,
     workers: int = 0,
 ) -> ParetoArchive:
-    """Fine-tune a copy of `start` with each guide, as by `training.fit`, and archive it after every epoch.
+    """Fine-tune a copy of `start` with each guide by `training.fit`, and archive it after every epoch.
 
-    Scores are those of `training.evaluate` on `val`, by the guide's method, at its depth, with its `contrast` and
-    `outside`, always in boxes. "seconds" is the mean time of the training epochs since the start or the last resume.
-    Settings are the fields of the guide and "epoch". A call that was interrupted goes on after the last finished epoch.
-    The archive's folder, below `folder`, is named by a hash of network, images and arguments. The first of several
-    processes (`training.processes`) writes; all have to see it.
+    Settings are the fields of the guide and "epoch". `training.evaluate` gives the scores on `val`, always in boxes.
+    "seconds" is the mean time of training per epoch since the start or the last resume. An interrupted call continues
+    after the last finished epoch. The archive is a subfolder of `folder`, named by a hash of network, images and
+    arguments. The first of several processes (`training.processes`) writes it, and all must see it.
     """
     trained = [name for name, parameter in start.named_parameters() if parameter.requires_grad]
-    with torch.random.fork_rng([]):  # random transforms draw where images are read
+    with torch.random.fork_rng([]):  # random transforms draw numbers when images are read
         torch.manual_seed(seed)
         about = [guides, int(epochs), float(lr), int(batch_size), int(seed), start, trained, train, val]
         folder, rank = Path(folder, from_first(models.fingerprint(about))), training.processes()[0]

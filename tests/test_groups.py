@@ -198,7 +198,7 @@ def test_steps_leave_modes_as_they_were(birds):
 
 def test_group_dro_begins_with_the_groups_that_training_shows_and_reweighting_names_others(birds):
     assert groups.GroupDRO((5, 0, 0, 1)).weights.tolist() == [0.5, 0, 0, 0.5]
-    with pytest.raises(ValueError, match=r"seen is \(5, 0, 0, 1\); it must count the training images"):
+    with pytest.raises(ValueError, match=r"seen is \(5, 0, 0, 1\); it must be the number of training images, also of group"):
         groups.Reweighted((5, 0, 0, 1))(Linear(), batch_of(birds, np.flatnonzero(birds.group_of == 1)))
 
 
@@ -217,5 +217,5 @@ def test_statistics_of_norm_layers_are_those_of_the_best_epoch(monkeypatch):
 @pytest.mark.parametrize("group", [-1, 2])
 def test_an_image_of_no_known_group_is_named(step, group):
     batch = Batch.of(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), groups=[0, group])
-    with pytest.raises(ValueError, match=f"some are of {group}"):
+    with pytest.raises(ValueError, match=f"also of group {group}"):
         step(Linear(), batch)

@@ -132,7 +132,7 @@ print(logits.abs().sum().item(), *maps.shape)
 CALLS = """
 import torch
 import e2lib
-from e2lib import Distill, Guide, datasets, evaluate, explain, fit, models
+from e2lib import Distill, Guide, datasets, evaluate, explain, features, fit, frozen, models
 
 net = models.build("resnet18", 10)
 images, labels = torch.rand(2, 3, 64, 64), torch.tensor([0, 1])
@@ -151,6 +151,11 @@ fit(net, data, epochs=1, lr=1e-3, step=step)
 fit(net, data, epochs=1)  # wrong
 evaluate(net, data, batch_size=8)
 evaluate(net, data, batch=8)  # wrong
+features.extract(net, data, "folder", batch_size=8, workers=2)
+features.extract(net, data, "folder", batch=8)  # wrong
+features.keep(net, data, "folder", len, "about")  # wrong
+frozen.freeze(net, data, "folder", 64, precision="float32")
+frozen.freeze(net, data, "folder", 64, precision=32)  # wrong
 e2lib.nothing  # wrong
 """
 # Without the types of other packages, which take a minute to read.

@@ -37,8 +37,8 @@ class Term:
     """One term of `Distill`: the mean of what `function` returns for student and teacher.
 
     `of` says what it compares: "logits" (B, C); "explanation" (B, K, h, w) of the teacher's top class; "maps"
-    (B, C, h, w), the `class_maps`; or "features" (B, C, h, w). A function gets the features of one depth at a time, and
-    its values are averaged. A Module gets two lists: the features of all depths of the student, and of the teacher.
+    (B, C, h, w), the `class_maps`; or "features" (B, C, h, w). A function gets one depth at a time, and its values are
+    averaged. A Module gets the features of all depths in two lists.
     """
 
     function: Callable[..., Tensor] | type[nn.Module]  # of any of student, teacher, labels (B, C), temperature, count
@@ -90,8 +90,7 @@ class Distill(nn.Module):
         count: number of training images, for `crd`.
         mixup: α ≥ 0 of the Beta distribution that mixes images and labels (Zhang et al., ICLR 2018); 0 mixes none.
 
-    Raises ValueError for a value out of range, for networks that a term cannot compare, and for a student in
-    DistributedDataParallel: see `training.StepModule`.
+    Raises ValueError for a wrong value, and for networks that a term cannot compare.
     """
 
     def __init__(
@@ -128,17 +127,17 @@ class Distill(nn.Module):
             check_value(count or "count" not in term.asks, "count", count, f"the number of training images, for {name}")
             right = teacher is not None or not (term.taught and (mixup or term.deep))
             check_value(right, "teacher", teacher, f"a network, for {name}: features and mixed images are not frozen")
-        explains = [term.of == "explanation" for term in self.terms.values()]
+        explains, taught = zip(*((term.of == "explanation", term.taught) for term in self.terms.values()), strict=True)
+        self.explains, self.taught = any(explains), any(taught)
         right = every == 1 or not all(explains)
         check_value(right, "every", every, "1 where all terms compare explanations: other steps would train nothing")
-        self.explains, self.taught = any(explains), any(term.taught for term in self.terms.values())
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # In a list, so that it is no part of this module: neither trained nor saved.
         self.teachers = [] if teacher is None else [copy.deepcopy(bare(teacher)).requires_grad_(False).eval()]
         self.teacher = fingerprint(self.teachers)
-        networks = [bare(student)]
         for net in self.teachers:
-            networks.append(net.to(images.device).to(memory_format=form(net).memory_format))
+            net.to(images.device).to(memory_format=form(net)[0])
+        networks = [bare(student), *self.teachers]
         shared = set.intersection(*(set(getattr(net, "depths", None) or ()) for net in networks))
         deep = {name: term.depths for name, term in self.terms.items() if term.deep}
         self.depths = {name: [at for at in depths if at in shared] or ["Final"] for name, depths in deep.items()}
@@ -178,9 +177,7 @@ class Distill(nn.Module):
                 logits, there = self._seen(teacher, self._for_teacher(batch.images), targets)
         elif self.taught:
             if logits is None or (targets and batch.maps is None):
-                raise ValueError(
-                    "teacher is None, and the batch has no logits and maps; train on data of frozen.freeze"
-                )
+                raise ValueError("teacher is None, and the batch has no logits or maps; train on data of frozen.freeze")
             frozen = {"logits": [logits], "explanation": [batch.maps]}
             there = {name: frozen[term.of] for name, term in self.terms.items() if term.taught}
         _, here = self._seen(bare(student), batch.images, targets and targets(logits), create_graph=True)
@@ -244,7 +241,7 @@ def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None)
     """Class activation maps (B, C, h, w): the classifier applied to every cell of the features at Final (B, D, h, w).
 
     Their mean over cells is the logits without the bias (Zhou et al., CVPR 2016). ValueError for a network that does
-    not average its features and then apply one linear layer. `logits`, if given, are compared with such a layer's.
+    not average its features and then apply one linear layer, by its layers and by its `logits`.
     """
     if getattr(model, "is_bcos", False):  # which averages after its classifier
         path = head_prefixes(model.net)[0].removesuffix(".").removesuffix(".linear")

@@ -18,6 +18,8 @@ from torchvision.ops import Conv2dNormActivation
 from e2lib.datasets.files import check_value
 from e2lib.metrics.localisation import over_peak, wide
 
+_divergence = partial(F.kl_div, reduction="none", log_target=True)  # terms of KL(second ‖ first) of log probabilities
+
 
 def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
     """−Σ_c y_c log softmax(z_S)_c, nats. Labels y (B, C) add up to 1 per image: they are one-hot, or mixed."""
@@ -34,14 +36,14 @@ def bce(student: Tensor, labels: Tensor) -> Tensor:
 def kd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """τ² KL(softmax(z_T/τ) ‖ softmax(z_S/τ)) ≥ 0, nats (Hinton, Vinyals, Dean 2015)."""
     student, teacher = _logits(student, teacher, temperature)
-    return temperature**2 * _divergence(teacher.log_softmax(1), student.log_softmax(1))
+    return temperature**2 * _divergence(student.log_softmax(1), teacher.log_softmax(1)).sum(1)
 
 
 def multi_label_kd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Σ_c τ² KL(σ(z_T/τ) ‖ σ(z_S/τ)) ≥ 0, nats: each class is present or absent (Yang et al.: L2D, ICCV 2023)."""
     student, teacher = _logits(student, teacher, temperature)
-    there, here = (torch.stack([F.logsigmoid(z), F.logsigmoid(-z)], 1) for z in (teacher, student))  # (B, 2, C)
-    return temperature**2 * _divergence(there, here).sum(1)
+    here, there = (torch.stack([F.logsigmoid(z), F.logsigmoid(-z)], 1) for z in (student, teacher))  # (B, 2, C)
+    return temperature**2 * _divergence(here, there).sum(1).sum(1)
 
 
 def dkd(
@@ -49,26 +51,24 @@ def dkd(
 ) -> Tensor:
     """τ² (α TCKD + β NCKD) ≥ 0 for one label y per image, int64 (B,) or one-hot (B, C) (DKD, Zhao et al., CVPR 2022).
 
-    TCKD is the divergence of (p_y, 1 − p_y), NCKD that of the softmax over the other classes. For α = 1 and β = the
-    teacher's 1 − p_y, the loss is `kd`.
+    TCKD is the divergence of (p_y, 1 − p_y), NCKD that of the softmax over the other classes.
     """
     student, teacher = _logits(student, teacher, temperature)
     target = F.one_hot(labels, student.shape[1]).bool() if labels.ndim == 1 else labels == 1
     if target.shape != student.shape or not (target.sum(1) == 1).all():
         raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}; dkd needs exactly one label per image")
     outcomes, others = [], []
-    for z in (teacher, student):
+    for z in (student, teacher):
         log = z.log_softmax(1)
         outcomes.append(torch.stack([log[target], log.masked_fill(target, -torch.inf).logsumexp(1)], 1))  # (B, 2)
         others.append(z[~target].view(len(z), -1).log_softmax(1))
-    return temperature**2 * (alpha * _divergence(*outcomes) + beta * _divergence(*others))
+    return temperature**2 * (alpha * _divergence(*outcomes).sum(1) + beta * _divergence(*others).sum(1))
 
 
 def dist(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """τ² (inter + intra) ≥ 0, one scalar per batch (Huang et al.: DIST, NeurIPS 2022, with both weights 1).
 
-    Both are means of 1 − Pearson's correlation of softmax(z/τ): inter of each image's classes, intra of each class's
-    images. The correlation with a constant vector is 0.
+    Both are means of 1 − Pearson's correlation of softmax(z/τ): inter over the classes, intra over the images.
     """
     student, teacher = (z.softmax(1) for z in _logits(student, teacher, temperature))
     pairs = (student, teacher), (student.T, teacher.T)
@@ -115,9 +115,9 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
 def crd(student: Tensor, teacher: Tensor, images: int, temperature: float = 0.1) -> Tensor:
     """−log h(s_i, t_i) − Σ_j≠i log(1 − h(s_i, t_j)), and the same with s and t exchanged (CRD, Tian et al., ICLR 2020).
 
-    h = e^(s·t/τ) / (e^(s·t/τ) + N/M) of embeddings (B, D) divided by their norms; N = B − 1, and M is the number of
-    training `images`. The teacher's embeddings get a gradient too. The loss of a single image is 0. Notes: the paper
-    draws 16,384 negatives from a memory. Here the negatives are the other images of the batch.
+    h = e^(s·t/τ) / (e^(s·t/τ) + N/M) of normalised embeddings (B, D), with N = B − 1 and M = the number of training
+    `images`. The teacher's embeddings get a gradient too. Notes: the paper draws 16,384 negatives from a memory. Here
+    they are the other images of the batch.
     """
     right = student.ndim == 2 and student.shape == teacher.shape
     student, teacher = _checked(right, "embeddings", student, teacher, "(B, D)")
@@ -196,11 +196,6 @@ def _features(student: Tensor, teacher: Tensor, cells: int | None = None) -> lis
     both = _checked(right, "features", student, teacher.detach(), "(B, C, h, w), with one B")
     size = cells or tuple(map(min, student.shape[2:], teacher.shape[2:]))
     return [x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in both]
-
-
-def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL of log probabilities along dimension 1."""
-    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
 
 def _unit(x: Tensor) -> Tensor:

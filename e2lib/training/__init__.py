@@ -1,4 +1,4 @@
-"""Fit a network to a data set with any step, and measure it: accuracy, and where its explanations lie."""
+"""Train a network with any step, and measure its accuracy and its explanations."""
 
 from e2lib.models import train_head_only
 from e2lib.training.evaluate import evaluate

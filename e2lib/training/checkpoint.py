@@ -1,4 +1,4 @@
-"""Checkpoints: everything that the next epoch of a training depends on, in a file whose name tells the training."""
+"""Checkpoints: files with everything that the next epoch of a training depends on."""
 
 import io
 from pathlib import Path
@@ -7,34 +7,35 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
+from e2lib.datasets.files import check_value
 from e2lib.disk import replacing
 from e2lib.models import fingerprint
 from e2lib.training.processes import from_first, processes
 
 
 class Checkpoint:
-    """The file of one training, `path` with a key in its name; with path None nothing is kept.
+    """The file of one training: `path` with a key added to its name. With path None nothing is kept.
 
-    The key is a digest of what the training begins with: `about`, the data set's fingerprint, the states of optimizer
-    and schedule, and the module. `order` draws the images' order. ValueError for a data set without fingerprint.
+    The key is a digest of the start of the training: `about`, the data set, and the `parts` module, optimizer and
+    schedule. `order` draws the order of the images. ValueError for a data set without fingerprint().
     """
 
     def __init__(self, path: str | Path | None, about: dict, dataset: Dataset, parts: dict, order: torch.Generator):
         self.path, self.parts, self.order = None, parts, order
         if path is None:
             return
-        if not hasattr(dataset, "fingerprint"):
-            raise ValueError(f"dataset: {type(dataset).__name__} has no fingerprint(); derive it from datasets.Samples")
-        with torch.random.fork_rng([]):  # random transforms draw where images are read
-            known = [about, dataset.fingerprint(), parts["module"], parts["optimizer"].state_dict()]
-        # A schedule's state_dict leaves its functions out.
+        right = hasattr(dataset, "fingerprint")
+        check_value(right, "dataset", type(dataset).__name__, "a datasets.Samples, or have a fingerprint()")
+        with torch.random.fork_rng([]):  # random transforms draw numbers when images are read
+            start = [about, dataset.fingerprint(), parts["module"], parts["optimizer"].state_dict()]
+        # Not its state_dict, which leaves functions out.
         schedule = {name: value for name, value in vars(parts["schedule"]).items() if name != "optimizer"}
         trained = [name for name, p in parts["module"].named_parameters() if p.requires_grad]
-        key = from_first(fingerprint([*known, trained, type(parts["schedule"]), schedule]))
+        key = from_first(fingerprint([*start, trained, type(parts["schedule"]), schedule]))
         self.path = Path(path).with_stem(f"{Path(path).stem}-{key}")
 
     def resume(self) -> list[dict[str, float]]:
-        """Load the first process's file, where there is one; the history of finished epochs."""
+        """Load the file of the first process, if there is one; returns the history of the finished epochs."""
         found = self.path is not None and processes()[0] == 0 and self.path.exists()
         if not (file := from_first(self.path.read_bytes() if found else None)):
             return []
@@ -42,7 +43,7 @@ class Checkpoint:
         for name, part in self.parts.items():
             part.load_state_dict(content[name])
         self.order.set_state(content["order"])
-        if processes()[1] > 1:  # the file holds the first one's random state
+        if processes()[1] > 1:  # the file holds the random state of the first process only
             torch.manual_seed(torch.initial_seed() + 1000 * len(content["history"]))
         else:
             torch.set_rng_state(content["rng"])
@@ -50,7 +51,7 @@ class Checkpoint:
         return content["history"]
 
     def save(self, history: list[dict[str, float]]) -> None:
-        """Replace the file, in the first of several processes, while the others wait."""
+        """The first process replaces the file, while the others wait."""
         rank, world = processes()
         if self.path is not None and rank == 0:
             content = {name: part.state_dict() for name, part in self.parts.items()} | {"history": history}

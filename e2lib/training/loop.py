@@ -1,4 +1,4 @@
-"""The training loop: fit a network to a data set with any step. `Log` shows what a training does while it runs."""
+"""The training loop. `Log` shows the progress of a training."""
 
 import math
 import os
@@ -31,7 +31,7 @@ Step = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
 
 def classify(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """The plain step: binary cross-entropy on the multi-hot labels, nats per class."""
+    """The plain step: binary cross-entropy of the multi-hot labels, nats per class."""
     logits = predict(model, batch.images).float()
     return {"classification": F.binary_cross_entropy_with_logits(logits, batch.hot(logits.shape[1]))}
 
@@ -53,40 +53,38 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train the parameters of `model` that are not frozen on the sum of the terms that `step` returns.
 
-    Gradients are clipped at norm 1. Modules whose parameters are all frozen run in eval mode: their norm layers keep
-    their statistics. Modes, memory formats and torch's random number generators are restored at the end.
+    Gradients are clipped at norm 1. Modules whose parameters are all frozen run in eval mode, so that their norm layers
+    keep their statistics. Modes, memory formats and torch's random number generators are restored at the end.
 
-    Several processes (`processes`) share each batch. They step by the gradient of the whole batch, as one does, for
-    losses that are means over images. (GroupDRO, DIST and CRD compare the images of each share.) Each process draws
-    random numbers of its own. Norm layers learn from the first one's share. All of them call `after_epoch`.
+    Several processes (`processes`) share each batch, and step as one process does if the loss is a mean over images.
+    (GroupDRO, DIST and CRD compare the images of each share only.) Norm layers learn from the share of the first
+    process. Each process draws random numbers of its own, and calls `after_epoch`.
 
     Args:
-        model: images (B, 3, H, W) in [0, 1] to logits (B, C).
+        model: from images (B, 3, H, W) in [0, 1] to logits (B, C).
         dataset: Samples of one size.
         epochs: passes over the data set.
-        lr: the learning rate at the start, of the default optimizer.
+        lr: learning rate of the default optimizer at the start.
         batch_size: images per step, of all processes together. A last batch of one image joins the one before.
         seed: of the order of the images, and of all random numbers in steps and transforms.
-        step: (model, Batch) -> terms of the loss by name, as a `guidance.Guide`. A Module's parameters are trained too.
+        step: (model, Batch) -> terms of the loss by name, such as a `guidance.Guide`. If a Module, it is trained too.
         precision: float32; bfloat16, for convolutions and products; or auto, see `form`.
-        workers: processes that load images; random transforms depend on their number.
-        checkpoint: of `folder/name.pt`, `folder/name-KEY.pt` is replaced after every epoch. A training of the same KEY
-            goes on from it, in one process on a CPU bit for bit. KEY is a digest of the network at the start, of
-            `dataset.fingerprint()` and of these arguments; see `models.fingerprint` for what counts of a step.
-        after_epoch: called with the number of each finished epoch, from 1 on. Where it returns a dict, that is logged.
-        optimizer: parameters -> torch optimizer, or an optimizer; None for Adam. Its settings are restored at the end.
+        workers: processes that load images. Random transforms depend on their number.
+        checkpoint: for `folder/name.pt`, the file `folder/name-KEY.pt` is replaced after every epoch. A training with
+            the same KEY continues from it, bit for bit in one process on a CPU. KEY is a digest of the network at the
+            start, of `dataset.fingerprint()` and of these arguments; see `models.fingerprint` for steps.
+        after_epoch: called with the number of each finished epoch, from 1. A dict that it returns is logged.
+        optimizer: a torch optimizer, or a function from parameters to one; None for Adam. Its settings are restored.
         schedule: (optimizer, number of steps) -> scheduler, which steps once per batch; None for a cosine to 0.
 
-    Returns the mean of each term, one dict per epoch. Raises ValueError where there is nothing to train, for a wrong
-    value, and for a loss or gradient that is not finite, naming the images of its batch.
+    Returns the mean of each term, one dict per epoch. Raises ValueError if there is nothing to train, for a wrong
+    value, and for a loss or gradient that is not finite, with the names of the images in its batch.
     """
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("every parameter of the model is frozen; there is nothing to train")
-    if len(dataset) == 0:
-        raise ValueError("dataset is empty; at least one image is needed")
-    check_value(epochs >= 0, "epochs", epochs, "0 or more")
-    check_value(batch_size >= 1, "batch_size", batch_size, "at least 1")
-    epochs, lr, batch_size, seed = int(epochs), float(lr), int(batch_size), int(seed)  # torch loads none of NumPy's
+    for name, value, least in (("len(dataset)", len(dataset), 1), ("epochs", epochs, 0), ("batch_size", batch_size, 1)):
+        check_value(value >= least, name, value, f"at least {least}")
+    epochs, lr, batch_size, seed = int(epochs), float(lr), int(batch_size), int(seed)  # torch.load refuses NumPy's
     (rank, world), device = processes(), next(model.parameters()).device
     fork = partial(torch.random.fork_rng, range(torch.cuda.device_count()))
     order = torch.Generator().manual_seed(seed)
@@ -96,7 +94,7 @@ def fit(
     with modes_restored(model), fork(), formed(model, precision) as cast:
         torch.manual_seed(seed + rank)
         whole = module = StepModule(model, step)
-        if world > 1:  # A share may not use every parameter. If all are used, torch warns once.
+        if world > 1:  # A share may not use every parameter.
             whole = DistributedDataParallel(module, find_unused_parameters=True)
         trained = [p for p in module.parameters() if p.requires_grad]
         if not isinstance(optimizer, Optimizer):
@@ -104,17 +102,17 @@ def fit(
         before = [dict(group) for group in optimizer.param_groups]
         about = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "workers": workers}
         about |= {"step": getattr(step, "__name__", repr(step)), "optimizer": " ".join(repr(optimizer).split())}
-        about["bfloat16"] = form(model, precision).dtype == torch.bfloat16
+        about["bfloat16"] = form(model, precision)[1] == torch.bfloat16
         steps = len(batches.counts)
         scheduler = (schedule or CosineAnnealingLR)(optimizer, epochs * steps)
         parts = {"module": module, "optimizer": optimizer, "schedule": scheduler}
         kept = Checkpoint(checkpoint, about | {"step's": fingerprint(step)}, dataset, parts, order)
         history = kept.resume()
         with Log(about, epochs * steps, len(history) * steps, quiet=rank > 0) as log:
-            # A schedule leaves its last learning rate, often 0, and another training may follow.
+            # The schedule ends at a learning rate of 0, and another training may use the same optimizer.
             log.callback(lambda: [now.update(then) for now, then in zip(optimizer.param_groups, before, strict=True)])
             for epoch in range(len(history) + 1, epochs + 1):
-                for part in model.modules():  # parents first: one without parameters follows its parent
+                for part in model.modules():  # parents come first: a module without parameters follows its parent
                     if learns := [p.requires_grad for p in part.parameters()]:
                         part.train(any(learns))
                 totals: Counter[str] = Counter()
@@ -135,14 +133,14 @@ def fit(
                     log.step(values, scheduler.get_last_lr()[0])
                 history.append({name: total / len(dataset) for name, total in summed(totals, device).items()})
                 if after_epoch is not None:
-                    with fork():  # random numbers of a measurement change no training
+                    with fork():  # so that a measurement's random numbers do not change the training
                         log.add("after each epoch", after_epoch(epoch), epoch)
                 kept.save(history)
     return history
 
 
 class Log(ExitStack):
-    """A bar with the terms of the loss, `done` of `steps` from an earlier call; curves where E2LIB_TENSORBOARD says."""
+    """A progress bar with the terms of the loss, and curves for TensorBoard in the folder E2LIB_TENSORBOARD."""
 
     def __init__(self, about: dict[str, Any], steps: int, done: int, quiet: bool):
         super().__init__()
@@ -160,6 +158,6 @@ class Log(ExitStack):
         self.add("training", terms | {"learning rate": lr}, self.bar.n)
 
     def add(self, kind: str, values: Any, at: int) -> None:
-        if self.writer and isinstance(values, dict):  # what `after_epoch` returns may be anything
+        if self.writer and isinstance(values, dict):  # `after_epoch` may return anything
             for name, value in values.items():
                 self.writer.add_scalar(f"{kind}/{name}", value, at)

@@ -1,33 +1,26 @@
-"""The form in which a network runs fastest: memory format and precision, chosen for processor and network."""
+"""The form in which a network runs fastest: memory format and precision."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from e2lib.datasets.files import check_value
 from e2lib.disk import keep_memory
 
-SMALL = 1_000_000  # parameters; networks with fewer gain nothing from bfloat16 on a CPU
+SMALL = 1_000_000  # networks with fewer parameters gain nothing from bfloat16 on a CPU
 
 
-class Form(NamedTuple):
-    """How convolutions and matrix products are computed. Parameters stay float32."""
+def form(model: nn.Module, precision: str = "auto", gradients: bool = True) -> tuple[torch.memory_format, torch.dtype]:
+    """How `model` computes convolutions and matrix products on its device; parameters stay float32.
 
-    memory_format: torch.memory_format
-    dtype: torch.dtype
-
-
-def form(model: nn.Module, precision: str = "auto", gradients: bool = True) -> Form:
-    """The form of `model` on the device of its parameters; ValueError for another precision.
-
-    A CPU computes convolutions wider than one pixel in channels_last. `auto` is bfloat16 where the processor has it:
-    on a GPU for all; on a CPU for networks of a million parameters or more with such convolutions. Depthwise ones are
-    slower backward in bfloat16, so networks that have them keep float32 when `gradients`.
+    On a CPU, convolutions wider than one pixel run in channels_last. `auto` is bfloat16 on a GPU that has it. On a CPU
+    that has it, `auto` is bfloat16 for networks with such convolutions and at least a million parameters. With
+    `gradients`, networks with depthwise convolutions stay in float32: their backward pass is slower in bfloat16.
     """
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"precision is {precision!r}; it must be auto, float32 or bfloat16 (float16 overflows)")
+    right = precision in ("auto", "float32", "bfloat16")
+    check_value(right, "precision", precision, "auto, float32 or bfloat16 (float16 overflows)")
     device, low = next(model.parameters()).device, precision == "bfloat16"
     wide = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
     on_cpu = device.type == "cpu"
@@ -35,22 +28,22 @@ def form(model: nn.Module, precision: str = "auto", gradients: bool = True) -> F
         slow = gradients and any(m.groups == m.in_channels > 1 for m in wide)
         low = not on_cpu or (bool(wide) and not slow and sum(p.numel() for p in model.parameters()) >= SMALL)
     memory_format = torch.channels_last if wide and on_cpu else torch.preserve_format
-    return Form(memory_format, torch.bfloat16 if low else torch.float32)
+    return memory_format, torch.bfloat16 if low else torch.float32
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the processor itself computes in bfloat16."""
+    """Whether the processor computes in bfloat16 without emulation."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older releases of torch have neither
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # missing in older releases of torch
     return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 @contextmanager
 def formed(model: nn.Module, precision: str = "auto", gradients: bool = True) -> Iterator[Callable[[], torch.autocast]]:
-    """Within, the parameters of `model` lie in the memory format of its `form`; each lies as before afterwards.
+    """Put the parameters of `model` into the memory format of its `form`, and back at the end.
 
-    Gives a function that makes the autocast in which to call the network, but nothing else: not its backward pass.
+    Gives a function that makes an autocast context. Call the network in it, but run the backward pass outside.
     """
     keep_memory()
     memory_format, dtype = form(model, precision, gradients)
@@ -62,5 +55,5 @@ def formed(model: nn.Module, precision: str = "auto", gradients: bool = True) ->
         yield lambda: torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
     finally:
         for p in moved:
-            # contiguous() would keep the strides of channels_last where both formats hold, as for kernels of one pixel
+            # contiguous() would keep the strides of channels_last for kernels of one pixel, which are in both formats.
             p.data = p.data.clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Several processes that train or measure together, started by torchrun: each takes its share of the images."""
+"""Several processes that torchrun starts train or measure together. Each takes its share of the images."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -17,17 +17,17 @@ from e2lib.datasets import Batch
 
 
 def processes() -> tuple[int, int]:
-    """This process's number, and how many train together: (0, 1) for one alone. Joins those of `torchrun`."""
+    """The number of this process and the number of processes; (0, 1) alone. The first call joins those of torchrun."""
     if not dist.is_available():
         return 0, 1
     if not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=1))  # one may have more to do
+        dist.init_process_group(backend, timeout=timedelta(days=1))  # one may wait long
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class StepModule(nn.Module):
-    """A whole step as one Module, batch -> terms: DistributedDataParallel around it averages gradients once."""
+    """A whole step as one Module, from a batch to terms, so that DistributedDataParallel averages its gradients."""
 
     def __init__(self, model: nn.Module, step: Callable[[nn.Module, Batch], dict[str, Tensor]]):
         super().__init__()
@@ -39,7 +39,7 @@ class StepModule(nn.Module):
 
 
 def from_first(value: Any) -> Any:
-    """The first process's `value`, in all of them."""
+    """The `value` of the first process, in all processes."""
     held = [value]
     if processes()[1] > 1:
         dist.broadcast_object_list(held)
@@ -47,7 +47,7 @@ def from_first(value: Any) -> Any:
 
 
 def summed(totals: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Each number's sum over the processes, which talk by tensors on `device`."""
+    """The sum of each number over the processes, computed on `device`."""
     if processes()[1] == 1:
         return totals
     sums = torch.tensor(list(totals.values()), dtype=torch.float64, device=device)
@@ -56,10 +56,10 @@ def summed(totals: dict[str, float], device: torch.device) -> dict[str, float]:
 
 
 class Batches:
-    """Shuffled batches of an epoch, as lists of positions: of each batch, the share of this process.
+    """The share that this process has of each shuffled batch of an epoch, as lists of positions.
 
     A last batch of one image joins the one before, as norm layers cannot learn from one value per channel. A process
-    without an image of its own gets one with weight 0. `counts`: per batch, (images that count here, images in it).
+    without a share gets one image of weight 0. `counts` holds (images of weight 1 here, images in all) per batch.
     """
 
     def __init__(self, images: int, size: int, order: Generator):
@@ -77,5 +77,5 @@ class Batches:
             yield order[a:b][self.rank :: self.world] or order[a : a + 1]
 
     def apart(self, worker: int) -> None:
-        """Give each process's workers random numbers of their own."""
+        """Give the workers of each process random numbers of their own."""
         torch.manual_seed(torch.initial_seed() + 1000 * self.rank)

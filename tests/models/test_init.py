@@ -97,7 +97,7 @@ def test_xdnn_is_homogeneous_and_input_x_gradient_is_integrated_gradients(xdnn):
 def test_fixup_initialisation():
     net = build("xdnn_resnet50").net  # 16 blocks of 3 layers: scale 16^(-1/4) = 1/2
     block = net.layer2[1]
-    assert not block.conv3.weight.any() and not net.fc.weight.any() and block.bn3.scale.item() == 1
+    assert not block.conv3.weight.any() and not net.fc.weight.any() and block.bn3.gamma.item() == 1
     he = math.sqrt(2 / (9 * 128))
     assert block.conv2.weight.std().item() == pytest.approx(he / 2, rel=0.02)
     assert net.conv1.weight.std().item() == pytest.approx(math.sqrt(2 / (49 * 64)), rel=0.03)

@@ -164,7 +164,7 @@ def test_measuring_after_an_epoch_changes_no_training():
 
 def test_no_images_and_a_negative_number_of_epochs_are_refused():
     empty = Selection(Scenes("train", 4, 64), np.arange(0))
-    with pytest.raises(ValueError, match="dataset is empty"):
+    with pytest.raises(ValueError, match=r"len\(dataset\) is 0; it must be at least 1"):
         training.fit(tiny(), empty, epochs=1, lr=1e-2)
     with pytest.raises(ValueError, match="dataset is empty"):
         training.evaluate(tiny(), empty)
