@@ -16,8 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from e2lib.course import notebook, parameters, plainly, run
 from e2lib.disk import write
 
@@ -75,7 +73,7 @@ def script(path: Path, files: list[Path], more: list[tuple[str, str]], output: P
     given: dict[str, Any] = {}
     for file in files:
         given |= run.mapping(file)
-    given |= {name: yaml.safe_load(value) for name, value in more}
+    given |= {name: run.of_yaml(value, f"-p {name} {value}") for name, value in more}
     schema = parameters.of(path)
     parameters.check(schema, given)
     values = {name: parameter.default for name, parameter in schema.items()} | given

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from e2lib.course import results
-from e2lib.course.run import FILES
+from e2lib.course.run import FILES, mapping
 
 FOLDER = Path(__file__).parents[2] / "notebooks"  # of the repository
 HOLDS, NOT, OPEN, MIXED = "holds", "does not hold", "undecided", "mixed"
@@ -43,11 +42,8 @@ def read(path: str | Path | None = None) -> list[Claim]:
     ValueError names the file, the claim's number, the field and what is wrong.
     """
     path = path or FOLDER / FILES["claims"]
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(content, list):
-        raise ValueError(f"{path} holds no list of claims")
     claims = {}
-    for number, entry in enumerate(content, 1):
+    for number, entry in enumerate(mapping(Path(path), list), 1):
         try:
             claim = Claim.model_validate(entry)
         except ValidationError as error:
@@ -103,9 +99,10 @@ def judge(claims: list[Claim], table: pd.DataFrame) -> pd.DataFrame:
     """One row per claim and data set of ours: mean, interval, seeds, the others' numbers, and two verdicts.
 
     "here" is the verdict on this data set. "verdict" is the claim's over all data sets: holds or does not hold, if none
-    says the opposite; mixed, if both occur; else undecided. Data sets whose run is `missing` are left out.
+    says the opposite; mixed, if both occur; else undecided. Data sets whose run is `missing` are left out. "revisions"
+    is a text of `results.pooled`; it is empty for other runs.
     """
-    rows = []
+    rows, pooled = [], results.pooled(table)
     for claim in claims:
         mine = []
         for name, ours in claim.ours.items():
@@ -113,6 +110,7 @@ def judge(claims: list[Claim], table: pd.DataFrame) -> pd.DataFrame:
                 numbers = values(table, ours)
                 low, high = interval(numbers)
                 row = claim.model_dump(exclude={"ours"}) | {"data": name, "ours": numbers.mean(), "seeds": len(numbers)}
+                row |= {"revisions": pooled.get(ours.run, "")}
                 mine.append(row | {"low": low, "high": high, "here": verdict(low, high, claim.above)})
         said = {row["here"] for row in mine} - {OPEN}
         overall = MIXED if len(said) > 1 else said.pop() if said else OPEN

@@ -59,7 +59,8 @@ def show_groups(table: pd.DataFrame, groups: Sequence[str], unseen: Sequence[str
 def show_claims(table: pd.DataFrame) -> Figure:
     """What `claims.judge` returns: one line per claim and data set, with our mean, its interval, and others' numbers.
 
-    The x axis counts points above the claim's bound. It is linear up to 5 on either side and logarithmic beyond.
+    The x axis counts points above the claim's bound. It is linear up to 5 on either side and logarithmic beyond. A †
+    marks numbers of several revisions, which a line below names.
     """
     figure, axis = plt.subplots(figsize=(11, 0.6 + 0.32 * len(table)))
     for y, row in enumerate(table.itertuples()):
@@ -75,12 +76,15 @@ def show_claims(table: pd.DataFrame) -> Figure:
                 axis.plot(row.paper_says - row.above, y, "kD", markersize=6, markerfacecolor="none")
             axis.axhline(y - 0.5, color="0.85", linewidth=0.8)
             axis.text(1.01, y, row.verdict, transform=axis.get_yaxis_transform(), va="center", fontsize=10)
-    names = table.data.where(table.claim.duplicated(), table.claim + "   " + table.data)
+    data = table.data + [" †" * bool(several) for several in table.revisions]
+    names = data.where(table.claim.duplicated(), table.claim + "   " + data)
     axis.axvline(0, color="black", linestyle=":")
     axis.set_xscale("symlog", linthresh=5)
     ticks = [-50, -10, -2, 0, 2, 10, 50]
     axis.set(xticks=ticks, yticks=range(len(table)), ylim=(len(table) - 0.5, -0.5))
     axis.set_xticklabels([str(tick).replace("-", "−") for tick in ticks])
     axis.set_yticklabels(names, fontsize=9)
-    axis.set(xlabel="points above the bound", title="● ours, 95 % interval over seeds   ◇ paper   × reproductions")
+    pooled = "".join(f"\n† of several revisions: {one}" for one in sorted({*table.revisions} - {""}))
+    axis.set_xlabel("points above the bound" + pooled)
+    axis.set_title("● ours, 95 % interval over seeds   ◇ paper   × reproductions")
     return figure

@@ -151,7 +151,10 @@ def _conform(name: str, value: Any, kind: Kind) -> Any:
     if origin is list and isinstance(value, list) and value:
         return [_conform(name, item, args[0]) for item in value]
     if origin is dict and isinstance(value, dict) and value:
-        return {_key(key, args[0]): _conform(f"{name}.{key}", item, args[1]) for key, item in value.items()}
+        found = {as_key(key, args[0]): _conform(f"{name}.{key}", item, args[1]) for key, item in value.items()}
+        if len(found) == len(value):
+            return found
+        raise ValueError(f"parameter {name} has a key twice: {', '.join(map(str, value))}")
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is kind or (value is None and kind is str):
@@ -160,7 +163,8 @@ def _conform(name: str, value: Any, kind: Kind) -> Any:
     raise ValueError(f"parameter {name}={value!r}: must be {wanted}")
 
 
-def _key(key: Any, kind: type) -> Any:
+def as_key(key: Any, kind: type) -> Any:
+    """A key of a dict as a `kind`, where it can be one: JSON has no numbers for keys."""
     try:
         return kind(str(key))
     except ValueError:  # such as "all" among numbers

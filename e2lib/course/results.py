@@ -14,6 +14,7 @@ NUMBERS = "application/vnd.e2lib.numbers+json"  # rows of numbers in a notebook'
 COLUMNS = ("run", "notebook", "data", "model", "method", "setting", "seed", "selection rule", "metric", "value")
 COLUMNS += ("commit", "minutes", "device")
 KEYS = [name for name in COLUMNS if name not in ("metric", "value")]
+MADE = ("commit", "minutes", "device")  # how a number was made: two that differ in nothing else are one number twice
 SOURCES = {"head": "method", "loss": "method", "chosen by": "selection rule", "chosen for": "selection rule"}
 SETTINGS = ("at", "boxes", "group labels", "images", "shots", "task")  # the other columns that are no metrics
 # Columns of the report, in this order.
@@ -40,19 +41,24 @@ its teacher's top class. The runs are described in sweeps/results.yaml; those of
 def record(table: pd.DataFrame, settings: Collection[str] = ()) -> None:
     """Leave the numbers of a table in the notebook, unseen, for `recorded`: a row a setting, metrics in per cent.
 
-    Its columns are notebook, data, model, seed, method (head or loss), `SETTINGS` and more that `settings` names, and
-    metrics; and split, where a row is not of test images: "validation". ValueError for a metric that is no number.
+    Its columns are notebook, data, model, seed, method (also called head or loss), `SETTINGS` and those that `settings`
+    names, and metrics. A column split says "validation" where a row is not of test images. "F1 kept" is yes or no.
+    ValueError for a metric that is no number, a column that is there twice, and other words than these.
     """
     from IPython.display import display
 
+    if twice := sorted({*table.columns[table.columns.duplicated()]}):
+        raise ValueError(f"the table has two columns {', '.join(map(repr, twice))}; the names of columns must differ")
+    for name, words in {"split": ("test", "validation"), "F1 kept": ("yes", "no")}.items():
+        if name in table and (wrong := [word for word in table[name].dropna() if word not in words]):
+            raise ValueError(f"column {name!r} holds {wrong[0]!r}; it must be one of {', '.join(words)}")
     known = {*KEYS, *SOURCES, *SETTINGS, *settings, "split", "F1 kept"}
     for name in (name for name in table if name not in known):
         try:
-            pd.to_numeric(table[name])
+            table = table.assign(**{name: pd.to_numeric(table[name]).astype(float)})
         except (ValueError, TypeError):
-            raise ValueError(
-                f"column {name!r} holds no numbers; if it is no metric, record(…, settings=[{name!r}])"
-            ) from None
+            right = f"if it is a setting, use record(…, settings=[{name!r}])"
+            raise ValueError(f"column {name!r} holds no numbers; {right}") from None
     content = json.loads(table.to_json(orient="split", index=False)) | {"settings": [*settings]}
     display({"text/plain": f"({len(table)} rows of numbers for make results)", NUMBERS: content}, raw=True)
 
@@ -80,10 +86,11 @@ def tidy(rows: pd.DataFrame, settings: Collection[str] = ()) -> pd.DataFrame:
     others = [name for name in rows if name not in {*KEYS, *SOURCES, "F1 kept"}]
     for row in rows.to_dict("records"):
         row = {name: value for name, value in row.items() if pd.notna(value)}
-        about = {name: row.get(name, "") for name in KEYS} | {"method": row.get("head", row.get("loss", ""))}
+        about = {name: row.get(name, "") for name in KEYS}
+        about["method"] = row.get("head", row.get("loss", about["method"]))
         # λ is chosen with the epoch, on the front of a Pareto archive.
         kept = f"{row.get('chosen for', 'EPG')} of validation images, F1 kept"
-        about["selection rule"] = kept if "λ" in row else row.get("chosen by", "last epoch")
+        about["selection rule"] = kept if "λ" in row else row.get("chosen by", about["selection rule"] or "last epoch")
         about["setting"] = "; ".join(_setting(name, row[name]) for name in others if name in settings and name in row)
         if "F1 kept" in row:
             row["F1 kept"] = float(row["F1 kept"] == "yes")
@@ -100,20 +107,21 @@ def _setting(name: str, value: Any) -> str:
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each setting and seed, with a column for each metric, of a tidy table.
+    """A row for each setting and seed of a tidy table, with a column for each metric.
 
-    ValueError where two numbers are told apart by nothing.
+    ValueError where a number is there twice, be it of two revisions.
     """
     rows: dict[tuple, dict[str, Any]] = {}
     keys = [table[name].astype(object).fillna("") for name in KEYS]  # NaN equals nothing
     for *key, metric, value in zip(*keys, table.metric, table.value, strict=True):
         about = dict(zip(KEYS, key, strict=True))
-        if (row := rows.get(tuple(key))) is None:
+        told = tuple(value for name, value in about.items() if name not in MADE)
+        if (row := rows.get(told)) is None:
             pairs = [part.split("=") for part in about["setting"].split("; ") if part]
-            row = about | {name: float(text) if text.isdigit() else text for name, text in pairs}
-            rows[tuple(key)] = row
-        if metric in row:
-            raise ValueError(f"{metric} is there twice for {about}")
+            row = rows[told] = about | {name: float(text) if text.isdigit() else text for name, text in pairs}
+        if metric in row or any(row[name] != about[name] for name in MADE):
+            other = ", ".join(f"{name} {row[name]}" for name in MADE)
+            raise ValueError(f"{metric} is there twice for {about}; the other has {other}; take one of the two out")
         row[metric] = value
     return pd.DataFrame(rows.values()).drop(columns="setting", errors="ignore")
 
@@ -124,6 +132,10 @@ def read(path: str | Path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values={"value": [""], "minutes": [""]})
     if [*table] != [*COLUMNS]:
         raise ValueError(f"{path} has the columns {', '.join(table)}; a table of results has {', '.join(COLUMNS)}")
+    for name in ("value", "minutes"):
+        wrong = table[name].notna() & pd.to_numeric(table[name], errors="coerce").isna()
+        if wrong.any():
+            raise ValueError(f"{path}: the column {name} holds {table[name][wrong].iloc[0]!r}; it must hold numbers")
     return table
 
 
@@ -133,23 +145,31 @@ def write(path: Path, table: pd.DataFrame) -> Path:
     return path
 
 
+def pooled(table: pd.DataFrame) -> dict[str, str]:
+    """The runs whose rows are of several revisions, and these, as in "4442e5c5bf69, 7703bcc46ccd"."""
+    found = table.commit.fillna("").astype(str).replace("", "unknown").groupby(table.run, sort=False).unique()
+    return {run: ", ".join(sorted(commits)) for run, commits in found.items() if len(commits) > 1}
+
+
 def revisions(table: pd.DataFrame) -> str:
-    """A sentence on the commits that the rows of a table are of; empty where there are none."""
-    commits = sorted({*table.commit.dropna().astype(str)} - {""}) if "commit" in table else []
-    several = f"Of several revisions: {', '.join(commits)}." if len(commits) > 1 else ""
-    return several or "".join(f"Revision {commit}." for commit in commits)
+    """A sentence on the revisions that the rows of a table are of; empty where none is known."""
+    if several := pooled(table.assign(run="")):
+        return f"Of several revisions: {several['']}. Their code may differ: run all of it anew."
+    return "".join(f"Revision {commit}." for commit in {*table.commit.dropna()} - {""})
 
 
 def report(table: pd.DataFrame) -> str:
-    """A tidy table as Markdown: means ± standard deviations over seeds, a table a run."""
-    text = HEAD
-    for run, part in wide(table).groupby("run", sort=False):
+    """A tidy table as Markdown: means ± standard deviations over seeds, one table per run."""
+    text, whole = HEAD, wide(table)
+    known = [*DESCRIBED, *(name for name in whole if name not in {*DESCRIBED, *KEYS, *table.metric})]
+    for run, part in whole.groupby("run", sort=False):
+        text += f"\n## {run}{' (several revisions)' * bool(pooled(part))}\n\n"
+        text += f"Seeds: {', '.join(map(str, sorted(part.seed.unique())))}. {revisions(part)}\n\n"
         part = part.replace("", float("nan")).dropna(axis=1, how="all")
-        names, metrics = ([name for name in known if name in part] for known in (DESCRIBED, REPORTED))
+        names, metrics = ([name for name in these if name in part] for these in (known, REPORTED))
         choices = [name for name in ("λ", "F1 kept") if name in part]
-        text += f"\n## {run}\n\nSeeds: {', '.join(map(str, sorted(part.seed.unique())))}. {revisions(part)}\n\n"
         text += f"| {' | '.join([*names, *choices, *metrics])} |\n|{'---|' * len([*names, *choices, *metrics])}\n"
-        for setting, rows in part.groupby([part[name].fillna("") for name in names], sort=False):
+        for setting, rows in part.groupby([part[name].astype(object).fillna("") for name in names], sort=False):
             cells = [f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|") for value in setting]
             if choices:
                 cells.append(", ".join(f"{value:g}" for value in sorted({*rows["λ"]})))

@@ -7,6 +7,7 @@ calls `execute` for each.
 import contextlib
 import fcntl
 import functools
+import glob
 import json
 import os
 import platform
@@ -65,12 +66,16 @@ def _read(path: Path, *state: int) -> tuple[dict[str, parameters.Parameter], str
 
 
 @functools.lru_cache
-def _hash(file: Path, *state: int) -> str:
-    return digest_of_files([file])
+def _hash(path: Path, *state: int) -> str:
+    """Digest of a file, or of the names, sizes and times of the files in a folder, such as photographs."""
+    if path.is_file():
+        return digest_of_files([path])
+    names = sorted(glob.glob("**", root_dir=path, recursive=True))  # but hidden ones
+    return digest([(name, _state(path / name)) for name in names if (path / name).is_file()])
 
 
 def _state(file: Path) -> tuple[int, int]:
-    """What changes with the file: a sweep's jobs share notebooks and weights, which are read once."""
+    """Time and size of a file: they change with it. A sweep's jobs share notebooks and weights, which are read once."""
     return file.stat().st_mtime_ns, file.stat().st_size
 
 
@@ -92,6 +97,7 @@ class Job:
     device: str  # that it asks for
     origin: str  # of the notebook
     key: str  # hash of all that goes in
+    read: list[str]  # parameters that name files or folders, which go in as well
     starts: tuple[str, ...]  # tell what it starts from, such as a teacher: jobs wait for the first one of a start
     kept: Path  # the executed notebook: the job is done where this lies
     error: Path  # one line: why the last try failed
@@ -102,21 +108,21 @@ class Job:
     about: dict[str, Any]  # what a sweep writes beside its numbers
 
     @classmethod
-    def of(cls, path: Path, given: Mapping[str, Any], place: Path, name: str = "", **about: Any) -> "Job":
-        """The job of the notebook in `path`; `{key}` in `place` is filled in. ValueError names each wrong parameter."""
+    def of(cls, path: Path, given: Mapping, place: Path, name: str = "", read: list | None = None, **about) -> "Job":
+        """The job of the notebook in `path`; "{key}" in `place` is filled in. ValueError names each wrong parameter."""
         given = json.loads(json.dumps(given))  # as a job reads them: keys are texts
         schema, origin, sharing = _read(path, *_state(path))
         values = parameters.check(schema, given)
-        named = [FILES[name] for name in FILES if name in values and values[name] is None]
-        files = [path.parent / text for text in (*named, *_texts(values)) if text]
-        hashes = [_hash(file, *_state(file)) for file in files if file.is_file()]
         kept = {name: value for name, value in values.items() if name != "work"}  # where trainings lie is no matter
-        key = digest([origin, repr(kept), hashes])
+        named = [*(file for name, file in FILES.items() if kept.get(name, "") is None), *_texts(kept)]
+        named = {text: path.parent / os.path.expanduser(text) for text in named if text}
+        read = [text for text, file in named.items() if os.path.exists(file) and (read is None or text in read)]
+        key = digest([origin, repr(kept), [_hash(named[text], *_state(named[text])) for text in read]])
         starts = tuple(parameters.shared(values, origin, without) for without in sharing)
         done, place = KEPT / f"{path.stem}-{key}.ipynb", Path(str(place).replace("{key}", key))
         beside = (done, done.with_suffix(".error"), done.with_suffix(".lock"))
         failed, device = place.with_name(f"{place.name}.failed.ipynb"), values.get("device") or "cpu"
-        return cls(path, given, device, origin, key, starts, *beside, place, failed, name or path.stem, about)
+        return cls(path, given, device, origin, key, read, starts, *beside, place, failed, name or path.stem, about)
 
     def running(self) -> bool:
         """Whether a process executes it now."""
@@ -148,27 +154,32 @@ def notebooks() -> dict[str, Path]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping."""
+    """Refuses a key that stands twice in a mapping, also where it is spelled in two ways: 5 and "5", 0.1 and 0.10."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        own = [key for key, _ in node.value if key.value != "<<"]
+        keys = [parameters.as_key(self.construct_object(key, deep=True), float) for key in own]
+        if twice := [str(key.value) for i, key in enumerate(own) if keys[i] in keys[:i]]:
             raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-def mapping(file: Path) -> dict[str, Any]:
-    """What a YAML file holds; ValueError where it is no YAML or no mapping, or a key stands there twice."""
+def of_yaml(text: str | bytes, name: str) -> Any:
+    """What a text in YAML says; ValueError, with its `name`, where it is no YAML or has a key twice."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is no YAML: {error}") from None
+
+
+def mapping(file: Path, kind: type = dict) -> Any:
+    """What a YAML file holds, a dict or a list; ValueError as for `of_yaml`, and where it holds something else."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}")
-    with file.open(encoding="utf-8") as text:  # not its text: the error names the file
-        try:
-            content = yaml.load(text, _Loader) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{file} is no YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds {content!r} instead of lines name: value")
-    return content
+    content = of_yaml(file.read_bytes(), str(file))
+    if content is not None and not isinstance(content, kind):
+        raise ValueError(f"{file} holds {content!r} instead of {'lines name: value' if kind is dict else 'a list'}")
+    return content or kind()
 
 
 def chosen(kind: str, words: str, known: Mapping[str, Any]) -> list[str]:
@@ -259,8 +270,8 @@ def describe(jobs: list[Job], file: Path, pick: bool = False, bars: bool = False
     for number, job in enumerate(jobs, 1):
         others = dict.fromkeys(first[start].kept for start in job.starts if start in first)
         after = [str(other.absolute()) for other in others if other != job.kept]
-        about = {"notebook": str(job.notebook), "given": job.given, "place": str(job.place), "after": after}
-        about |= {"pick": pick, "bar": bars and f"{number}/{len(jobs)}: {job.name}"}
+        about = {"notebook": str(job.notebook), "given": job.given, "place": str(job.place), "read": job.read}
+        about |= {"after": after, "pick": pick, "bar": bars and f"{number}/{len(jobs)}: {job.name}"}
         described[str(job.kept.absolute())] = about
     write(file, json.dumps(described))
 
@@ -317,7 +328,7 @@ def execute(file: Path, kept: str) -> None:
     A job that outlived its Snakemake may run still: then this waits, and takes what that one makes.
     """
     about = json.loads(file.read_text("utf-8"))[kept]
-    job = Job.of(Path(about["notebook"]), about["given"], Path(about["place"]))  # as it is now
+    job = Job.of(Path(about["notebook"]), about["given"], Path(about["place"]), read=about["read"])  # as it is now
     if job.kept.absolute() != Path(kept):
         trouble = "the notebook, its files or e2lib changed meanwhile; the same command runs it as it is now"
         write(Path(kept).with_suffix(".error"), trouble)
@@ -402,12 +413,11 @@ def _commit(folder: Path) -> str:
 @functools.cache
 def cards() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name for name in named.split(",") if name not in ("", "-1")]
     import torch  # here: on a login node nothing needs it
 
-    return [str(i) for i in range(torch.cuda.device_count())]
+    count = torch.cuda.device_count()  # CUDA takes the names before the first that is no GPU, such as -1
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named is not None else [str(i) for i in range(count)]
 
 
 @contextlib.contextmanager

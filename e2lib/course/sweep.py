@@ -35,7 +35,7 @@ class Sweep(BaseModel, extra="forbid", frozen=True):
 
     runs: Annotated[dict[str, Grid], Field(min_length=1)]
     axes: Axes = {}  # of grids that have none of their own
-    gpus: Annotated[int, Field(ge=0, le=1)] = 1  # a job wants, where there are some
+    gpus: Annotated[int, Field(ge=0, le=1, strict=True)] = 1  # a job wants, where there are some
     into: Path | None = None  # folder of results.csv and results.md; None: results.csv in that of the sweep
 
 
@@ -88,8 +88,10 @@ def plan(path: Path, names: str = "") -> list[Job]:
 
 def _jobs(name: str, grid: Grid, axes: Axes, path: Path, folder: Path) -> Iterator[Job]:
     """The jobs of the run `name` of the notebook in `path`; ValueError names the point."""
-    if both := grid.parameters.keys() & axes.keys():
-        raise ValueError(f"{', '.join(sorted(both))} is among both parameters and axes")
+    order = [*["preset"] * bool(grid.preset), *grid.parameters, *axes]
+    for i, one in enumerate(order):
+        if later := [other for other in order[i + 1 :] if f"{one}.".startswith(f"{other}.")]:
+            raise ValueError(f"axes or parameters: {later[0]} replaces {one}, which stands before it; take one out")
     presets = axes.get("preset", [grid.preset or f"laptop/{grid.notebook}"])
     files = {preset: run.mapping(Path("notebooks", "presets", f"{preset}.yaml")) for preset in presets}
     schema = parameters.of(path)
@@ -141,7 +143,7 @@ def numbers(jobs: list[Job], split: str) -> pd.DataFrame | None:
     for job in (job for job in jobs if job.kept.exists()):
         found, more = results.recorded(job.kept, split)
         settings |= {*more, *job.about} - {"run"}
-        rows += [job.about | row | job.state() for row in found]
+        rows += [row | job.about | job.state() for row in found]
     return results.tidy(pd.DataFrame(rows), settings) if rows else None
 
 

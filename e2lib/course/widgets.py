@@ -102,8 +102,7 @@ def at_home(scenes: Scenes, i: int) -> bool:
 def by_home(networks: dict[str, Model], scenes: Scenes) -> pd.DataFrame:
     """Accuracy of networks, by name, on scenes of one object: one row per network, in per cent.
 
-    Columns are "at home" in their background, "elsewhere" and "accuracy" (of all); nan where there is no scene.
-    ValueError for scenes of several objects.
+    Columns: "at home" and "elsewhere", nan where there is no scene, and "accuracy". ValueError for several objects.
     """
     if scenes.multilabel:
         raise ValueError(f"scenes have up to {scenes.objects} objects; accuracy needs objects=1")
@@ -117,13 +116,9 @@ def by_home(networks: dict[str, Model], scenes: Scenes) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def _device(model: Model) -> torch.device:
-    return next(model.parameters()).device
-
-
 @torch.no_grad()
 def _logits(model: Model, images: Tensor) -> Tensor:
-    return model(images.to(_device(model))).cpu()
+    return model(images.to(next(model.parameters()).device)).cpu()
 
 
 def draw_explanation(
@@ -133,7 +128,7 @@ def draw_explanation(
 
     `classes` are names; `method` and `at` are as in `explain`, with 8 steps where a method takes steps.
     """
-    x = image[None].float().to(_device(model)) / 255
+    x = image[None].float().to(next(model.parameters()).device) / 255
     logits, maps = explain(model, x, torch.tensor([c], device=x.device), method, at, steps=8)
     q = logits[0].softmax(0).cpu()
     top = [*q.topk(min(5, len(q))).indices.tolist()]
@@ -156,15 +151,15 @@ def draw_networks(
 ) -> Figure:
     """One image as several networks see it at one depth: maps of class `c`, their EPG and likeness to the first.
 
-    EPG counts the sample's boxes of class `c`. Bars show probabilities, a sigmoid each, of class `c` and of the others
-    in `classes` that some network gives 10 %.
+    EPG counts the boxes of class `c`. Bars show sigmoid probabilities: of `c`, and where a network gives 10 % or more.
     """
     batch, photo = collate([sample]), sample.image.permute(1, 2, 0)
     boxes = sample.boxes[sample.box_labels == c]
     target, mask = torch.tensor([c]), box_mask(boxes, batch.size)
     found = {}
     for name, model in networks.items():
-        logits, maps = explain(model, batch.images.to(_device(model)), target.to(_device(model)), method_of(model), at)
+        x = batch.images.to(next(model.parameters()).device)
+        logits, maps = explain(model, x, target.to(x.device), method_of(model), at)
         found[name] = logits[0].sigmoid().cpu(), maps.cpu()
     shown = [k for k in range(len(classes)) if k == c or max(q[k] for q, _ in found.values()) > 0.1]
     columns, width = len(found) + 1, 3.1 if len(found) < 3 else 2.6  # inches
@@ -260,10 +255,9 @@ class PictureButtons(anywidget.AnyWidget):
 
 
 class Panel(ipywidgets.VBox):
-    """Controls, top to bottom, over progress, errors and a picture, to the right of the widget `beside`.
+    """Controls above progress, errors and a picture. The widget `beside` is to the left of the picture.
 
-    `text` says what the picture shows, for those who do not see it. Subclasses draw their state in `draw`, and call
-    `show` at the end of `__init__`.
+    `text` says what the picture shows. A subclass draws its state in `draw`, and calls `show` at the end of `__init__`.
     """
 
     def __init__(self, controls: Sequence[ipywidgets.Widget], text: str, beside: ipywidgets.DOMWidget | None = None):
@@ -458,8 +452,7 @@ class Explanations(Panel):
     def _choose_depth(self) -> None:
         """Methods of the input are shown there."""
         self.at.disabled = METHODS[self.method.value].of_score
-        if self.at.disabled:
-            self.at.value = "Input"
+        self.at.value = "Input" if self.at.disabled else self.at.value
 
     def _add_image(self) -> None:
         (file,) = self.upload.value
@@ -473,8 +466,7 @@ class Explanations(Panel):
 class Comparison(Panel):
     """Several networks on one scene: their maps of a class, how alike these are, and the networks' answers.
 
-    `networks` are by name, each of the scenes' classes; the first is what others are compared with. The depth `at` and
-    the scene with index `scene` are shown first.
+    `networks` are by name; the others are compared with the first. The depth `at` and scene number `scene` come first.
     """
 
     def __init__(self, networks: dict[str, Model], scenes: Scenes, at: str = "Input", scene: int = 0):
@@ -538,8 +530,7 @@ class Front(Comparison):
 class Shortcut(Panel):
     """Accuracy at home and elsewhere, on scenes that are composed anew when the correlation changes.
 
-    `networks` are by name, each of the ten classes of Scenes; `images` is the number of scenes, `size` their pixels per
-    side, `seed` that of their composition.
+    `networks`, by name, know the ten classes of Scenes. `images` is the number of scenes, `size` their pixels per side.
     """
 
     def __init__(self, networks: dict[str, Model], size: int, images: int, seed: int = 0):

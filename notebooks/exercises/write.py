@@ -55,17 +55,25 @@ def files(notebook: str) -> tuple[Path, Path, Path]:
 def of_notebook(notebook: str) -> tuple[list[Exercise], list[str]]:
     """The exercises of a notebook, and a text on what to do with more time, if there is one.
 
-    ValueError for cells that do not follow KINDS.
+    ValueError for cells that do not follow KINDS, and for numbers that do not follow each other.
     """
     _, path, _ = files(notebook)
-    _, *cells = jupytext.read(path).cells  # the first one is the title
+    (_, *cells), texts = jupytext.read(path).cells, []  # the first one is the title
     for cell, kind in zip(cells, itertools.cycle(KINDS), strict=False):
         if (tag := cell.metadata.get("tags", ["text"])[0]) != kind:
             raise ValueError(f"{path}: a cell is tagged {tag} where {kind} is right:\n{cell.source}")
-    texts = [cell.source for cell in cells]
+        if not cell.source.strip():
+            raise ValueError(f"{path}: a cell is empty where {kind} is right, after:\n{texts[-1]}")
+        texts.append(cell.source)
     *starts, rest = range(0, len(texts) + 1, len(KINDS))
     parts = [texts[start : start + len(KINDS)] for start in starts]
-    return [Exercise(part[0].split()[1], *part) for part in parts], texts[rest:]  # "## 04.2 · its title"
+    found = [Exercise(part[0].split()[1], *part) for part in parts]  # "## 04.2 · its title"
+    right = [f"{notebook}.{number}" for number in range(1, len(parts) + 1)]
+    if (numbers := [item.number for item in found]) != right:
+        raise ValueError(f"{path}: the exercises are {', '.join(numbers)}; {', '.join(right)} is right")
+    if len(texts) > rest + 1:
+        raise ValueError(f"{path}: the last exercise ends before its explanation, after:\n{texts[-1]}")
+    return found, texts[rest:]
 
 
 def with_exercises(notebook: str) -> NotebookNode:

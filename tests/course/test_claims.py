@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from e2lib.course import claims, results
+from e2lib.course.figures import show_claims
 from e2lib.course.notebook import read
 
 RESULTS = pd.DataFrame(
     [
-        {"run": run, "method": method, "seed": seed, "accuracy": value}
+        {"run": run, "method": method, "seed": seed, "accuracy": value, "commit": f"{run}{seed % 2 * (run == 'real')}"}
         for run, method, numbers in (
             ("one", "KD", (10.0, 12.0, 11.0)),
             ("one", "e²KD", (20.0, 21.0, 22.0)),
@@ -85,6 +86,31 @@ def test_wrong_claims_are_refused_by_name(tmp_path):
         judged(tmp_path, claim(ours={"embedded": {"run": "one", "where": {}, "value": "accuracy"}}))
     with pytest.raises(ValueError, match="there are 1 seeds; an interval needs 2 to 10"):
         claims.interval(pd.Series([1.0]))
+
+
+def test_claims_on_several_revisions_are_marked(tmp_path):
+    of = claim()["ours"]["embedded"]
+    table = judged(tmp_path, claim(claim="a"), claim(claim="b", ours={"real data": of | {"run": "real"}}))
+    assert table.revisions.tolist() == ["", "real0, real1"]
+    axis = show_claims(table).axes[0]
+    assert [label.get_text().endswith("†") for label in axis.get_yticklabels()] == [False, True]
+    assert "† of several revisions: real0, real1" in axis.get_xlabel()
+    assert "†" not in show_claims(table[:1]).axes[0].get_xlabel()
+
+
+def test_a_claims_file_loses_no_line(tmp_path):
+    path = tmp_path / "claims.yaml"
+    for text, complaint in (
+        ("- {claim: a, above: 1, above: -1}", "is no YAML: above stands twice"),
+        ("claim: a", "holds {'claim': 'a'} instead of a list"),
+        ("- {claim: a", "is no YAML"),
+        ("- above", "claim 1: : Input should be a valid dictionary"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"claims.yaml,? {complaint}"):
+            claims.read(path)
+    with pytest.raises(FileNotFoundError, match="there is no .*absent.yaml"):
+        claims.read(tmp_path / "absent.yaml")
 
 
 def test_absent_runs_are_named(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell
 
-from e2lib.course import exercises
+from e2lib.course import exercises, run
 from e2lib.course.exercises import Hint
 from e2lib.course.notebook import EXERCISE, code_cells, read, source_hash
 from notebooks.exercises import write as writer
@@ -132,6 +132,38 @@ def test_a_text_with_a_wrong_cell_is_refused_by_name(folder):
     path.write_text(path.read_text().replace('["start"]', '["begin"]', 1))
     with pytest.raises(ValueError, match=r"01_meet_the_data.md: a cell is tagged begin where start is right:\npixels"):
         writer.of_notebook("01")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("## 01.3", "## 01.2", "the exercises are 01.1, 01.2, 01.2, .*; 01.1, 01.2, 01.3, .* is right"),
+        ("## 01.2", "## 02.2", "the exercises are 01.1, 02.2, "),
+    ],
+)
+def test_a_text_that_would_lose_an_exercise_is_refused(folder, old, new, complaint):
+    path = writer.FOLDER / "exercises" / "01_meet_the_data.md"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=f"01_meet_the_data.md: {complaint}"):
+        writer.of_notebook("01")
+
+
+def test_a_text_that_ends_before_its_last_explanation_is_refused(folder):
+    path = writer.FOLDER / "exercises" / "01_meet_the_data.md"
+    text = path.read_text().partition("All images get one random order")[0]
+    for ending, complaint in (
+        ("", "the last exercise ends before its explanation"),
+        ("\n\n", "a cell is empty where text"),
+    ):
+        path.write_text(text.strip() + ending)
+        with pytest.raises(ValueError, match=f"{complaint}.*\nexercises.check"):
+            writer.of_notebook("01")
+
+
+def test_no_answer_stands_twice_in_the_file_of_values():
+    assert run.mapping(exercises.VALUES)
 
 
 def test_unknown_numbers_are_refused():

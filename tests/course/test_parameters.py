@@ -78,6 +78,8 @@ def test_works_where_no_cell_is_recorded(monkeypatch):  # nbval executes cells l
         ("depths = []", r"parameter depths=\[\]: must be list\[str\] that is not empty"),
         ("depths = [1]", "parameter depths=1: must be str"),
         ("shares = {0.5: 'x'}", "parameter shares.0.5='x': must be int"),
+        ("shots = {5: 1, '5': 2}", "parameter shots has a key twice: 5, 5"),
+        ("shares = {'0.1': 1, '0.10': 2}", "parameter shares has a key twice: 0.1, 0.10"),
         ("lambdas = {'l1': 3}", r"parameter lambdas.l1=3: must be list\[float\]"),
         ("schedule = 3", "parameter schedule=3: must be a dict of epochs, lr, weights"),
         ("schedule = {'eposs': 1, 'lr': 1}", "unknown parameter 'schedule.eposs': did you mean 'schedule.epochs'"),

@@ -116,8 +116,72 @@ def test_settings_are_named_not_guessed(monkeypatch):
 
 def test_a_report_says_of_which_revisions_its_rows_are():
     rows = pd.DataFrame([{"run": "a", "seed": seed, "F1": 1.0, "commit": f"{seed:012}"} for seed in (1, 2)])
-    assert "Seeds: 1, 2. Of several revisions: 000000000001, 000000000002." in results.report(results.tidy(rows))
-    assert "Seeds: 1. Revision 000000000001." in results.report(results.tidy(rows[:1]))
+    report = results.report(results.tidy(rows))
+    assert "## a (several revisions)\n\nSeeds: 1, 2. Of several revisions: 000000000001, 000000000002." in report
+    assert "## a\n\nSeeds: 1. Revision 000000000001." in results.report(results.tidy(rows[:1]))
+    unknown = results.tidy(rows.assign(commit=["000000000001", ""]))
+    assert results.pooled(unknown) == {"a": "000000000001, unknown"}
+    assert results.pooled(pd.concat([unknown.assign(run="b", commit="c"), unknown[:1]])) == {}
+
+
+def test_the_runs_of_several_revisions_in_the_repository_are_marked():
+    folder = Path(__file__).parents[2] / "notebooks"
+    text, table = (folder / "results.md").read_text(), results.read(folder / "results.csv")
+    for run, part in table.groupby("run"):
+        commits = sorted({*part.commit})
+        assert (f"## {run} (several revisions)\n" in text) == (len(commits) > 1)
+        assert f"Of several revisions: {', '.join(commits)}." in text or len(commits) == 1
+
+
+def test_one_number_of_two_revisions_is_refused():
+    row = {"run": "a", "loss": "l1", "seed": 0, "F1": 1.0, "commit": "1", "minutes": 2.0}
+    for change in ({"commit": "2"}, {"minutes": 3.0}, {"commit": "2", "F1": None, "EPG": 5.0}):
+        with pytest.raises(ValueError, match="is there twice for .*the other has commit 1, minutes 2.0"):
+            results.wide(results.tidy(pd.DataFrame([row, row | change])))
+
+
+def test_a_report_averages_over_seeds_alone():
+    rows = [{"run": "a", "seed": s, "axis λ": x, "F1": 10 * x + s, "commit": "1"} for s in (0, 2) for x in (1, 5)]
+    text = results.report(results.tidy(pd.DataFrame(rows), ["axis λ"]))
+    assert text.splitlines()[-4:] == [
+        "| selection rule | axis λ | F1 |",
+        "|---|---|---|",
+        "| last epoch | 1 | 11.0 ± 1.4 |",
+        "| last epoch | 5 | 51.0 ± 1.4 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        (pd.DataFrame([[1.0, 2.0]], columns=["F1", "F1"]), "two columns 'F1'"),
+        (pd.DataFrame({"F1": [1.0], "split": ["val"]}), "'split' holds 'val'; it must be one of test, validation"),
+        (pd.DataFrame({"F1": [1.0], "F1 kept": [True]}), "'F1 kept' holds True; it must be one of yes, no"),
+    ],
+)
+def test_a_table_whose_rows_would_be_lost_is_refused(table, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        results.record(table)
+
+
+def test_texts_of_digits_and_truth_values_are_numbers(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data[results.NUMBERS]))
+    results.record(pd.DataFrame({"F1": ["1.5"], "right": [True], "seed": [3]}))
+    assert dict(zip(shown[0]["columns"], shown[0]["data"][0], strict=True)) == {"F1": 1.5, "right": 1.0, "seed": 3}
+
+
+def test_columns_named_as_in_the_table_are_kept():
+    row = {"run": "a", "method": "KD", "selection rule": "by hand", "F1": 1.0}
+    found = results.tidy(pd.DataFrame([row])).iloc[0]
+    assert (found.method, found["selection rule"]) == ("KD", "by hand")
+
+
+def test_a_value_that_is_no_number_is_named(tmp_path):
+    path = results.write(tmp_path / "results.csv", results.tidy(ROWS))
+    path.write_text(path.read_text().replace("60.25", "sixty"))
+    with pytest.raises(ValueError, match="results.csv: the column value holds 'sixty'; it must hold numbers"):
+        results.read(path)
 
 
 def test_the_report_of_the_repository_is_that_of_its_numbers():

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+import torch
 
 from e2lib.course import notebook, run
 from e2lib.course.publish import publish
@@ -220,6 +221,69 @@ def test_the_key_follows_what_goes_in_and_nothing_else(project):
     assert len({*keys, key()}) == 5
 
 
+def test_other_photographs_make_another_run(project):
+    write(project / "notebooks" / "01_first.ipynb", "1", first="# Parameters: a\nsize = 64\ndata_root = 'data'")
+    photographs = project / "notebooks" / "data" / "birds"
+    keys = [plan("smoke")[0].key]
+
+    def change(name, text):
+        run._hash.cache_clear()  # a new process reads anew
+        (photographs / name).parent.mkdir(parents=True, exist_ok=True)
+        (photographs / name).write_text(text)
+        keys.append(plan("smoke")[0].key)
+
+    change("a.png", "photograph")
+    change("a.png", "photograph 2")
+    change("b.png", "photograph")
+    assert len({*keys}) == 4
+    for hidden in (".ipynb_checkpoints/a.png", ".DS_Store"):
+        change(hidden, "what no loader reads")
+    assert keys[-1] == keys[-2] == keys[-3]
+
+
+def test_data_that_lie_only_where_the_job_runs_stop_no_job(project):
+    write(project / "notebooks" / "01_first.ipynb", "1", first="# Parameters: a\nsize = 64\ndata_root = 'scratch'")
+    [job] = plan("smoke")
+    run.KEPT.mkdir(parents=True)
+    run.describe([job], project / "plan.json")
+    (project / "notebooks" / "scratch").mkdir()
+    (project / "notebooks" / "scratch" / "a.png").touch()
+    run.execute(project / "plan.json", str(job.kept.absolute()))
+    assert job.kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("shots: {5: 1, '5': 2}", "is no YAML: 5 stands twice"),
+        ("shares: {0.1: 1, 0.10: 2}", "is no YAML: 0.10 stands twice"),
+        ("schedule: {lr: 1, epochs: 2, lr: 3}", "is no YAML: lr stands twice"),
+        ("{[1]: 2}", "is no YAML: .*unhashable"),
+        ("false", "holds False instead of lines name: value"),
+        ("0", "holds 0 instead of"),
+        ("[]", r"holds \[\] instead of"),
+        ("a: \xff", "is no YAML: .*invalid"),
+        ("a: 1\n---\na: 2", "is no YAML: expected a single document"),
+    ],
+)
+def test_no_line_of_a_yaml_file_is_lost(tmp_path, text, complaint):
+    file = tmp_path / "a.yaml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"(?s)a.yaml {complaint}"):
+        run.mapping(file)
+
+
+def test_what_yaml_allows_stays_allowed(tmp_path):
+    file = tmp_path / "a.yaml"
+    for text, right in (("# nothing", {}), ("a: &one {b: 1, c: 2}\nd: {<<: *one, c: 3}", {"b": 1, "c": 3})):
+        file.write_text("\ufeff" + text, "utf-8")
+        assert run.mapping(file) == (right and {"a": {"b": 1, "c": 2}, "d": right})
+    file.write_text("[1, 2]")
+    assert run.mapping(file, list) == [1, 2]
+    with pytest.raises(ValueError, match=r"a.yaml holds \[1, 2\] instead of lines"):
+        run.mapping(file)
+
+
 def test_device_goes_to_the_notebooks_that_have_one(project, monkeypatch):
     write(project / "notebooks" / "01_first.ipynb", "1")
     write(project / "notebooks" / "02_second.ipynb", "1", first="# Parameters: a\nsize = 64\ndevice = 'auto'")
@@ -242,9 +306,17 @@ def test_each_job_sees_a_gpu_of_its_own(project, monkeypatch):
                 pass
 
 
-@pytest.mark.parametrize(("named", "seen"), [("5,7", ["5", "7"]), ("-1", []), ("", [])])
-def test_gpus_are_those_that_the_process_may_use(monkeypatch, named, seen):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+@pytest.mark.parametrize(
+    ("named", "there", "seen"),
+    [("5,7", 2, ["5", "7"]), ("-1", 0, []), ("", 0, []), ("0,-1,1", 1, ["0"]), ("0", 0, []), (None, 2, ["0", "1"])],
+)
+def test_gpus_are_those_that_the_process_may_use(monkeypatch, named, there, seen):
+    """CUDA takes the names up to the first that is no GPU; torch counts them."""
+    if named is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     run.cards.cache_clear()
     assert run.cards() == seen
     run.cards.cache_clear()

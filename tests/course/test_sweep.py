@@ -93,7 +93,12 @@ def test_a_job_waits_for_the_first_of_each_start(lesson):
         ("{schedule.eposs: [1]}", "", "unknown parameter 'schedule.eposs'"),
         ("{seed: [0]}", "gpu: 1", "gpu=1: unknown; here are notebook, preset, parameters, axes, gpus"),
         ("{seed: [0]}", "parameters: {size: 64}", "unknown parameter 'size'"),
-        ("{seed: [0]}", "parameters: {seed: 1}", "seed is among both parameters and axes"),
+        ("{seed: [0]}", "parameters: {seed: 1}", "seed replaces seed, which stands before it"),
+        ("{schedule: [{epochs: 1, lr: 1}]}", "parameters: {schedule.lr: 2}", "schedule replaces schedule.lr, which"),
+        ("{schedule.lr: [1], schedule: [{epochs: 1, lr: 1}]}", "", "schedule replaces schedule.lr, which stands"),
+        ("{preset: [laptop/07]}", "preset: smoke/07", "preset replaces preset, which stands before it"),
+        ("{shots: [{5: 1, '5': 2}]}", "", "is no YAML: 5 stands twice"),
+        ("{seed: [0]}", "gpus: yes", "gpus=True: Input should be a valid integer"),
         ("{seed: [0]}", "notebook: '08'", "is no YAML: notebook stands twice"),
         ("{seed: [0]}", "preset: paper/07", "there is no notebooks/presets/paper/07.yaml"),
     ],
@@ -116,6 +121,11 @@ def test_missing_files_and_notebooks_are_named(lesson):
         sweep.plan(path.with_name("large.yaml"))
     with pytest.raises(FileNotFoundError, match="no sweep is named: SWEEP="):
         sweep.plan(Path(""))
+
+
+def test_a_field_may_vary_in_an_object_that_parameters_give(lesson):
+    jobs = sweep.plan(file("{schedule.lr: [1.0, 2.0]}", "parameters: {schedule: {epochs: 5, lr: 9.0}}"))
+    assert [job.given["schedule"] for job in jobs] == [{"epochs": 5, "lr": lr} for lr in (1.0, 2.0)]
 
 
 def test_a_preset_can_be_an_axis(lesson):

@@ -85,16 +85,14 @@ def compare(
         kind = f"tensor of shape {tuple(right.shape)}" if right.ndim else "number"
         raise Hint(f"{name} is a {type(found).__name__}; it should be a {kind}.")
     found = torch.as_tensor(found).detach().double()
-    if found.shape != right.shape:
-        raise Hint(f"{name} has the shape {tuple(found.shape)}; it should be {tuple(right.shape)}.")
+    refuse(found.shape != right.shape, f"{name} has the shape {tuple(found.shape)}; it should be {tuple(right.shape)}.")
     refuse(not found.isfinite().all(), f"{name} holds NaN or infinity.")
     difference = (found - right).abs().max()
     if difference <= within:
         return
     for value, hint in (*mistakes, *([(right / 100, f"give {name} in per cent.")] if per_cent else [])):
         value = torch.as_tensor(value, dtype=torch.float64)
-        if value.shape == found.shape and (found - value).abs().max() <= within:
-            raise Hint(hint)
+        refuse(value.shape == found.shape and (found - value).abs().max() <= within, hint)
     refuse(right.ndim, f"{name} is off by up to {difference:.2g}.")
     raise Hint(f"{name} is {found.item():.4g}; that is too {'large' if found > right else 'small'}.")
 

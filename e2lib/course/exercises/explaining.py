@@ -52,8 +52,7 @@ def check_01_5(few_shot):
     found = set(found.tolist())
     refuse(found != again, "the same seed gives other images the second time.")
     refuse(found == other, "every seed gives the same images.")
-    if not found <= more:
-        raise Hint("the choices are not nested: 5 shots are not part of 10. Does the random order depend on shots?")
+    refuse(not found <= more, "5 shots are not part of 10: the choices are not nested. Does the order depend on shots?")
 
 
 def check_02_2(epg):
@@ -112,7 +111,7 @@ def check_02_4(integrated):
     within = 0.02 * (x * middle).abs().max().item()  # other points of the same intervals are right as well
     compare("the map", found, x * middle, *mistakes, within=within)
     return (
-        f"the contributions miss score(x) − score(0) by {gap(found):.1e} at most; IxG misses it by {gap(x * end):.1f}."
+        f"the contributions miss score(x) − score(0) by {gap(found):.1e} at most, those of IxG by {gap(x * end):.1f}."
     )
 
 
@@ -156,8 +155,7 @@ def check_03_2(dynamic):
 def check_03_4(inside_outside):
     maps, masks = random_maps()
     found = inside_outside(maps, masks)
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        raise Hint("the function should return two tensors, inside and outside.")
+    refuse(not isinstance(found, tuple | list) or len(found) != 2, "return two tensors, inside and outside.")
     inside, outside = ((maps * m).sum((1, 2, 3)) for m in (masks, ~masks))
     for_it = [(maps.clamp(min=0) * m).sum((1, 2, 3)) for m in (masks, ~masks)]
     against = "evidence against the class belongs to the logit, too."

@@ -7,7 +7,6 @@ import torch
 
 from e2lib import metrics
 from e2lib.course import claims
-from e2lib.course.claims import load
 from e2lib.course.exercises import Hint, choose, compare, random_maps, refuse
 
 
@@ -47,8 +46,7 @@ def check_04_3(pick):
         if kept and found != max(kept, key=lambda i: scores[i][1]):
             raise Hint(f"among points that keep the floor, choose the one with the highest EPG; {found} is not it.")
     short = pick([{"F1": 50.0, "EPG": 90.0}, {"F1": 69.0, "EPG": 40.0}], 70)
-    if short != 1:
-        raise Hint(f"choose returns {short} where no point keeps the floor; it should be the one that misses by least.")
+    refuse(short != 1, f"choose returns {short} where none keeps the floor; it should be the one that misses by least.")
     if pick([{"F1": 70.0, "EPG": 90.0}, {"F1": 80.0, "EPG": 40.0}], 70) != 0:
         raise Hint("an F1 that equals the floor keeps it: at least.")
 
@@ -109,7 +107,7 @@ def check_05_2(on_object):
 
 
 def check_05_4(cost, way):
-    table = load()
+    table = claims.load()
     run = table[(table.run == "05") & (table.method == "energy")]
     few, at_input = run.boxes == "1 %", run["at"] == "Input"
     one = run[few & at_input]
@@ -184,8 +182,7 @@ def check_11_1(interval):
     for seed in range(3):
         values = torch.randn(3, generator=torch.Generator().manual_seed(seed)).double() * 2 + 5
         found = interval(values)
-        if not isinstance(found, tuple | list) or len(found) != 2:
-            raise Hint("interval should return two numbers, (low, high).")
+        refuse(not isinstance(found, tuple | list) or len(found) != 2, "return two numbers, (low, high).")
         mean, s, of_all = values.mean(), values.std(), values.std(correction=0)
         low, high = claims.interval(pd.Series(values.tolist()))
         mistakes = [
