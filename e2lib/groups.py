@@ -1,4 +1,4 @@
-"""Data whose groups, such as bird x place, are shared out otherwise in test: choice of an epoch, reference methods."""
+"""Groups, such as bird x place, whose shares differ between training and test: choosing an epoch, reference methods."""
 
 import copy
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from e2lib.datasets.files import check_value
 from e2lib.datasets.subsets import random_order
 from e2lib.guidance import Guide
 
-# How an epoch is chosen -> the measure of `metrics.GroupAccuracy` that is highest there on validation images.
+# How an epoch is chosen -> the measure of `metrics.GroupAccuracy` on validation images that must be highest.
 RULES = {
     "last epoch": None,
     "in-distribution validation": "adjusted mean",  # accuracy on images whose groups are as frequent as in training

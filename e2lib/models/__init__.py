@@ -9,7 +9,6 @@ from pathlib import Path
 
 import bcos.models.pretrained as bcos_nets
 import timm
-import torch
 import torchvision
 from bcos.data.transforms import AddInverse
 from bcos.models.resnet import BasicBlock, BcosResNet
@@ -20,6 +19,7 @@ from timm.layers import LayerScale2d
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from e2lib.attribution.forward import logits_of
 from e2lib.datasets.files import check_value
@@ -46,18 +46,6 @@ _TRUNKS = {
 }
 
 
-class Normalize(nn.Module):
-    """(x - mean) / std per channel of images (B, 3, H, W); a module, so that its output can be explained."""
-
-    def __init__(self, mean, std):
-        super().__init__()
-        for name, value in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
-
-
 class Model(nn.Module):
     """A classifier from RGB images, float (B, 3, H, W) in [0, 1], to logits (B, num_classes).
 
@@ -71,8 +59,9 @@ class Model(nn.Module):
         biases = [module.logit_bias for module in net.modules() if isinstance(module, LogitLayer)]
         self.is_bcos, self.logit_bias = bool(biases), biases[0] if biases else 0.0
         config = getattr(net, "pretrained_cfg", None)
-        normalised = Normalize(config["mean"], config["std"]) if config else nn.Identity()
-        self.preprocess = AddInverse() if self.is_bcos else normalised  # to [x, 1 - x] (B, 6, H, W), or normalised RGB
+        # A module, so that its output can be explained: normalised RGB, or [x, 1 - x] (B, 6, H, W).
+        normalise = v2.Normalize(config["mean"], config["std"]) if config else nn.Identity()
+        self.preprocess = AddInverse() if self.is_bcos else normalise
         self.net = net  # the backbone with its head; its tensors have the names of timm or bcos
         # The next three are as in `Wrapped`.
         self.depths = {"Input": "preprocess"} | {depth: f"net.{path}" for depth, path in _depths(net).items()}
