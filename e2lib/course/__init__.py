@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def plainly() -> Iterator[None]:
-    """Let a command line show, of what is wrong or of an interruption, the message alone."""
+    """Let a command line end with one line instead of a traceback when input is wrong or the user interrupts."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:

@@ -1,8 +1,8 @@
 """The course's one command line: `python -m e2lib.course run`, `sweep`, `results`, `publish`.
 
-A notebook instead of a command runs as a script, on one GPU or several: `torchrun --nproc-per-node 4 -m e2lib.course
-notebooks/07_NAME.ipynb`. Every process executes every code cell; `training.fit` and `training.evaluate` share their
-images. The first process shows what cells print, and writes the numbers that the notebook records.
+With a notebook in place of a command, it runs this notebook as a script, on one GPU or several: `torchrun
+--nproc-per-node 4 -m e2lib.course notebooks/07_NAME.ipynb`. Every process executes every code cell. The processes share
+the images in `training.fit` and `training.evaluate`. The first one prints, and writes the recorded numbers.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from e2lib.disk import write
 
 
 def join(values: dict[str, Any]) -> tuple[int, int]:
-    """Join the processes that torchrun has started, give each its GPU, and return number and count.
+    """Join the processes that torchrun started, give each its GPU, and return its number and their count.
 
-    ValueError for a notebook that keeps trainings where not all processes see them.
+    ValueError for work=None, because the processes need a folder that all of them see.
     """
     if (world := int(os.environ.get("WORLD_SIZE", 1))) == 1:
         return 0, 1
@@ -36,13 +36,13 @@ def join(values: dict[str, Any]) -> tuple[int, int]:
     if cuda:
         torch.cuda.set_device(local)
         values["device"] = f"cuda:{local}"
-    # What some metrics add up lies on the CPU. Processes may wait for long where one of them has more to do.
+    # Some metrics add up on the CPU. A process with less work may wait for long.
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(days=1))
     return dist.get_rank(), world
 
 
 def execute(path: Path, given: dict[str, Any], show: bool) -> list[dict[str, Any]]:
-    """Run the code cells in this process; the rows that they record. SystemExit where a cell fails."""
+    """Run the code cells in this process and return the rows that they record. SystemExit if a cell fails."""
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output
 
@@ -69,7 +69,7 @@ def execute(path: Path, given: dict[str, Any], show: bool) -> list[dict[str, Any
 
 
 def script(path: Path, files: list[Path], more: list[tuple[str, str]], output: Path | None) -> None:
-    """Run a notebook with the parameters of YAML `files`, and `more`; write the rows that it records as JSON."""
+    """Run a notebook with parameters of YAML `files` and of `more`. Write the rows that it records as JSON."""
     given: dict[str, Any] = {}
     for file in files:
         given |= run.mapping(file)
@@ -117,7 +117,7 @@ def main() -> None:
             return run.execute(Path(given.file), given.kept)
         if given.command == "run":
             jobs = run.plan(given.preset, given.notebooks, given.device)
-            # A notebook uses every core; in the smoke preset, where most of the time goes to starting, two run at once.
+            # A notebook uses all cores. In the smoke preset most of the time goes into starting, so two run at once.
             at_once = 2 if given.preset == "smoke" and not run.cards() else 0
             sys.exit(run.start(jobs, Path("runs", given.preset), at_once, bars=True))
         if given.command == "publish":

@@ -16,30 +16,30 @@ T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2
 
 
 class Ours(BaseModel, extra="forbid", frozen=True):
-    """One number per seed: a metric of results.csv in the row that `where` describes, minus that of another row."""
+    """One number per seed: a metric in the row of results.csv that `where` describes, minus that of another row."""
 
     run: str  # as in sweeps/results.yaml
-    where: dict[str, str | float]  # column, or name of a setting -> value
+    where: dict[str, str | float]  # column or setting -> value
     value: str  # a metric, in per cent or points
-    minus: dict[str, str | float] | None = None  # how the other row differs from `where`
+    minus: dict[str, str | float] | None = None  # where the other row differs
 
 
 class Claim(BaseModel, extra="forbid", frozen=True):
-    """A claim of a paper as a number that should be above a bound."""
+    """A claim of a paper: a number should be above a bound."""
 
     claim: str
     paper: Literal["guidance", "e²KD"]
     above: float = 0.0  # points
-    paper_says: float | None  # the paper's number, in the setting that is most like ours
+    paper_says: float | None  # the paper's number in the setting most like ours
     setting: str  # which setting that is
     reproductions: dict[str, float] = {}  # by whom -> points
     ours: Annotated[dict[str, Ours], Field(min_length=1)]  # embedded, or the name of real data
 
 
 def read(path: str | Path | None = None) -> list[Claim]:
-    """The claims in a YAML file, which holds a list; None: the repository's.
+    """The claims in a YAML file, which holds a list; None means the file of the repository.
 
-    ValueError names the file, the claim's number, the field and what is wrong.
+    ValueError names the file, the number of the claim, the field and what is wrong.
     """
     path = path or FOLDER / FILES["claims"]
     claims = {}
@@ -55,7 +55,7 @@ def read(path: str | Path | None = None) -> list[Claim]:
 
 
 def missing(claims: list[Claim], table: pd.DataFrame) -> list[str]:
-    """The runs that claims name but the results lack."""
+    """The runs that claims name and that the results do not have."""
     return sorted({ours.run for claim in claims for ours in claim.ours.values()} - {*table.run})
 
 
@@ -83,7 +83,7 @@ def _rows(table: pd.DataFrame, run: str, where: dict[str, Any], value: str) -> p
 
 
 def interval(numbers: pd.Series) -> tuple[float, float]:
-    """The 95 % confidence interval of the mean over seeds, by Student's t. ValueError but for 2 to 10 seeds."""
+    """The 95 % confidence interval of the mean over seeds, by Student's t. ValueError unless there are 2 to 10."""
     if len(numbers) not in T:
         raise ValueError(f"there are {len(numbers)} seeds; an interval needs 2 to {max(T)}")
     half = T[len(numbers)] * numbers.std() / len(numbers) ** 0.5
@@ -98,9 +98,9 @@ def verdict(low: float, high: float, above: float) -> str:
 def judge(claims: list[Claim], table: pd.DataFrame) -> pd.DataFrame:
     """One row per claim and data set of ours: mean, interval, seeds, the others' numbers, and two verdicts.
 
-    "here" is the verdict on this data set. "verdict" is the claim's over all data sets: holds or does not hold, if none
-    says the opposite; mixed, if both occur; else undecided. Data sets whose run is `missing` are left out. "revisions"
-    is a text of `results.pooled`; it is empty for other runs.
+    "here" is the verdict on this data set, "verdict" that on the claim: holds or does not hold if no data set says the
+    opposite, mixed if both occur, else undecided. "revisions" is the text of `results.pooled` for the run, or empty.
+    Data sets whose run is `missing` are left out.
     """
     rows, pooled = [], results.pooled(table)
     for claim in claims:
@@ -119,5 +119,5 @@ def judge(claims: list[Claim], table: pd.DataFrame) -> pd.DataFrame:
 
 
 def load(path: str | Path | None = None) -> pd.DataFrame:
-    """The numbers in a file that `make results` wrote, one row per setting and seed; None: the repository's."""
+    """The numbers in a file of `make results`, one row per setting and seed; None means the file of the repository."""
     return results.wide(results.read(path or FOLDER / FILES["results"]))

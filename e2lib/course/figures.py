@@ -1,4 +1,4 @@
-"""Figures of the lessons alone: accuracy by group, how far guidance comes, the papers' claims."""
+"""Figures that only lessons use: accuracy by group, how far guidance comes, the papers' claims."""
 
 import textwrap
 from collections.abc import Sequence
@@ -59,8 +59,8 @@ def show_groups(table: pd.DataFrame, groups: Sequence[str], unseen: Sequence[str
 def show_claims(table: pd.DataFrame) -> Figure:
     """What `claims.judge` returns: one line per claim and data set, with our mean, its interval, and others' numbers.
 
-    The x axis counts points above the claim's bound. It is linear up to 5 on either side and logarithmic beyond. A †
-    marks numbers of several revisions, which a line below names.
+    The x axis counts points above the claim's bound. It is linear up to 5 on either side and logarithmic beyond. A line
+    below names the revisions of numbers marked with †.
     """
     figure, axis = plt.subplots(figsize=(11, 0.6 + 0.32 * len(table)))
     for y, row in enumerate(table.itertuples()):

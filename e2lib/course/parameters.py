@@ -1,7 +1,7 @@
-"""Parameters of notebooks: the parameters cell says which there are, and their types.
+"""Parameters of notebooks: the parameters cell declares their names and types.
 
-`name = value` has the type of its value, `name: type = value` the one named; a dict with texts for keys has fields.
-A text may be None. Whoever uses a value checks its range.
+`name = value` has the type of its value, `name: type = value` the type named. A dict whose keys are texts has fields. A
+text may be None. Whoever uses a value checks its range.
 """
 
 import ast
@@ -23,27 +23,27 @@ from e2lib.disk import digest
 
 DEVICES = r"auto|cpu|cuda(:\d+)?"
 ORIGIN = "E2LIB_ORIGIN"  # environment variable: `notebook.origin` of the notebook that `run.execute` runs
-# A notebook's own parameters cell goes on after the colon; the cell that papermill injects begins with the bare word.
+# The first line of a notebook's own parameters cell, and of the cell that papermill injects.
 OWN_CELL, INJECTED_CELL = "# Parameters:", "# Parameters\n"
 TYPES = {kind.__name__: kind for kind in (bool, int, float, str)}
-Kind = type | dict[str, Any]  # list[int] and dict[int, float] as well; a dict: the kinds of fields by name
+Kind = type | dict[str, Any]  # also list[int] or dict[int, float]; a dict holds the kinds of fields by name
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a parameters cell says of one parameter."""
+    """The type of a parameter, and its value in the parameters cell."""
 
     kind: Kind
     default: Any
 
 
 def read(namespace: Mapping[str, Any]) -> SimpleNamespace:
-    """The checked parameters, as attributes, of the notebook that passes its `globals()`; `device` is a torch.device.
+    """The checked parameters of the notebook that passes its `globals()`, as attributes; `device` is a torch.device.
 
-    ValueError as for `check`, and for parameters of papermill that the notebook does not know.
+    ValueError as for `check`, and for a parameter from papermill that the notebook does not have.
     """
-    # IPython records the cells run so far in In; what other cells have assigned since is no parameter. nbval runs
-    # cells unrecorded, but Python knows their lines.
+    # IPython records in In which cells have run. What other cells assign is no parameter. nbval records no cells, but
+    # Python knows their lines.
     run = [source + "\n" for source in namespace.get("In", [])]
     if not any(map(_is_own, run)):
         run = ["".join(entry[2]) for entry in linecache.cache.values() if len(entry) == 4]
@@ -62,7 +62,7 @@ def _is_own(source: str) -> bool:
 
 
 def of(path: Path) -> dict[str, Parameter]:
-    """The parameters of the notebook in file `path`; ValueError where it has not exactly one parameters cell."""
+    """The parameters of the notebook in file `path`. ValueError unless it has exactly one parameters cell."""
     tagged = [cell.source for cell in notebook.read(path).cells if "parameters" in cell.metadata.get("tags", [])]
     right = f"one, with {OWN_CELL!r} in its first line, is right"
     if len(tagged) != 1 or not _is_own(tagged[0]):
@@ -74,7 +74,7 @@ def of(path: Path) -> dict[str, Parameter]:
 
 
 def declared(source: str) -> dict[str, Parameter]:
-    """The parameters that a cell declares; ValueError for a value that is no literal, or a type that is not known."""
+    """The parameters that a cell declares. ValueError for a value that is no literal, and for an unknown type."""
     found = {}
     for node in ast.parse(source).body:
         match node:
@@ -114,7 +114,7 @@ def _kind_of(value: Any) -> Kind:
 
 
 def check(schema: Mapping[str, Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values`, and the defaults of parameters that are not among them; a dict with fields as SimpleNamespace.
+    """`values`, completed by the defaults of the other parameters. A dict with fields becomes a SimpleNamespace.
 
     ValueError has a line for each unknown name, missing field and wrong type.
     """
@@ -142,7 +142,7 @@ def _fields(prefix: str, kinds: Mapping[str, Kind], values: Mapping[str, Any]) -
 
 
 def _conform(name: str, value: Any, kind: Kind) -> Any:
-    """`value` as a `kind`: an int may stand for a float, and a text of digits for a key that is a number."""
+    """`value` as a `kind`. An int may stand for a float, and a text of digits for a key that is a number."""
     if isinstance(kind, dict):
         if isinstance(value, dict):
             return SimpleNamespace(**_fields(f"{name}.", kind, value))
@@ -164,7 +164,7 @@ def _conform(name: str, value: Any, kind: Kind) -> Any:
 
 
 def as_key(key: Any, kind: type) -> Any:
-    """A key of a dict as a `kind`, where it can be one: JSON has no numbers for keys."""
+    """The key of a dict as a `kind`, if possible, because keys in JSON are texts. Otherwise the key as it is."""
     try:
         return kind(str(key))
     except ValueError:  # such as "all" among numbers
@@ -172,8 +172,8 @@ def as_key(key: Any, kind: type) -> Any:
 
 
 def device(name: str):
-    """The torch.device of auto (CUDA where there is one), cpu, cuda or cuda:N; ValueError for others."""
-    import torch  # here: running and publishing notebooks needs no torch
+    """The torch.device for auto (CUDA if there is a GPU), cpu, cuda or cuda:N. ValueError for other names."""
+    import torch  # here, because running and publishing notebooks need no torch
 
     if not re.fullmatch(DEVICES, str(name)):
         raise ValueError(f"parameter device={name!r}: must be auto, cpu, cuda or cuda:N")
@@ -184,12 +184,12 @@ def device(name: str):
 
 
 def work_folder(p: SimpleNamespace, without: Iterable[str] = ()) -> Path:
-    """The folder below `p.work` that belongs to these parameters, but for the device, and to the code and data.
+    """The folder below `p.work` for these parameters, this code and these data; the device makes no difference.
 
-    Where `work` is None, or no parameter, a temporary folder, which is removed when the process ends.
+    If `work` is None or no parameter, this is a temporary folder, which is removed when the process ends.
 
-    without: names of parameters that make no difference either. What does not depend on them, such as a baseline that
-        is guided with several λ, is kept there for all of them. Jobs that share such a folder wait for the first one.
+    without: names of parameters that make no difference either. The folder keeps what does not depend on them, such as
+        a baseline for several λ. Jobs that share such a folder wait for the first of them.
     """
     if unknown := {*without} - vars(p).keys():
         raise ValueError(f"without names {', '.join(sorted(unknown))}; the parameters are {', '.join(vars(p))}")
@@ -201,13 +201,13 @@ def work_folder(p: SimpleNamespace, without: Iterable[str] = ()) -> Path:
 
 
 def shared(values: Mapping[str, Any], origin: str, without: Iterable[str]) -> str:
-    """Digest of checked parameters, without some and without device and work, and of their notebook's origin."""
+    """Digest of a notebook's origin and of its checked parameters, except device, work and those in `without`."""
     left_out = {"device", "work", *without}
     return digest([origin, repr({name: value for name, value in values.items() if name not in left_out})])
 
 
 def sharing(sources: Iterable[str]) -> list[tuple[str, ...]]:
-    """For each call of `work_folder` in the cells `sources` that has `without`: what it says."""
+    """The `without` of each call of `work_folder` that has one, in the cells `sources`."""
     from IPython.core.inputtransformer2 import TransformerManager
 
     cells = (ast.parse(TransformerManager().transform_cell(source)) for source in sources if "work_folder" in source)

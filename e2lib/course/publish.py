@@ -6,9 +6,9 @@ from e2lib.disk import write
 
 
 def publish(jobs: list[Job]) -> None:
-    """Write the outputs of executed notebooks into their sources, without what only papermill or this machine needs.
+    """Write the outputs of executed notebooks into their sources, without data of papermill and of this machine.
 
-    FileNotFoundError for a job that is not done, ValueError for one whose parameters are not the notebook's defaults.
+    FileNotFoundError for a job that is not done. ValueError for parameters that are not the defaults of the notebook.
     """
     import nbformat
 
@@ -23,7 +23,7 @@ def publish(jobs: list[Job]) -> None:
         for number, (cell, done) in enumerate(cells, 1):
             cell.outputs = [output for output in done.outputs if not notebook.is_bar(output)]
             for output in cell.outputs:
-                if "image/jpeg" in (data := output.get("data", {})):  # a widget that brings a picture of itself
+                if "image/jpeg" in (data := output.get("data", {})):  # a widget with a picture of itself
                     data.pop(notebook.WIDGET, None)
             for item in [cell, *(output for output in cell.outputs if output.output_type == "execute_result")]:
                 item.execution_count = number

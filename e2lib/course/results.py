@@ -1,4 +1,4 @@
-"""The numbers of runs: notebooks record them, a tidy table has each in a row, a report has means over seeds."""
+"""The numbers of runs: notebooks record them, a tidy table holds one per row, a report shows means over seeds."""
 
 import json
 from collections.abc import Collection
@@ -14,9 +14,9 @@ NUMBERS = "application/vnd.e2lib.numbers+json"  # rows of numbers in a notebook'
 COLUMNS = ("run", "notebook", "data", "model", "method", "setting", "seed", "selection rule", "metric", "value")
 COLUMNS += ("commit", "minutes", "device")
 KEYS = [name for name in COLUMNS if name not in ("metric", "value")]
-MADE = ("commit", "minutes", "device")  # how a number was made: two that differ in nothing else are one number twice
+MADE = ("commit", "minutes", "device")  # how a number was made: numbers that differ only in these are one number twice
 SOURCES = {"head": "method", "loss": "method", "chosen by": "selection rule", "chosen for": "selection rule"}
-SETTINGS = ("at", "boxes", "group labels", "images", "shots", "task")  # the other columns that are no metrics
+SETTINGS = ("at", "boxes", "group labels", "images", "shots", "task")  # the other columns that are not metrics
 # Columns of the report, in this order.
 DESCRIBED = ("data", "model", "images", "task", "method", "selection rule", "group labels", "at", "boxes")
 REPORTED = (
@@ -28,22 +28,22 @@ REPORTED = (
 )
 HEAD = """# Results
 
-Written by `make results`, as is results.csv (more metrics). In per cent, on test images; λ and epoch are chosen on \
-validation images, as the selection rule says; from 07 on λ is what the notebook says. ± is the standard deviation \
-over seeds, of training and of what it sees; the test images are always the same. Δ is the difference to the baseline \
-of the same seed, which is trained for as many epochs at λ = 0 (so is *gain*; *gain over KD*: to plain distillation \
-of the same seed), *way* the part of the way from the baseline's EPG to the ceiling, *F1 kept* the seeds whose choice \
-kept the baseline's F1 on validation images up to one point, *agreement* the share of images on which a student has \
-its teacher's top class. The runs are described in sweeps/results.yaml; those of different revisions are marked.
+`make results` writes this file, and more metrics into results.csv. Numbers are in per cent, on test images. The \
+*selection rule* chooses λ and epoch on validation images; from 07 on, the notebook names λ. ± is the standard \
+deviation over seeds. A seed changes training and its images; test images are always the same. Δ and *gain* are \
+differences to the baseline of the same seed, trained for as many epochs at λ = 0; *gain over KD* to plain \
+distillation. *Way* is the part of the gap between the baseline's EPG and the ceiling that is closed. *F1 kept* \
+counts seeds whose choice lost at most one point of F1 on validation images. *Agreement* is the share of images with \
+the teacher's top class. sweeps/results.yaml describes the runs. A run of several revisions of the code is marked.
 """
 
 
 def record(table: pd.DataFrame, settings: Collection[str] = ()) -> None:
-    """Leave the numbers of a table in the notebook, unseen, for `recorded`: a row a setting, metrics in per cent.
+    """Put the numbers of a table into the notebook's output, for `recorded`: one row per setting, metrics in per cent.
 
-    Its columns are notebook, data, model, seed, method (also called head or loss), `SETTINGS` and those that `settings`
-    names, and metrics. A column split says "validation" where a row is not of test images. "F1 kept" is yes or no.
-    ValueError for a metric that is no number, a column that is there twice, and other words than these.
+    The columns are notebook, data, model, seed, method (or head, or loss), `SETTINGS`, the further `settings`, and
+    metrics. "split" is test or validation, "F1 kept" yes or no. ValueError for any other word there, for a metric that
+    is not a number, and for two columns of one name.
     """
     from IPython.display import display
 
@@ -64,9 +64,9 @@ def record(table: pd.DataFrame, settings: Collection[str] = ()) -> None:
 
 
 def recorded(path: Path, split: str = "test") -> tuple[list[dict[str, Any]], set[str]]:
-    """The rows of test or validation images that `record` left in an executed notebook, and its further settings.
+    """The rows of test or validation images that `record` put into an executed notebook, and its further settings.
 
-    ValueError if there are no rows of any kind.
+    ValueError if there are no rows at all.
     """
     outputs = [output.get("data", {}) for cell in notebook.read(path).cells for output in cell.get("outputs", [])]
     tables = [data[NUMBERS] for data in outputs if NUMBERS in data]
@@ -77,10 +77,10 @@ def recorded(path: Path, split: str = "test") -> tuple[list[dict[str, Any]], set
 
 
 def tidy(rows: pd.DataFrame, settings: Collection[str] = ()) -> pd.DataFrame:
-    """A row for each number, in `COLUMNS`, of rows as `recorded` gives them, with run, minutes, device and commit.
+    """A table with one number per row, in `COLUMNS`. `rows` are those of `recorded`, with run, minutes, device, commit.
 
-    Metrics are in per cent, but for "λ", "epoch", "seconds …" and "F1 kept" (1 or 0). What else tells a row from others
-    is in "setting", as `name=value; name=value`. ValueError for a text that would make this ambiguous.
+    Metrics are in per cent, except "λ", "epoch", "seconds …" and "F1 kept" (1 or 0). The settings of a row are in
+    "setting", as `name=value; name=value`. ValueError for a text that would make this ambiguous.
     """
     settings, found = {*SETTINGS, *settings}, []
     others = [name for name in rows if name not in {*KEYS, *SOURCES, "F1 kept"}]
@@ -88,7 +88,7 @@ def tidy(rows: pd.DataFrame, settings: Collection[str] = ()) -> pd.DataFrame:
         row = {name: value for name, value in row.items() if pd.notna(value)}
         about = {name: row.get(name, "") for name in KEYS}
         about["method"] = row.get("head", row.get("loss", about["method"]))
-        # λ is chosen with the epoch, on the front of a Pareto archive.
+        # λ and epoch are chosen together, from the front of a Pareto archive.
         kept = f"{row.get('chosen for', 'EPG')} of validation images, F1 kept"
         about["selection rule"] = kept if "λ" in row else row.get("chosen by", about["selection rule"] or "last epoch")
         about["setting"] = "; ".join(_setting(name, row[name]) for name in others if name in settings and name in row)
@@ -107,9 +107,9 @@ def _setting(name: str, value: Any) -> str:
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each setting and seed of a tidy table, with a column for each metric.
+    """A table with one row per setting and seed, and one column per metric, from a tidy table.
 
-    ValueError where a number is there twice, be it of two revisions.
+    ValueError for a number that is there twice, also if the two are of different revisions.
     """
     rows: dict[tuple, dict[str, Any]] = {}
     keys = [table[name].astype(object).fillna("") for name in KEYS]  # NaN equals nothing
@@ -127,7 +127,7 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """The tidy table in a file that `write` wrote; ValueError for another one."""
+    """The tidy table in a file that `write` wrote. ValueError for other columns, and values that are no numbers."""
     texts = dict.fromkeys(("run", "notebook", "commit", "setting", "method"), str)
     table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values={"value": [""], "minutes": [""]})
     if [*table] != [*COLUMNS]:
@@ -140,26 +140,26 @@ def read(path: str | Path) -> pd.DataFrame:
 
 
 def write(path: Path, table: pd.DataFrame) -> Path:
-    """Replace the file in one step; six digits of each number."""
+    """Replace the file in one step. Numbers have six digits."""
     write_text(path, table.to_csv(index=False, float_format="%.6g"))
     return path
 
 
 def pooled(table: pd.DataFrame) -> dict[str, str]:
-    """The runs whose rows are of several revisions, and these, as in "4442e5c5bf69, 7703bcc46ccd"."""
+    """The runs with rows of several revisions of the code, and these: {"10": "4442e5c5bf69, 7703bcc46ccd"}."""
     found = table.commit.fillna("").astype(str).replace("", "unknown").groupby(table.run, sort=False).unique()
     return {run: ", ".join(sorted(commits)) for run, commits in found.items() if len(commits) > 1}
 
 
 def revisions(table: pd.DataFrame) -> str:
-    """A sentence on the revisions that the rows of a table are of; empty where none is known."""
+    """A sentence that names the revision, or the revisions, of a table's rows; empty if none is known."""
     if several := pooled(table.assign(run="")):
         return f"Of several revisions: {several['']}. Their code may differ: run all of it anew."
     return "".join(f"Revision {commit}." for commit in {*table.commit.dropna()} - {""})
 
 
 def report(table: pd.DataFrame) -> str:
-    """A tidy table as Markdown: means ± standard deviations over seeds, one table per run."""
+    """A tidy table as Markdown: one table per run, with means ± standard deviations over seeds."""
     text, whole = HEAD, wide(table)
     known = [*DESCRIBED, *(name for name in whole if name not in {*DESCRIBED, *KEYS, *table.metric})]
     for run, part in whole.groupby("run", sort=False):
@@ -176,7 +176,7 @@ def report(table: pd.DataFrame) -> str:
                 cells.append(f"{rows['F1 kept'].eq(1).sum()} of {len(rows)}")
             for mean, deviation in zip(rows[metrics].mean(), rows[metrics].std(), strict=True):
                 spread = f" ± {deviation:.1f}" if deviation == deviation else ""
-                # + 0.0 takes the sign from a mean that is rounded to zero.
+                # + 0.0 turns -0.0 into 0.0.
                 cells.append(f"{round(mean, 1) + 0.0:.1f}{spread}" if mean == mean else "")
             text += f"| {' | '.join(cells)} |\n"
     return text

@@ -1,7 +1,7 @@
-"""Notebooks are executed once: what comes of one is kept under a hash of all that goes in.
+"""Notebooks run once: each executed notebook is kept under a hash of everything that goes in.
 
-`start` has Snakemake run the jobs of a list that are not done: a preset's notebooks, or a sweep's points. Snakemake
-calls `execute` for each.
+`start` lets Snakemake run the jobs of a list that are not done: the notebooks of a preset, or the points of a sweep.
+Snakemake calls `execute` for each of them.
 """
 
 import contextlib
@@ -32,18 +32,18 @@ from e2lib.course import notebook, parameters
 from e2lib.disk import digest, digest_of_files, replacing, write
 
 PRESETS = ("smoke", "laptop", "paper")
-FILES = {"results": "results.csv", "claims": "claims.yaml"}  # parameter -> file beside the notebooks, for its None
-KEPT = Path("runs", ".kept")  # out of sight, as a sweep's notebooks show test numbers
+FILES = {"results": "results.csv", "claims": "claims.yaml"}  # parameter -> what None means: a file beside notebooks
+KEPT = Path("runs", ".kept")  # hidden, because the notebooks of a sweep show test numbers
 PROFILES = Path("notebooks", "sweeps", "profiles")
-PATIENCE = 30.0  # seconds that a stopped Snakemake has to end after its jobs
+PATIENCE = 30.0  # seconds that a stopped Snakemake has to end once its jobs have ended
 THREADS = 8  # of a job on a cluster
 
 
 @contextlib.contextmanager
 def locked(file: Path, waiting: str | None = None) -> Iterator[IO[str] | None]:
-    """Hold the lock `file`, as an open file; the system gives it back when the process ends, however it ends.
+    """Hold the lock `file` and yield it as an open file. The system frees it when the process ends, even by a kill.
 
-    While another process holds it, print the text `waiting` and wait; without a text, hold None.
+    While another process holds it: print `waiting` and wait, or yield None if `waiting` is None.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
@@ -60,7 +60,7 @@ def locked(file: Path, waiting: str | None = None) -> Iterator[IO[str] | None]:
 
 @functools.lru_cache
 def _read(path: Path, *state: int) -> tuple[dict[str, parameters.Parameter], str, list[tuple[str, ...]]]:
-    """Of a notebook: its parameters, digest of what its numbers come from, and what its jobs share."""
+    """The parameters of a notebook, the digest of what its numbers come from, and what its jobs share."""
     cells = [cell.source for cell in notebook.code_cells(notebook.read(path))]
     return parameters.of(path), notebook.origin(cells), parameters.sharing(cells)
 
@@ -70,17 +70,17 @@ def _hash(path: Path, *state: int) -> str:
     """Digest of a file, or of the names, sizes and times of the files in a folder, such as photographs."""
     if path.is_file():
         return digest_of_files([path])
-    names = sorted(glob.glob("**", root_dir=path, recursive=True))  # but hidden ones
+    names = sorted(glob.glob("**", root_dir=path, recursive=True))  # without hidden files
     return digest([(name, _state(path / name)) for name in names if (path / name).is_file()])
 
 
 def _state(file: Path) -> tuple[int, int]:
-    """Time and size of a file: they change with it. A sweep's jobs share notebooks and weights, which are read once."""
+    """Time and size of a file. If they are the same, it is not read again: jobs share notebooks and weights."""
     return file.stat().st_mtime_ns, file.stat().st_size
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The texts in parameters, also within others."""
+    """All texts in a parameter, also within lists and dicts."""
     value = vars(value) if isinstance(value, SimpleNamespace) else value
     if isinstance(value, str):
         yield value
@@ -93,27 +93,27 @@ class Job:
     """A notebook and its parameters."""
 
     notebook: Path
-    given: dict[str, Any]  # parameters, as papermill gets them
-    device: str  # that it asks for
+    given: dict[str, Any]  # the parameters that papermill gets
+    device: str  # the one it asks for
     origin: str  # of the notebook
-    key: str  # hash of all that goes in
-    read: list[str]  # parameters that name files or folders, which go in as well
-    starts: tuple[str, ...]  # tell what it starts from, such as a teacher: jobs wait for the first one of a start
-    kept: Path  # the executed notebook: the job is done where this lies
-    error: Path  # one line: why the last try failed
-    lock: Path  # `locked` while a process executes the job
-    place: Path  # the same, but for its ending, in the folder of the list that the job belongs to
-    failed: Path  # what a failing notebook had executed when it stopped, for a look
-    name: str  # in summaries
-    about: dict[str, Any]  # what a sweep writes beside its numbers
+    key: str  # hash of everything that goes in
+    read: list[str]  # names of files and folders among the parameters, whose content goes in as well
+    starts: tuple[str, ...]  # say what it starts from, such as a teacher; the first job of a start runs before others
+    kept: Path  # the executed notebook; the job is done when it exists
+    error: Path  # one line on why the last try failed
+    lock: Path  # held while a process executes the job
+    place: Path  # where the list shows the executed notebook; without ending
+    failed: Path  # what a notebook had executed when it failed, to look at
+    name: str  # in the summary
+    about: dict[str, Any]  # columns that a sweep adds to the numbers
 
     @classmethod
     def of(cls, path: Path, given: Mapping, place: Path, name: str = "", read: list | None = None, **about) -> "Job":
         """The job of the notebook in `path`; "{key}" in `place` is filled in. ValueError names each wrong parameter."""
-        given = json.loads(json.dumps(given))  # as a job reads them: keys are texts
+        given = json.loads(json.dumps(given))  # as the job reads them from JSON: keys are texts
         schema, origin, sharing = _read(path, *_state(path))
         values = parameters.check(schema, given)
-        kept = {name: value for name, value in values.items() if name != "work"}  # where trainings lie is no matter
+        kept = {name: value for name, value in values.items() if name != "work"}  # the work folder changes no number
         named = [*(file for name, file in FILES.items() if kept.get(name, "") is None), *_texts(kept)]
         named = {text: path.parent / os.path.expanduser(text) for text in named if text}
         read = [text for text, file in named.items() if os.path.exists(file) and (read is None or text in read)]
@@ -125,25 +125,25 @@ class Job:
         return cls(path, given, device, origin, key, read, starts, *beside, place, failed, name or path.stem, about)
 
     def running(self) -> bool:
-        """Whether a process executes it now."""
+        """Whether a process is executing it."""
         if not self.lock.exists():
             return False
         with locked(self.lock) as free:
             return free is None
 
     def show(self, path: Path) -> None:
-        """Copy the executed notebook to `path`: whoever edits it there leaves what is kept as it is."""
+        """Copy the executed notebook to `path`. Edits of the copy do not change what is kept."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             shutil.copyfile(self.kept, part)
 
     def state(self) -> dict[str, Any]:
-        """Of a job that is done: minutes, device, and commit, empty outside of a repository."""
+        """Minutes, device and commit of a job that is done. The commit is empty outside a repository."""
         return json.loads(self.kept.read_text("utf-8"))["metadata"]["run"]
 
 
 def notebooks() -> dict[str, Path]:
-    """The notebooks below the working directory by number; ValueError where two have the same one."""
+    """The notebooks of the working directory by number. ValueError if two have the same number."""
     paths = sorted(Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
     found = {path.name[:2]: path for path in paths}
     if not found:
@@ -154,7 +154,7 @@ def notebooks() -> dict[str, Path]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, also where it is spelled in two ways: 5 and "5", 0.1 and 0.10."""
+    """Refuses a key that is in a mapping twice, even in two spellings, such as 5 and "5", or 0.1 and 0.10."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         own = [key for key, _ in node.value if key.value != "<<"]
@@ -165,7 +165,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def of_yaml(text: str | bytes, name: str) -> Any:
-    """What a text in YAML says; ValueError, with its `name`, where it is no YAML or has a key twice."""
+    """The content of a YAML text. ValueError gives its `name` if it is no YAML, or has a key twice."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -173,7 +173,7 @@ def of_yaml(text: str | bytes, name: str) -> Any:
 
 
 def mapping(file: Path, kind: type = dict) -> Any:
-    """What a YAML file holds, a dict or a list; ValueError as for `of_yaml`, and where it holds something else."""
+    """The content of a YAML file, a dict or list (`kind`). ValueError as for `of_yaml`, and for any other content."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}")
     content = of_yaml(file.read_bytes(), str(file))
@@ -183,14 +183,14 @@ def mapping(file: Path, kind: type = dict) -> Any:
 
 
 def chosen(kind: str, words: str, known: Mapping[str, Any]) -> list[str]:
-    """Those of the known names that `words` has, or all; ValueError for others."""
+    """The known names that are among `words`, or all if there are no words. ValueError for an unknown word."""
     if unknown := [word for word in words.split() if word not in known]:
         raise ValueError(f"unknown {kind} {' '.join(unknown)!r}: choose from {' '.join(known)}")
     return [name for name in known if name in words.split() or not words.split()]
 
 
 def plan(preset: str, numbers: str = "", device: str = "auto") -> list[Job]:
-    """The jobs of a preset's notebooks, "02 03" or "" for all, in teaching order.
+    """The jobs of a preset's notebooks in teaching order; `numbers` chooses some, as "02 03" does.
 
     ValueError for an unknown preset, notebook, device or parameter; FileNotFoundError for a missing preset file.
     """
@@ -214,10 +214,10 @@ def plan(preset: str, numbers: str = "", device: str = "auto") -> list[Job]:
 def start(jobs: list[Job], folder: Path, at_once: int = 0, gpus: int = 1, profile: str = "", bars: bool = False) -> int:
     """Run the jobs that are not done, print a summary, and return 0 if all are done in the end.
 
-    folder: of the list; Snakemake keeps its books there. While another process runs the list, this one waits.
-    at_once: how many jobs, which share the processor's cores; 0: one on each GPU, or one where there is none.
-    gpus: how many of these a job wants. profile: a folder of notebooks/sweeps/profiles, for jobs that run elsewhere.
-    bars: each job shows its progress, and its notebook lies in `folder`; otherwise one bar shows that of the list.
+    folder: where Snakemake keeps its records of this list. While another process runs the list, this one waits.
+    at_once: the number of jobs that run at once and share the cores. 0: one per GPU, or one if there is no GPU.
+    gpus: how many GPUs a job needs. profile: a folder of notebooks/sweeps/profiles, for jobs that run elsewhere.
+    bars: show the progress of each job and put its notebook into `folder`. Otherwise one bar shows the whole list.
     """
     known = sorted(path.name for path in PROFILES.glob("*"))
     if profile and profile not in known:
@@ -226,11 +226,11 @@ def start(jobs: list[Job], folder: Path, at_once: int = 0, gpus: int = 1, profil
         raise ValueError("device='cuda', but torch sees no GPU here; DEVICE=cpu runs notebooks, PROFILE=slurm sweeps")
     on, elsewhere = len(cards()) if gpus and not profile else 0, str((PROFILES / profile).absolute())
     at_once = at_once or max(1, on)
-    waiting = f"{folder.name} runs already, started earlier; it is waited for"
+    waiting = f"{folder.name} is already running; waiting for it to end"
     with locked(folder / "lock", waiting) as lock, (folder / "snakemake.log").open("a+") as log:
         if older := sum(job.running() for job in jobs if not job.kept.exists()):
-            print(f"{older} of the jobs run already, started earlier; they are waited for", flush=True)
-        # Those that failed the last time come last: no other job is to wait for them.
+            print(f"{older} of the jobs, started earlier, still running; waiting for them", flush=True)
+        # Jobs that failed last time come last, so that no other job waits for them.
         ordered = sorted(jobs, key=lambda job: job.error.exists())
         for job in jobs:
             job.error.unlink(missing_ok=True)
@@ -238,7 +238,7 @@ def start(jobs: list[Job], folder: Path, at_once: int = 0, gpus: int = 1, profil
             if bars and job.kept.exists():
                 job.show(job.place.with_suffix(".ipynb"))
         describe(ordered, folder / "plan.json", pick=on > 0, bars=bars)
-        # Snakemake's own lock is that of one that was killed: a living one would hold ours, too.
+        # A lock of Snakemake itself is left from a kill: a living Snakemake would hold our lock, too.
         shutil.rmtree(folder / ".snakemake" / "locks", ignore_errors=True)
         threads = max(1, (os.cpu_count() or 1) // at_once) if not profile else THREADS
         call = command(folder, gpus, threads)
@@ -246,23 +246,23 @@ def start(jobs: list[Job], folder: Path, at_once: int = 0, gpus: int = 1, profil
         call += ["--resources", f"gpu={on}"] if on else []
         begin = log.seek(0, os.SEEK_END)
         output = {"stdout": None if bars else log, "stderr": log, "env": os.environ | {"E2LIB_PROFILE": elsewhere}}
-        # It holds the lock too: were this process killed, its jobs would go on.
+        # Snakemake holds our lock, too: if this process is killed, the jobs go on.
         process = subprocess.Popen(call, pass_fds=[lock.fileno()], **output)
         _watch(process, jobs, not bars and folder.name)
         log.seek(begin)
         said = log.read()
     print(summary(jobs, folder.name))
     if process.returncode < 0:
-        print(f"Snakemake was ended by {signal.Signals(-process.returncode).name}; the same command goes on")
-    elif process.returncode and not any(job.error.exists() for job in jobs):  # no notebook's fault
+        print(f"Snakemake was ended by {signal.Signals(-process.returncode).name}; run the same command to continue")
+    elif process.returncode and not any(job.error.exists() for job in jobs):  # not because a notebook failed
         print(said)
     return process.returncode
 
 
 def describe(jobs: list[Job], file: Path, pick: bool = False, bars: bool = False) -> None:
-    """Write the plan that the Snakefile and `execute` read. A job waits for the first of its start until one is done.
+    """Write the plan that the Snakefile and `execute` read. Jobs with one start wait for the first of them.
 
-    pick: jobs choose themselves a GPU that is free.
+    pick: each job chooses a free GPU.
     """
     started = {start for job in jobs if job.kept.exists() for start in job.starts}
     first = {start: job for job in reversed(jobs) for start in job.starts if start not in started}
@@ -277,9 +277,9 @@ def describe(jobs: list[Job], file: Path, pick: bool = False, bars: bool = False
 
 
 def command(folder: Path, gpus: int, threads: int = 1) -> list[str]:
-    """How Snakemake is called for the plan in `folder`, but for where the jobs run."""
+    """The command that runs Snakemake on the plan in `folder`, without the options on where jobs run."""
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(Path("notebooks", "Snakefile").absolute())]
-    # The name of what is kept tells what went in. Its books tell which jobs it had begun when it was killed.
+    # A name already says what went in. Snakemake's records say which jobs were running when it was killed.
     words += ["--directory", str(folder), "--rerun-triggers", "mtime", "--rerun-incomplete", "--keep-going"]
     return [*words, "--scheduler", "greedy", "--config", f"root={Path.cwd()}", f"gpus={gpus}", f"threads={threads}"]
 
@@ -287,7 +287,7 @@ def command(folder: Path, gpus: int, threads: int = 1) -> list[str]:
 def _watch(process: subprocess.Popen, jobs: list[Job], title: str | bool) -> None:
     """Wait until the process ends, with a progress bar over the jobs."""
     kept, ended = {job.kept for job in jobs}, False
-    often = 0.1 if sys.stderr.isatty() else 60  # seconds: few lines in a file
+    often = 0.1 if sys.stderr.isatty() else 60  # seconds: few lines in a log file
     try:
         with tqdm(desc=f"{title}", total=len(kept), unit="job", mininterval=often, disable=not title) as bar:
             while not ended:
@@ -295,19 +295,19 @@ def _watch(process: subprocess.Popen, jobs: list[Job], title: str | bool) -> Non
                 bar.update(sum(path.exists() for path in kept) - bar.n)
                 time.sleep(0 if ended else 0.5)
     except BaseException:
-        process.terminate()  # Snakemake starts no other job, and ends after those that run
+        process.terminate()  # Snakemake starts no more jobs, and ends after the running ones
         while process.poll() is None:
             try:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
-                # A signal that comes while it holds its own lock makes it wait for itself, forever.
+                # A signal that arrives while Snakemake holds its own lock makes it wait for itself forever.
                 if not any(job.running() for job in jobs):
                     process.kill()
         raise
 
 
 def summary(jobs: list[Job], title: str) -> str:
-    """How many are done, and a table: of every job where they are few, else of ten that failed."""
+    """How many jobs are done, and a table of all jobs, or of ten failed ones if there are more than 30 jobs."""
     done = [job for job in jobs if job.kept.exists()]
     failed = [job for job in jobs if job.error.exists() and not job.kept.exists()]
     text = f"\n{title}: {len(done)} of {len(jobs)} jobs done"
@@ -323,9 +323,9 @@ def summary(jobs: list[Job], title: str) -> str:
 
 
 def execute(file: Path, kept: str) -> None:
-    """Run the job that the plan in `file` describes for `kept`; SystemExit names notebook, cell and error if it fails.
+    """Run the job that the plan in `file` describes for `kept`. SystemExit names the notebook, cell and error.
 
-    A job that outlived its Snakemake may run still: then this waits, and takes what that one makes.
+    The job may still run, because it outlived its Snakemake. Then this waits for it and uses its result.
     """
     about = json.loads(file.read_text("utf-8"))[kept]
     job = Job.of(Path(about["notebook"]), about["given"], Path(about["place"]), read=about["read"])  # as it is now
@@ -333,11 +333,11 @@ def execute(file: Path, kept: str) -> None:
         trouble = "the notebook, its files or e2lib changed meanwhile; the same command runs it as it is now"
         write(Path(kept).with_suffix(".error"), trouble)
         sys.exit(f"{job.notebook}: {trouble}")
-    with locked(job.lock, f"{job.notebook} runs already; it is waited for"):
-        for rest in job.kept.parent.glob(f".{job.kept.name}.*"):  # of a try that was killed
+    with locked(job.lock, f"{job.notebook} is already running; waiting for it to end"):
+        for rest in job.kept.parent.glob(f".{job.kept.name}.*"):  # left by a kill
             rest.unlink()
         if not job.kept.exists():
-            job.error.unlink(missing_ok=True)  # of a job that outlived its Snakemake, and failed in the end
+            job.error.unlink(missing_ok=True)  # left by a job that outlived its Snakemake and failed
             with _card() if about["pick"] else contextlib.nullcontext():
                 _execute(job, about["bar"])
     if about["bar"]:
@@ -352,7 +352,7 @@ def _execute(job: Job, bar: str) -> None:
     os.environ[parameters.ORIGIN] = job.origin
     if log := os.environ.get("E2LIB_TENSORBOARD"):  # the notebook has another working directory
         os.environ["E2LIB_TENSORBOARD"] = str(Path(log).absolute())
-    commit = _commit(job.notebook.parent)  # before: the code may be edited while this runs
+    commit = _commit(job.notebook.parent)  # now, because the code may be edited while this runs
     part = job.kept.with_name(f".{job.kept.name}.{secrets.token_hex(4)}.ipynb").absolute()
     interval = 0.1 if sys.stderr.isatty() else 20  # seconds between updates of the bar: few in a log file
     how = {"kernel_name": "python3", "language": "python", "cwd": job.notebook.parent}
@@ -361,13 +361,13 @@ def _execute(job: Job, bar: str) -> None:
     begin, error = time.monotonic(), None
     try:
         papermill.execute_notebook(job.notebook, part, job.given, **how)
-    except Exception as caught:  # of whatever kind: what was executed is kept for a look, and other notebooks go on
+    except Exception as caught:  # of any kind: what was executed is kept to look at, and other notebooks go on
         error = caught
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     trouble = f"{type(error).__name__}: {error}"
-    if part.exists() and not isinstance(error, OSError):  # on a full disk, what is written is no notebook
+    if part.exists() and not isinstance(error, OSError):  # on a full disk, the file is not a notebook
         executed = notebook.read(part)
         if trouble := _trouble(executed, error):
             job.failed.parent.mkdir(parents=True, exist_ok=True)
@@ -383,7 +383,7 @@ def _execute(job: Job, bar: str) -> None:
 
 
 def _trouble(executed: Any, error: Exception | None) -> str | None:
-    """The first code cell that failed or did not finish, and why (`error`, where the cell itself shows none)."""
+    """The first code cell that failed or did not finish, and why. `error` counts if the cell itself shows none."""
     for number, cell in enumerate(notebook.code_cells(executed), 1):
         where = f"code cell {number} ({cell.source.splitlines()[0]!r})"
         for output in cell.outputs:
@@ -395,7 +395,7 @@ def _trouble(executed: Any, error: Exception | None) -> str | None:
 
 
 def _machine(device: str) -> str:
-    """A GPU's name, or the processor's kind and the threads that torch takes of it."""
+    """The name of the GPU, or the kind of processor and the number of threads that torch uses."""
     import torch
 
     if (kind := parameters.device(device)).type == "cuda":
@@ -404,7 +404,7 @@ def _machine(device: str) -> str:
 
 
 def _commit(folder: Path) -> str:
-    """The revision of the folder's repository, with -dirty where it was edited; empty outside of one."""
+    """The revision of the repository of `folder`, with -dirty if it has edits; empty outside a repository."""
     asked = (["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain"])
     head, edited = (subprocess.run(call, cwd=folder, capture_output=True, text=True) for call in asked)
     return "" if head.returncode else head.stdout.strip() + ("-dirty" if edited.stdout.strip() else "")
@@ -413,7 +413,7 @@ def _commit(folder: Path) -> str:
 @functools.cache
 def cards() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch  # here: on a login node nothing needs it
+    import torch  # here, because a login node does not need it
 
     count = torch.cuda.device_count()  # CUDA takes the names before the first that is no GPU, such as -1
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -422,7 +422,7 @@ def cards() -> list[str]:
 
 @contextlib.contextmanager
 def _card() -> Iterator[None]:
-    """Let this process, and what it starts, see one GPU that no other job on this machine uses, if there is one."""
+    """Show this process and its children one GPU that no other job on this machine uses, if there is a GPU."""
     for name in cards():
         file = Path(tempfile.gettempdir(), f"e2lib-gpu-{os.getuid()}-{name.replace('/', '_')}.lock")
         with locked(file) as free:

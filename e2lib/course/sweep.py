@@ -1,7 +1,7 @@
-"""Grids of runs: one YAML file names notebooks and what varies; `make sweep` runs what is not done, in parallel.
+"""Grids of runs: a YAML file names notebooks and what varies, and `make sweep` runs what is not done, in parallel.
 
-The scores on validation images are in a table. Those on test images, and the executed notebooks, which show them, stay
-out of sight, so that nothing is chosen by them, until `make results` asks for them.
+A table shows the scores on validation images. Scores on test images stay hidden until `make results` asks for them, as
+do the executed notebooks, which show them. So nobody chooses by test images.
 """
 
 import itertools
@@ -25,27 +25,27 @@ class Grid(BaseModel, extra="forbid", frozen=True):
     """The runs of one notebook."""
 
     notebook: str  # its number
-    preset: str = ""  # a file in notebooks/presets without its ending; "": laptop/NN
-    parameters: dict[str, Any] = {}  # of all jobs, besides the preset's; a field is named "schedule.lr", too
+    preset: str = ""  # a file in notebooks/presets, without the ending; "" stands for laptop/NN
+    parameters: dict[str, Any] = {}  # of all jobs, in addition to the preset's; "schedule.lr" names a field
     axes: Axes = {}
 
 
 class Sweep(BaseModel, extra="forbid", frozen=True):
-    """What a sweep's YAML file holds; one with a single grid may hold that grid's lines instead of `runs`."""
+    """The content of a sweep's YAML file. A file with one grid may hold the lines of the grid instead of `runs`."""
 
     runs: Annotated[dict[str, Grid], Field(min_length=1)]
-    axes: Axes = {}  # of grids that have none of their own
-    gpus: Annotated[int, Field(ge=0, le=1, strict=True)] = 1  # a job wants, where there are some
-    into: Path | None = None  # folder of results.csv and results.md; None: results.csv in that of the sweep
+    axes: Axes = {}  # for grids without axes of their own
+    gpus: Annotated[int, Field(ge=0, le=1, strict=True)] = 1  # that a job needs, if there are any
+    into: Path | None = None  # folder of results.csv and results.md; None: only results.csv, in the folder of the sweep
 
 
 def folder_of(path: Path) -> Path:
-    """Where the jobs of the sweep in file `path` leave what they make."""
+    """The folder for the results of the sweep in file `path`."""
     return Path("runs", "sweeps", path.stem)
 
 
 def read(path: Path) -> Sweep:
-    """The sweep in file `path`; ValueError names the file, the field and what is wrong."""
+    """The sweep in file `path`. ValueError names the file, the field and what is wrong."""
     if not path.is_file():
         named = "no sweep is named" if path == Path() else f"there is no sweep {path}"
         raise FileNotFoundError(f"{named}: SWEEP=notebooks/sweeps/NAME.yaml names one")
@@ -66,10 +66,10 @@ def read(path: Path) -> Sweep:
 
 
 def plan(path: Path, names: str = "") -> list[Job]:
-    """The jobs of a sweep, or of those of its runs that `names` has, "07 08"; the last axis varies fastest.
+    """The jobs of a sweep; `names` chooses some of its runs, as "07 08" does. The last axis varies fastest.
 
-    ValueError names each wrong parameter, and two jobs of a run that are the same. A notebook with a parameter `work`
-    gets a folder that all jobs share, unless the preset names one.
+    A notebook with a parameter `work` gets a folder that all jobs share, unless its preset names one. ValueError names
+    each wrong parameter, and a run in which two jobs are the same.
     """
     sweep, found, jobs = read(path), run.notebooks(), []
     try:
@@ -87,7 +87,7 @@ def plan(path: Path, names: str = "") -> list[Job]:
 
 
 def _jobs(name: str, grid: Grid, axes: Axes, path: Path, folder: Path) -> Iterator[Job]:
-    """The jobs of the run `name` of the notebook in `path`; ValueError names the point."""
+    """The jobs of one run, of the notebook in `path`. ValueError names the point of the grid."""
     order = [*["preset"] * bool(grid.preset), *grid.parameters, *axes]
     for i, one in enumerate(order):
         if later := [other for other in order[i + 1 :] if f"{one}.".startswith(f"{other}.")]:
@@ -104,7 +104,7 @@ def _jobs(name: str, grid: Grid, axes: Axes, path: Path, folder: Path) -> Iterat
         try:
             for parameter, value in (grid.parameters | point).items():
                 known, *fields = parameter.split(".")
-                if fields and known in schema:  # a field: the preset's object stays as it is
+                if fields and known in schema:  # a field; the other fields stay as in the preset
                     content = given.get(known, schema[known].default)
                     if len(fields) > 1 or not isinstance(content, dict):
                         raise ValueError(f"axes: {parameter}: {known}={content!r} has no such field")
@@ -116,14 +116,14 @@ def _jobs(name: str, grid: Grid, axes: Axes, path: Path, folder: Path) -> Iterat
 
 
 def start(path: Path, names: str = "", profile: str = "", at_once: int = 0) -> int:
-    """Run what is not done of the sweep, write the scores on validation images, and return 0 if all is done.
+    """Run the jobs that are not done, write the scores on validation images, and return 0 if all are done.
 
-    profile: a folder of notebooks/sweeps/profiles: where jobs run. at_once: how many, as for `run.start`.
+    `profile` and `at_once` are as in `run.start`.
     """
     jobs, folder = plan(path, names), folder_of(path)
-    origin = folder / "sweep.txt"  # whose folder this is
+    origin = folder / "sweep.txt"  # names the file that the folder belongs to
     if origin.exists() and Path(other := origin.read_text()).exists() and not path.samefile(other):
-        raise ValueError(f"{path}: {folder} is that of {other}; rename one of the two files")
+        raise ValueError(f"{path}: {folder} belongs to {other}; rename one of the two files")
     folder.mkdir(parents=True, exist_ok=True)
     write(origin, os.path.relpath(path))
     status = run.start(jobs, folder, at_once, read(path).gpus, profile)
@@ -135,9 +135,9 @@ def start(path: Path, names: str = "", profile: str = "", at_once: int = 0) -> i
 
 
 def numbers(jobs: list[Job], split: str) -> pd.DataFrame | None:
-    """The tidy table (`results.tidy`) of "validation" or "test" images that jobs recorded; None if there is none.
+    """The tidy table (`results.tidy`) of the "validation" or "test" numbers that jobs recorded; None without numbers.
 
-    "run" is the name of the run in the sweep's file; the settings hold the values of the axes, "axis …".
+    "run" is the name of the run in the sweep's file. Each axis is a setting, "axis NAME".
     """
     rows, settings = [], set()
     for job in (job for job in jobs if job.kept.exists()):
@@ -150,15 +150,14 @@ def numbers(jobs: list[Job], split: str) -> pd.DataFrame | None:
 def unseal(path: Path, names: str = "") -> None:
     """Write the numbers on test images into results.csv, and put the executed notebooks into the sweep's folder.
 
-    Where the sweep says `into`, rows of other runs stay as they are, and those of runs of which a job failed.
-
-    ValueError while the sweep runs, or where jobs have neither finished nor failed: what is still to run must not be
-    chosen by these numbers; and in the end, where jobs failed.
+    With `into`, only runs whose jobs are all done get new rows; the rows of other runs stay. ValueError while the sweep
+    runs, or if jobs have neither finished nor failed, because nobody may choose later jobs by these numbers. If jobs
+    failed, ValueError names them after everything is written.
     """
     jobs, folder, sweep = plan(path, names), folder_of(path), read(path)
-    with run.locked(folder / "lock") as free:  # a job that failed may be about to run again
+    with run.locked(folder / "lock") as free:  # a failed job may be about to run again
         if not free:
-            raise ValueError(f"{folder.name} runs still; wait for it, or stop it and its Snakemake")
+            raise ValueError(f"{folder.name} is still running; wait for it, or stop it and its Snakemake")
     done = [job for job in jobs if job.kept.exists()]
     if waiting := sum(job.running() or not (job.kept.exists() or job.error.exists()) for job in jobs):
         raise ValueError(f"{path}: {waiting} of {len(jobs)} jobs have not run yet; make sweep SWEEP={path}")
@@ -177,7 +176,7 @@ def unseal(path: Path, names: str = "") -> None:
 
 
 def _merged(table: pd.DataFrame, into: Path, names: list[str]) -> pd.DataFrame:
-    """The rows of some runs, and those of others that results.csv has; runs in the order of `names`, others last."""
+    """`table` and the rows of other runs in results.csv. Runs are in the order of `names`, others last."""
     if (file := into / "results.csv").exists():
         others = results.read(file)
         table = pd.concat([others[~others.run.isin({*table.run})], table], ignore_index=True)

@@ -1,8 +1,7 @@
 """What a reader can touch: a playground for guidance, and explorers of maps, fronts, students and shortcuts.
 
-Each is a plain function that draws a state as a Figure, and a thin panel of ipywidgets that calls it again when the
-reader changes something. A panel's output also holds its first picture, so an executed notebook shows it where no
-kernel runs. Errors are shown in the panel.
+A plain function draws the state of each as a Figure. A thin panel of ipywidgets calls it again after each change. The
+output also holds the first picture, which a notebook shows where no kernel runs. The panel shows errors.
 """
 
 import base64
@@ -46,9 +45,9 @@ MOST_PIXELS = 30_000_000  # of an uploaded image, before it is decoded: 90 MB in
 
 
 def read_image(name: str, content: bytes, size: int) -> Tensor:
-    """The middle square of a reader's image file, turned as the camera says, as uint8 RGB (3, size, size).
+    """The middle square of a reader's image file, turned as its EXIF data say, as uint8 RGB (3, size, size).
 
-    ValueError for a file that is too large, has too many pixels, is damaged or of another format; it is not decoded.
+    ValueError for a file that is too large, has too many pixels, is damaged, or has another format.
     """
     if len(content) > MOST_BYTES:
         raise ValueError(f"{name} has {len(content) / 1e6:.1f} MB; at most {MOST_BYTES / 1e6:.0f} MB can be uploaded")
@@ -60,13 +59,13 @@ def read_image(name: str, content: bytes, size: int) -> Tensor:
         image = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}; {most}") from error
-    except (OSError, SyntaxError) as error:  # Pillow's, of files that are no images, or end too early
+    except (OSError, SyntaxError) as error:  # from Pillow, for files that are not images or end too early
         raise ValueError(f"{name} cannot be read as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}: {error}") from error
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def with_box(sample: Sample, c: int, box: Sequence[int]) -> Sample:
-    """The sample with one box (x1, y1, x2, y2), of class `c`, in place of its own; masks are dropped."""
+    """The sample with one box (x1, y1, x2, y2) of class `c` instead of its own, and without masks."""
     boxes = tv_tensors.wrap(torch.tensor([box], dtype=torch.float32), like=sample.boxes)
     return replace(sample, boxes=boxes, box_labels=torch.tensor([c]), masks=None)
 
@@ -74,22 +73,22 @@ def with_box(sample: Sample, c: int, box: Sequence[int]) -> Sample:
 def guided(
     model: Model, sample: Sample, loss: str = "energy", at: str = "Input", weight: float = 1.0, steps: int = 10
 ) -> Model:
-    """A copy of a network, guided by the boxes of one image: `steps` of Adam at 2e-4, falling to 0, with `Guide`.
+    """A copy of a network, guided by the boxes of one image with `steps` of Adam. The rate falls from 2e-4 to 0.
 
-    Only what lies behind the layer `at` learns. `weight` is λ.
+    Only what comes after the layer `at` learns. `weight` is λ.
     """
     step = Guide(loss, method_of(model), at, weight)
     model = copy.deepcopy(model)
     layer = f"{model.depths[at]}."
     before = [i for i, (name, _) in enumerate(model.named_parameters()) if name.startswith(layer)]
-    for i, parameter in enumerate(model.parameters()):  # in the order in which the network is built, and run
+    for i, parameter in enumerate(model.parameters()):  # in the order in which the network is built and run
         parameter.requires_grad_(i > max(before, default=-1))
     training.fit(model, [sample], steps, lr=2e-4, batch_size=1, step=step)
     return model
 
 
 def method_of(model: Model) -> str:
-    """The explanation that guides a network: contributions for a B-cos network, else IxG."""
+    """The method that guides a network: contributions for a B-cos network, IxG for others."""
     return "bcos" if model.is_bcos else "ixg"
 
 
@@ -124,9 +123,9 @@ def _logits(model: Model, images: Tensor) -> Tensor:
 def draw_explanation(
     model: Model, image: Tensor, c: int, classes: Sequence[str], method: str = "ixg", at: str = "Input"
 ) -> Figure:
-    """One image, uint8 (3, H, W), its map for class `c`, and the probabilities (softmax) of the likeliest classes.
+    """One image, uint8 (3, H, W), its map for class `c`, and the softmax probabilities of the likeliest classes.
 
-    `classes` are names; `method` and `at` are as in `explain`, with 8 steps where a method takes steps.
+    `classes` are names. `method` and `at` are as in `explain`; a method that takes steps takes 8.
     """
     x = image[None].float().to(next(model.parameters()).device) / 255
     logits, maps = explain(model, x, torch.tensor([c], device=x.device), method, at, steps=8)
@@ -149,7 +148,7 @@ def draw_explanation(
 def draw_networks(
     networks: dict[str, Model], sample: Sample, c: int, classes: Sequence[str], at: str = "Input"
 ) -> Figure:
-    """One image as several networks see it at one depth: maps of class `c`, their EPG and likeness to the first.
+    """One image as several networks see it at one depth: maps of class `c`, with EPG and cosine to the first map.
 
     EPG counts the boxes of class `c`. Bars show sigmoid probabilities: of `c`, and where a network gives 10 % or more.
     """
@@ -163,7 +162,7 @@ def draw_networks(
         found[name] = logits[0].sigmoid().cpu(), maps.cpu()
     shown = [k for k in range(len(classes)) if k == c or max(q[k] for q, _ in found.values()) > 0.1]
     columns, width = len(found) + 1, 3.1 if len(found) < 3 else 2.6  # inches
-    height = max(width + 0.5, 1 + 0.13 * len(shown) * len(found))  # bars that can be told apart
+    height = max(width + 0.5, 1 + 0.13 * len(shown) * len(found))  # bars of a width that one can see
     size, ratios = (width * columns + 3.2, height), [1] * columns + [0.7]
     figure, (first, *others, bars) = plt.subplots(1, columns + 1, figsize=size, width_ratios=ratios)
     first.imshow(photo)
@@ -188,7 +187,7 @@ def draw_networks(
 
 
 def draw_correlation(networks: dict[str, Model], scenes: Scenes) -> Figure:
-    """The first six scenes, and each network's accuracy at home and elsewhere; arguments as `by_home`."""
+    """The first six scenes, and each network's accuracy at home and elsewhere. Arguments are as in `by_home`."""
     table = by_home(networks, scenes)
     figure = plt.figure(figsize=(10.5, 5.6))
     axes = figure.subplot_mosaic([[*range(6)], ["bars"] * 6], height_ratios=[1, 1.8])
@@ -216,7 +215,7 @@ def _plain(*axes: plt.Axes) -> None:
 
 
 def jpeg(figure: Figure) -> bytes:
-    """A figure as a JPEG file, at its own size; it is closed."""
+    """The bytes of a JPEG file of a figure, which is closed."""
     plt.close(figure)
     return _file(figure.savefig, format="jpeg", dpi=72, pil_kwargs={"quality": 85})
 
@@ -228,7 +227,7 @@ def _file(save: Callable, **how: Any) -> bytes:
 
 
 class BoxCanvas(anywidget.AnyWidget):
-    """A photograph on which one box is drawn, with mouse, finger or keyboard. TraitError for a wrong box."""
+    """A photograph on which the reader draws one box with mouse, finger or keyboard. TraitError for a wrong box."""
 
     _esm = HERE / "box_canvas.js"
     photo = traitlets.Bytes().tag(sync=True)  # a PNG file
@@ -245,11 +244,11 @@ class BoxCanvas(anywidget.AnyWidget):
 
 
 class PictureButtons(anywidget.AnyWidget):
-    """A picture with points to choose from, by click, keyboard, or a mouse that rests on one."""
+    """A picture with points, which the reader chooses by click, keyboard, or a mouse that rests on one."""
 
     _esm = HERE / "picture_buttons.js"
     picture = traitlets.Bytes().tag(sync=True)  # a JPEG file
-    text = traitlets.Unicode().tag(sync=True)  # what it shows, for those who do not see it
+    text = traitlets.Unicode().tag(sync=True)  # what it shows, for readers who do not see it
     points = traitlets.List().tag(sync=True)  # "x", "y" from the upper left, in fractions of the picture, and "label"
     chosen = traitlets.Int().tag(sync=True)  # index of a point
 
@@ -271,7 +270,7 @@ class Panel(ipywidgets.VBox):
         """Draw the present state."""
         self.drawn = jpeg(self.draw())
         source = base64.b64encode(self.drawn).decode()
-        # ipywidgets' Image has no text for those who do not see it.
+        # The Image of ipywidgets has no alternative text.
         alt, style = html.escape(self.text), "max-width: 100%"
         self.picture.value = f'<img alt="{alt}" style="{style}" src="data:image/jpeg;base64,{source}">'
 
@@ -280,10 +279,7 @@ class Panel(ipywidgets.VBox):
         raise NotImplementedError
 
     def when(self, changed: dict[ipywidgets.Widget, str], answer: Callable[[], Any] = lambda: None) -> None:
-        """Call `answer`, then draw, when one of the widgets' traits changes, but not when another answer changed it.
-
-        An error in it is shown above the picture: a callback has nobody else to tell.
-        """
+        """Call `answer`, then draw, after a reader, not an answer, changed a trait; show errors above the picture."""
 
         def call(_) -> None:
             if self._answering:
@@ -310,7 +306,7 @@ class Panel(ipywidgets.VBox):
                 widget.observe(call, trait)
 
     def _repr_mimebundle_(self, **kwargs) -> dict[str, Any]:
-        """As every widget, and its picture: for notebooks that are read where no kernel runs."""
+        """As for every widget, and its picture, which shows where no kernel runs."""
         bundle = super()._repr_mimebundle_(**kwargs)
         bundle["image/jpeg"] = base64.b64encode(self.still()).decode()
         bundle["text/plain"] = f"{self.text} (Run this cell to use it.)"
@@ -344,8 +340,8 @@ def _present(scenes: Scenes, i: int) -> list[tuple[str, int]]:
 class Playground(Panel):
     """Draw a box on one of the scenes, guide a network with it, and see what that changes, here and on other scenes.
 
-    The model is a network of the scenes' classes and is not changed. Each press of *Guide* takes `steps` of Adam and
-    appends to `networks`; F1 and EPG on `others` tell what the network has become elsewhere. `scene` is shown first.
+    `model` knows the classes of the scenes, and stays as it is. Each press of *Guide* takes `steps` of Adam and appends
+    a network to `networks`. F1 and EPG on `others` show what changed there. Scene number `scene` comes first.
     """
 
     def __init__(self, model: Model, scenes: Scenes, others: Scenes, scene: int = 0, steps: int = 10):
@@ -387,7 +383,7 @@ class Playground(Panel):
         self._take_box()
 
     def _take_box(self) -> None:
-        """The first box that the scene has of the chosen class."""
+        """Take the scene's first box of the chosen class."""
         sample = self.scenes[self.scene.value]
         box = sample.boxes[sample.box_labels == self.target.value][0].int().tolist()
         self.canvas.box = _at_least(box, self.scenes.size)
@@ -412,15 +408,15 @@ class Playground(Panel):
 
 
 def _at_least(box: list[int], side: int) -> list[int]:
-    """A box inside an image of `side` pixels per side, widened to LEAST."""
+    """A box in an image of `side` pixels per side, made at least LEAST pixels wide and high."""
     low = [min(value, side - LEAST) for value in box[:2]]
     return [*low, *(max(high, start + LEAST) for high, start in zip(box[2:], low, strict=True))]
 
 
 class Explanations(Panel):
-    """Any method at any depth for any class, by name, of any image, also the reader's own.
+    """Any method at any depth, for any class of any image, also of the reader's own images.
 
-    `images` are at least one, by name, square, uint8 (3, H, W).
+    `images` are square, uint8 (3, H, W), by name; there is at least one. `classes` are names.
     """
 
     def __init__(self, model: Model, images: dict[str, Tensor], classes: Sequence[str]):
@@ -442,7 +438,7 @@ class Explanations(Panel):
         return draw_explanation(self.model, image, self.target.value, self.classes, self.method.value, self.at.value)
 
     def _ranked(self, name: str) -> list[tuple[str, int]]:
-        """Name and index of each class, the likeliest first."""
+        """Name and index of each class, likeliest first."""
         order = _logits(self.model, self.images[name][None].float() / 255)[0].argsort(descending=True)
         return [(self.classes[c], c) for c in order.tolist()]
 
@@ -450,7 +446,7 @@ class Explanations(Panel):
         self.target.options = self._ranked(self.image.value)
 
     def _choose_depth(self) -> None:
-        """Methods of the input are shown there."""
+        """Show methods of the input at the input."""
         self.at.disabled = METHODS[self.method.value].of_score
         self.at.value = "Input" if self.at.disabled else self.at.value
 
@@ -464,7 +460,7 @@ class Explanations(Panel):
 
 
 class Comparison(Panel):
-    """Several networks on one scene: their maps of a class, how alike these are, and the networks' answers.
+    """Several networks on one scene: their maps of a class, how similar these are, and the networks' answers.
 
     `networks` are by name; the others are compared with the first. The depth `at` and scene number `scene` come first.
     """
@@ -487,7 +483,7 @@ class Comparison(Panel):
 
 
 class Front(Comparison):
-    """A Pareto front whose points, at least one, show their networks' explanations when chosen.
+    """A Pareto front with at least one point. The chosen point shows the explanations of its network.
 
     `start` is the network with which the search began, `baseline` its F1 and EPG, in per cent, on the images that the
     archive was measured on; `scenes`, `at` and `scene` are as in `Comparison`.
@@ -528,7 +524,7 @@ class Front(Comparison):
 
 
 class Shortcut(Panel):
-    """Accuracy at home and elsewhere, on scenes that are composed anew when the correlation changes.
+    """Accuracy at home and elsewhere, on scenes that are composed anew after each change of the correlation.
 
     `networks`, by name, know the ten classes of Scenes. `images` is the number of scenes, `size` their pixels per side.
     """

@@ -1,7 +1,7 @@
 """`python notebooks/exercises/write.py` writes exercises into notebooks, and solutions into notebooks/solutions.
 
-Each text in notebooks/exercises is a notebook for jupytext, in which KINDS are the cells of an exercise. What this
-command wrote before is replaced. Solutions run anew where their code, or the results that they read, changed.
+Each text in notebooks/exercises is a notebook for jupytext. An exercise there has cells of these KINDS. The command
+replaces what it wrote before. It runs solutions again if their code changed, or the results that they read.
 """
 
 import copy
@@ -27,7 +27,7 @@ KINDS = ("text", "setup", "start", "solution", "check", "text")  # tags of the c
 
 
 class Exercise(NamedTuple):
-    """Texts in Markdown, and the parts of a code cell."""
+    """The texts of an exercise in Markdown, and the parts of its code cell."""
 
     number: str  # of notebook and exercise: "04.2"
     task: str
@@ -38,7 +38,7 @@ class Exercise(NamedTuple):
     why: str  # what the solution shows
 
     def cell(self, answer: str) -> str:
-        """A whole cell: the setup, `answer` (start, solution or a wrong one), the check."""
+        """A whole cell: the setup, an answer (start, solution or a wrong one), and the check."""
         code = self.setup
         for part, gap in ((answer, "\n\n"), (self.check, "\n")):
             function = part.startswith("def ") or code.splitlines()[-1].startswith(" ")
@@ -47,13 +47,13 @@ class Exercise(NamedTuple):
 
 
 def files(notebook: str) -> tuple[Path, Path, Path]:
-    """The notebook with a number "01" to "12", its exercises as text, and its solutions."""
+    """The files of notebook "01" to "12": the notebook, its exercises as text, and its solutions."""
     (path,) = FOLDER.glob(f"{notebook}_*.ipynb")
     return path, FOLDER / "exercises" / f"{path.stem}.md", FOLDER / "solutions" / path.name
 
 
 def of_notebook(notebook: str) -> tuple[list[Exercise], list[str]]:
-    """The exercises of a notebook, and a text on what to do with more time, if there is one.
+    """The exercises of a notebook, and the text on what to do with more time, if there is one.
 
     ValueError for cells that do not follow KINDS, and for numbers that do not follow each other.
     """
@@ -79,7 +79,7 @@ def of_notebook(notebook: str) -> tuple[list[Exercise], list[str]]:
 def with_exercises(notebook: str) -> NotebookNode:
     """The notebook with its exercises before its last cell, which holds the references.
 
-    ValueError where a reader has solved one in it.
+    ValueError if a reader has put an answer into it.
     """
     path, *_ = files(notebook)
     content = read(path)
@@ -111,7 +111,7 @@ def _exercise_cells(notebook: str) -> list[NotebookNode]:
 
 
 def solutions(notebook: str) -> NotebookNode:
-    """The notebook of solutions, with the outputs that it has if they are of this code."""
+    """The notebook of solutions. It has outputs if those in the file are of this code."""
     path, _, file = files(notebook)
     title = read(path).cells[0].source.splitlines()[0].removeprefix("# ")
     intro = f"# Solutions: {title}\n\nOf the exercises of [the notebook](../{path.name}). Try them there first."
@@ -138,7 +138,7 @@ def _take_outputs(notebook: NotebookNode, executed: NotebookNode) -> None:
 
 
 def stale() -> dict[Path, NotebookNode]:
-    """What `main` would write: notebooks, and solutions, without outputs where these have to be made."""
+    """What `main` would write: notebooks and solutions. Solutions that have to run have no outputs."""
     found = {}
     for number in NUMBERS:
         path, _, other = files(number)
@@ -149,7 +149,7 @@ def stale() -> dict[Path, NotebookNode]:
 
 
 def main() -> None:
-    """Write what is stale. nbclient's CellExecutionError where a solution fails."""
+    """Write what is stale. A solution that fails raises CellExecutionError of nbclient."""
     for path, fresh in stale().items():
         if path.parent != FOLDER and not any(cell.outputs for cell in code_cells(fresh)):
             quiet = ["--log-level=ERROR"]  # the kernel's warnings about itself

@@ -96,7 +96,7 @@ def test_after_every_kill_the_same_command_goes_on(project):
     killed("starter", "Snakemake")  # the job outlives them
     threading.Timer(8, (project / "notebooks" / "go").touch).start()  # while the last one waits
     done = course("run", "--preset", "smoke", "--notebooks", "2")
-    assert done.returncode == 0 and "1 of the jobs run already, started earlier" in done.stdout, done.stdout
+    assert done.returncode == 0 and "1 of the jobs, started earlier, still running" in done.stdout, done.stdout
     assert len(log.read_text().split()) == 3
     assert notebook.read(project / "runs" / "smoke" / "02_slow.ipynb").cells[-1].execution_count
     assert not [path for path in (project / "runs" / ".kept").iterdir() if path.name.startswith(".02")]
@@ -114,7 +114,7 @@ def test_a_stopped_list_stops_and_a_second_command_waits_for_it(project):
         assert first.poll() is None, first.stdout.read()
         time.sleep(0.1)
     second = course("run", "--preset", "smoke", start=subprocess.Popen)
-    assert "smoke runs already, started earlier; it is waited for" in second.stdout.readline()
+    assert "smoke is already running; waiting for it to end" in second.stdout.readline()
     first.terminate()
     (project / "notebooks" / "go").touch()
     assert "stopped: the same command goes on" in first.communicate()[0]

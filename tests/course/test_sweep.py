@@ -194,7 +194,7 @@ def test_test_numbers_stay_sealed_while_a_job_that_failed_runs_again(lesson):
     with run.locked(again.lock), pytest.raises(ValueError, match="1 of 2 jobs have not run yet"):
         sweep.unseal(path)
     starting = run.locked(Path("runs", "sweeps", "small", "lock"))  # a sweep that is about to start a job
-    with starting, pytest.raises(ValueError, match="small runs still; wait for it"):
+    with starting, pytest.raises(ValueError, match="small is still running; wait for it"):
         sweep.unseal(path)
 
 
@@ -268,7 +268,7 @@ def test_two_files_of_one_name_have_no_folder_in_common(lesson):
     Path("runs", "sweeps", "small").mkdir(parents=True)
     Path("runs", "sweeps", "small", "sweep.txt").write_text("notebooks/sweeps/small.yaml")
     with pytest.raises(
-        ValueError, match="small.yaml: runs/sweeps/small is that of notebooks/sweeps/small.yaml; rename"
+        ValueError, match="small.yaml: runs/sweeps/small belongs to notebooks/sweeps/small.yaml; rename"
     ):
         sweep.start(other)
 

@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 VALUES = Path(__file__).with_name("values.yaml")
-KEYWORDS = ("right", "within", "per cent")  # of an answer in values.yaml; what else there is are typical mistakes
+KEYWORDS = ("right", "within", "per cent")  # of an answer in values.yaml; its other keys are typical mistakes
 MODULES = ("explaining", "guiding", "distilling")
 
 
@@ -31,9 +31,9 @@ def refuse(wrong: Any, hint: str) -> None:
 
 
 def judged(number: str, *answers: Any) -> tuple[bool, str]:
-    """Whether the answers to an exercise, "04.2", are right, and the remark or hint.
+    """Whether the answers to an exercise, such as "04.2", are right, and the remark or hint.
 
-    ValueError for an unknown number. An exception that an answer raises, a function, is not caught.
+    ValueError for an unknown number. If an answer is a function that raises an exception, it is not caught.
     """
     values = yaml.safe_load(VALUES.read_text(encoding="utf-8"))
     functions = [item for name in MODULES for item in vars(importlib.import_module(f"{__name__}.{name}")).items()]
@@ -67,7 +67,7 @@ def _check_value(name: str, answer: Any, about: dict[Any, Any]) -> None:
 
 
 def check(number: str, *answers: Any) -> None:
-    """Print what `judged` says of the answers to an exercise, "04.2"; exceptions are the same."""
+    """Print what `judged` says of the answers to an exercise, such as "04.2"; exceptions are the same."""
     right, message = judged(number, *answers)
     print(f"{number} {'is right' if right else 'is not right yet'}{': ' if message else '.'}{message}")
 
@@ -75,9 +75,9 @@ def check(number: str, *answers: Any) -> None:
 def compare(
     name: str, found: Any, right: Any, *mistakes: tuple[Any, str], within: float = 1e-4, per_cent: bool = False
 ) -> None:
-    """Raise Hint if the number or tensor `found`, the answer, differs from `right` by more than `within` anywhere.
+    """Raise Hint if `found`, the answer, a number or tensor, differs from `right` by more than `within` anywhere.
 
-    mistakes: values that typical mistakes lead to, each with its hint. per_cent: a hundredth of `right` is one of them.
+    mistakes: the values of typical mistakes, each with its hint. per_cent: a hundredth of `right` is one of them.
     """
     right = torch.as_tensor(right, dtype=torch.float64)
     refuse(found is None, f"{name} is None. Does your function return its result?")
@@ -98,7 +98,7 @@ def compare(
 
 
 def choose(found: Any, right: Any, hints: dict[Any, str]) -> None:
-    """Raise Hint if `found` is not the choice `right`; `hints` are those of the other choices."""
+    """Raise Hint if `found` is not the choice `right`. The other choices have `hints`."""
     choices = ", ".join(sorted(map(str, (right, *hints))))
     refuse(found not in (right, *hints), f"{found!r} is none of {choices}.")
     if found != right:
@@ -106,7 +106,7 @@ def choose(found: Any, right: Any, hints: dict[Any, str]) -> None:
 
 
 def random_maps(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Signed maps, float32 (4, 1, 8, 8), of no particular scale, and masks of a box each, bool (4, 1, 8, 8)."""
+    """Signed maps, float32 (4, 1, 8, 8), of any scale, and masks of one box each, bool (4, 1, 8, 8)."""
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randn(4, 1, 8, 8, generator=generator) * 3
     masks = torch.zeros(4, 1, 8, 8, dtype=torch.bool)

@@ -97,7 +97,7 @@ def check_08_3(prediction, answers_only, with_reasons):
 
 
 def distilled(start: torch.Tensor, weight: float) -> torch.Tensor:
-    """Weights (2,) of a linear student that learns from a teacher with weights (2, 0), by KD and `weight` times e²KD.
+    """Weights (2,) of a linear student that learns by KD and `weight` times e²KD from a teacher of weights (2, 0).
 
     It sees 200 toy images, each of two equal numbers. It begins at `start`, float (2,), not zero.
     """

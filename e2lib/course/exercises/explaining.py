@@ -185,7 +185,7 @@ def check_12_1(share):
 
 
 def check_12_3(at_input, at_final):
-    from e2lib.course import widgets  # here: it is slow to import
+    from e2lib.course import widgets  # here, because it is slow to import
 
     network = models.build("bcos_scenes", 10, "scenes").eval()
     scene, found = datasets.Scenes("test", 4, 64, seed=0)[1], {}
