@@ -45,7 +45,7 @@ class ParetoArchive:
 
     def add(self, model: models.Model, setting: dict[str, Any], scores: dict[str, float]) -> bool:
         """Add a point, or replace that of its setting; True if it is on the front. KeyError for a missing measure."""
-        [scores[measure] for measure in self.measures]  # else KeyError, before anything is written
+        _ = [scores[measure] for measure in self.measures]  # KeyError before anything is written
         new = {"setting": setting, "scores": scores, "file": None}
         points = [dict(point) for point in self.points if point["setting"] != setting]
         # A beaten point has lost its network, and does not return when its rival is replaced.
@@ -68,8 +68,11 @@ class ParetoArchive:
         """
         check_value(self.points, f"the points in {self.folder}", self.points, "at least one, to choose from")
 
-        short = [sum(max(0, floor - p["scores"][name]) for name, floor in at_least.items()) for p in self.front]
-        return max(zip(short, self.front, strict=True), key=lambda pair: (-pair[0], pair[1]["scores"][measure]))[1]
+        def rank(point: dict[str, Any]) -> tuple[float, float]:
+            short = sum(max(0.0, floor - point["scores"][name]) for name, floor in at_least.items())
+            return -short, point["scores"][measure]
+
+        return max(self.front, key=rank)
 
     def load(self, point: dict[str, Any], like: models.Model) -> models.Model:
         """A copy of `like` with the weights of a point of the front; ValueError for a beaten point."""

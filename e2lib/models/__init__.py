@@ -47,10 +47,7 @@ _TRUNKS = {
 
 
 class Model(nn.Module):
-    """A classifier from RGB images, float (B, 3, H, W) in [0, 1], to logits (B, num_classes).
-
-    Its depths are "Input", "Mid1", "Mid2", "Mid3" and "Final". An unknown architecture has "Input" only.
-    """
+    """A classifier of `build`, from RGB images, float (B, 3, H, W) in [0, 1], to logits (B, num_classes)."""
 
     def __init__(self, name: str, num_classes: int, net: nn.Module):
         super().__init__()
@@ -86,9 +83,11 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
         weights: "imagenet" (efficientnet_lite*), "scenes" (bcos_scenes), or a file of the net's tensors. A head of
             another number of classes is not loaded.
 
-    Raises ValueError for an unknown name, number or weights, and for the first tensor of a file that does not fit;
-    FileNotFoundError for a missing file; ImportError for a missing package of weights. Notes: for X-DNNs IxG equals
-    Integrated Gradients with the mean colour as baseline. Maps are zero before training, as Fixup starts with zeros.
+    The depths are "Input", "Mid1", "Mid2", "Mid3" and "Final"; an unknown architecture has "Input" only. For X-DNNs,
+    IxG equals Integrated Gradients with the mean colour as baseline; untrained, their maps are zero.
+
+    Raises ValueError for a wrong argument, and for the first tensor of a file that does not fit; FileNotFoundError for
+    a missing file; ImportError for a missing package of weights.
     """
     check_value(num_classes >= 1, "num_classes", num_classes, "at least 1")
     net = ARCHITECTURES[name](num_classes) if name in ARCHITECTURES else _timm(name, num_classes)
@@ -98,7 +97,7 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
 
 
 def _depths(net: nn.Module) -> dict[str, str]:
-    """Depth -> path in `net`; empty for an unknown architecture."""
+    """Depths Mid1, Mid2, Mid3 and Final, and their paths in `net`; none for an unknown architecture."""
     kind = type(net).__name__
     if hasattr(net, "depths"):  # set by `models.wrap`, or by the network's author
         return {depth: path for depth, path in net.depths.items() if path}
