@@ -6,6 +6,7 @@ not killed. KILLS=2 in the environment tries fewer moments. The quick tests besi
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -24,7 +25,7 @@ from e2lib.course import results, run
 from e2lib.datasets import Scenes
 from tests.course.conftest import course, project, write  # noqa: F401
 from tests.course.test_run import children
-from tests.training.common import GUIDED, flipped, started, tiny
+from tests.training.common import GUIDED, flipped, tiny
 
 MOMENTS = int(os.environ.get("KILLS", "20"))
 PATIENCE = 300  # seconds until a run that hangs fails the test
@@ -63,6 +64,15 @@ def begin(work, folder: Path) -> None:
     work(folder)
 
 
+def started(work, folder: Path):
+    """A process that runs `begin`, forked from one that has imported all of this."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.kills"])
+    process = server.Process(target=begin, args=(work, folder))
+    process.start()
+    return process
+
+
 def visible(folder: Path) -> list[Path]:
     """The files that count as done."""
     return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
@@ -78,14 +88,14 @@ def is_whole(path: Path, finished: Path, result: dict) -> bool:
 
 @pytest.mark.parametrize("work", [trained, extracted, explained])
 def test_work_that_is_killed_at_random_moments_ends_with_the_same_numbers(work, tmp_path, capfd):
-    finished, process = tmp_path / "finished", started(begin, work, tmp_path / "finished")
+    finished, process = tmp_path / "finished", started(work, tmp_path / "finished")
     seconds = lifetime(process, finished)
     assert process.exitcode == 0
     files, expected, killed, done = visible(finished), work(finished), 0, []
     assert visible(finished) == files  # a test of code that is edited meanwhile would end here
     for number in range(MOMENTS):
         folder = tmp_path / str(number)
-        process = started(begin, work, folder)
+        process = started(work, folder)
         lifetime(process, folder, random.uniform(0, seconds))
         killed += process.exitcode == -signal.SIGKILL
         there = visible(folder)

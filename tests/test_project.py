@@ -160,7 +160,8 @@ def test_continuous_integration_runs_the_tests():
 
 def test_gpu_workflow_runs_the_laptop_preset_on_a_gpu_runner():
     [job] = load(".github/workflows/gpu.yml")["jobs"].values()
-    check, first, nightly = commands(job)
+    check, kills, first, nightly = commands(job)
+    assert kills.endswith("pytest tests/kills.py")
     assert check.startswith("make setup") and "torch.cuda.is_available()" in check  # where none is, auto takes the CPU
     assert first == "make run PRESET=laptop"
     compared = "tests.verdicts notebooks/claims.yaml runs/before.csv notebooks/results.csv"
