@@ -120,9 +120,11 @@ def explain(
 def against_others(classes: Tensor, count: int) -> Tensor:
     """Targets for `explain`: each class's logit less the mean of the other logits.
 
-    classes int64 (B,) or (B, K), -1 for none; count, of classes, at least 2 (else ValueError) -> float32 (B, K, C).
+    classes int64 (B,) or (B, K), -1 for none; count, of classes, at least 2 -> float32 (B, K, C). Else ValueError.
     """
     check_value(count >= 2, "count", count, "at least 2; one class has no others to be set against")
+    wrong = classes[(classes < -1) | (classes >= count)]
+    check_value(not len(wrong), "classes", wrong.tolist(), f"in 0..{count - 1}, or -1 for none")
     chosen = F.one_hot(classes.reshape(len(classes), -1) + 1, count + 1)[..., 1:].float()  # (B, K, C)
     return (chosen * count - chosen.sum(-1, keepdim=True)) / (count - 1)
 

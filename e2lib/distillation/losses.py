@@ -70,6 +70,7 @@ def dist(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
 
     Both are means of 1 − Pearson's correlation of softmax(z/τ): inter over the classes, intra over the images.
     """
+    check_value(len(student) > 0, "logits", "empty", "of one image or more")
     student, teacher = (z.softmax(1) for z in _logits(student, teacher, temperature))
     pairs = (student, teacher), (student.T, teacher.T)
     inter, intra = (1 - (_standard(a) * _standard(b)).sum(1).mean() for a, b in pairs)
@@ -86,7 +87,9 @@ def e2kd(student: Tensor, teacher: Tensor) -> Tensor:
 
 def cat_kd(student: Tensor, teacher: Tensor, cells: int = 2) -> Tensor:
     """Σ_c ‖a_S/‖a_S‖ − a_T/‖a_T‖‖² / C, in [0, 4], of `class_maps` pooled to cells x cells (Guo et al., CVPR 2023)."""
-    student, teacher = (_unit(x.flatten(2)) for x in _features(student, teacher, cells))
+    both = _features(student, teacher, cells)
+    maps = _checked(both[0].shape == both[1].shape, "maps", *both, "of the same classes")
+    student, teacher = (_unit(x.flatten(2)) for x in maps)
     return (student - teacher).square().sum(2).mean(1)
 
 

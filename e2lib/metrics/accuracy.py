@@ -34,7 +34,8 @@ class F1(BinaryF1Score):
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, C) float, labels (B, C), 0 or 1."""
         check_logits(logits, labels)
-        super().update((logits > 0).long(), labels.long())
+        if len(logits):  # torchmetrics fails without
+            super().update((logits > 0).long(), labels.long())
 
 
 class MeanAP(Metric):
@@ -94,7 +95,7 @@ class GroupAccuracy(Metric):
         whole = groups.shape == logits.shape[:1] and not groups.is_floating_point()
         if not whole or not ((groups >= 0) & (groups < len(self.groups))).all():
             raise ValueError(f"groups is {groups.tolist()}; each must be 0 to {len(self.groups) - 1}")
-        right = groups[logits.argmax(1) == labels.argmax(1)]
+        right = groups[logits.argmax(1) == labels.long().argmax(1)]
         self.counts += torch.stack([torch.bincount(some, minlength=len(self.groups)) for some in (right, groups)])
 
     def compute(self) -> dict[str, Tensor]:
