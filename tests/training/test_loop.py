@@ -168,7 +168,7 @@ def test_no_images_and_a_negative_number_of_epochs_are_refused():
         training.fit(tiny(), empty, epochs=1, lr=1e-2)
     with pytest.raises(ValueError, match="dataset is empty"):
         training.evaluate(tiny(), empty)
-    with pytest.raises(ValueError, match="epochs is -1; it must be 0 or more"):
+    with pytest.raises(ValueError, match="epochs is -1; it must be at least 0"):
         training.fit(tiny(), Scenes("train", 4, 64), epochs=-1, lr=1e-2)
 
 
