@@ -563,7 +563,7 @@ SUBJECTS = {
 }
 for _, axes in SUBJECTS.values():
     axes["context"] = CONTEXTS
-EXAMPLES = 4  # of each kind
+EXAMPLES = 3  # of each kind
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -112,6 +112,16 @@ def test_soft_masks_are_taken_as_they_are(name):
     torch.testing.assert_close(value, torch.tensor([expected[name]]))
 
 
+def test_soft_masks_of_half_precision_are_counted_exactly():
+    """Their sum, 90,000, is beyond float16; bfloat16 would round sums."""
+    maps, masks = torch.full((1, 1, 300, 300), 0.5), torch.ones(1, 1, 300, 300)
+    maps[..., 0, 0] = 1
+    expected = LOSSES["ppce"](maps, masks.bool())
+    assert expected == pytest.approx(math.log(2), rel=1e-4)
+    for low in (torch.half, torch.bfloat16):
+        torch.testing.assert_close(LOSSES["ppce"](maps, masks.to(low)), expected)
+
+
 def test_energy_is_one_minus_epg():
     maps = torch.cat([MAPS, torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(2))])
     masks = torch.cat([MASKS, MASKS])
@@ -602,6 +612,16 @@ def test_ceiling_by_hand():
     for size in (1, 2, 64):
         assert ceiling(model, [sample, full, without], "0", size) == pytest.approx(100 * (expected + 1) / 2)
     assert ceiling(nn.Sequential(nn.Identity(), model), [sample], "0") == 100
+
+
+def test_ceiling_changes_no_random_numbers_and_works_in_inference_mode():
+    def noisy(sample):
+        return replace(sample, image=(sample.image + torch.randint(0, 9, sample.image.shape)).byte())
+
+    model, dataset, state = tiny().float(), Scenes("val", 3, 64, transform=noisy), torch.get_rng_state()
+    with torch.inference_mode():
+        assert ceiling(model, dataset, "0") == ceiling(model, dataset, "0")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_ceiling_falls_with_resolution():

@@ -1,5 +1,8 @@
 """Second derivatives: those of torch, in a fast form, and dynamic weights held fixed."""
 
+from functools import partial
+from itertools import permutations
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -139,3 +142,83 @@ def test_bfloat16_gradients_of_maps_are_those_of_float32_within_its_precision():
         gradients = torch.autograd.grad(maps.float().square().sum().sqrt(), weights)
         found.append(torch.cat([g.flatten() for g in gradients]))
     assert F.cosine_similarity(*found, dim=0) > 0.98
+
+
+# ---- what changes a tensor in place, and norms
+
+IN_PLACE = {name: partial(getattr(F, name), inplace=True) for name in ("relu", "relu6", "hardsigmoid", "hardswish")}
+IN_PLACE |= {
+    name: partial(getattr(F, name), inplace=True) for name in ("silu", "mish", "elu", "leaky_relu", "hardtanh")
+}
+IN_PLACE |= {"relu_": torch.Tensor.relu_, "torch.relu_": torch.relu_, "sigmoid_": torch.Tensor.sigmoid_}
+IN_PLACE |= {"module": nn.ReLU(inplace=True), "soft module": nn.Hardswish(inplace=True)}
+IN_PLACE |= {
+    "part": lambda x: F.relu(x[:, :2], inplace=True),
+    "soft part": lambda x: F.hardswish(x[:, :2], inplace=True),
+}
+IN_PLACE |= {"sum": lambda x: x.add_(1), "product": lambda x: x.mul_(2)}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_in_place_operations_change_what_other_branches_read_too(name):
+    """Two branches read what the operation has changed; logits, maps and their gradients are those of torch alone."""
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, images):
+            x = self.stem(images).clone()
+            changed = IN_PLACE[name](x)
+            return (self.conv(changed) + x).mean((2, 3)) if changed.shape == x.shape else self.conv(x).mean((2, 3))
+
+    torch.manual_seed(0)
+    net, images = Branches().double(), torch.rand(2, 3, 8, 8, dtype=torch.double).requires_grad_()
+    logits = net(images)
+    (gradient,) = torch.autograd.grad(logits[0, 1] + logits[1, 3], images, create_graph=True)
+    maps = (images * gradient).sum(1, keepdim=True)
+    for create_graph in (False, True):
+        found = explain(net, images.detach(), [1, 3], create_graph=create_graph)
+        torch.testing.assert_close(found.logits, logits)
+        torch.testing.assert_close(found.maps, maps, rtol=1e-6, atol=1e-9)
+    if "hardsigmoid" not in name:  # torch has no second derivative of it
+        both = [torch.autograd.grad(x.square().sum(), net.stem.weight)[0] for x in (found.maps, maps)]
+        torch.testing.assert_close(*both)
+
+
+def normalised(x, dims, mean=None, var=None):
+    mean = x.mean(dims, keepdim=True) if mean is None else mean
+    var = x.var(dims, keepdim=True, unbiased=False) if var is None else var
+    return (x - mean) / (var + 1e-5) ** 0.5
+
+
+NORMS = {
+    "batch, train": (lambda x: F.batch_norm(x, None, None, training=True), lambda x: normalised(x, (0, 2, 3))),
+    "batch, eval": (
+        lambda x: F.batch_norm(x, *[torch.full((x.shape[1],), v, dtype=torch.double) for v in (0.3, 2.0)]),
+        lambda x: normalised(x, None, 0.3, 2.0),
+    ),
+    "instance": (F.instance_norm, lambda x: normalised(x, (2, 3))),
+    "group": (lambda x: F.group_norm(x, 1), lambda x: normalised(x, (1, 2, 3))),
+    "layer": (lambda x: F.layer_norm(x, x.shape[1:]), lambda x: normalised(x, (1, 2, 3))),
+}
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5, 3), (2, 1, 4, 3), (1, 1, 1, 5), (2, 4, 1, 1), (1, 3, 1, 1)])
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_are_exact_whatever_follows_them(name, shape):
+    if name == "instance" and shape[2:] == (1, 1) or name == "batch, train" and shape[0] * shape[2] * shape[3] == 1:
+        pytest.skip("torch refuses one value per channel")
+    own, by_hand = NORMS[name]
+    for order in permutations(range(4)):
+        for twice in (False, True):
+            x, found = torch.randn(shape, dtype=torch.double, requires_grad=True), []
+            weights = torch.randn([shape[d] for d in order], dtype=torch.double)
+            for function in (own, by_hand):
+                with Exact(twice=twice) as mode:
+                    mode.found = twice
+                    y = function(x).permute(order)
+                    (first,) = torch.autograd.grad((y * weights + y**3).sum(), x, create_graph=True)
+                found.append((first, *torch.autograd.grad(first.cos().sum(), x)))
+            torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-8)

@@ -84,6 +84,15 @@ def test_a_batch_without_images_has_maps_without_images(method, shape):
     assert out.logits.shape == (0, 3) and out.maps.shape == (0, *(shape[1:] or (1,)), SIZE, SIZE)
 
 
+def test_one_value_per_class_is_no_class_of_a_network_of_two_either():
+    net, images = nn.Sequential(nn.Conv2d(3, 2, 8), nn.Flatten()), torch.rand(2, 3, 8, 8)
+    assert explain(net, images, [[0, 1]] * 2).maps.shape[1] == 2  # both classes of each image
+    for labels in (torch.tensor([[1, 0], [0, 1]]), torch.tensor([[1, 1], [0, 1]]).byte()):
+        with pytest.raises(ValueError, match="look like one value per class; .*targets.float()"):
+            explain(net, images, labels)
+    assert explain(net, images, torch.tensor([[1.0, 0], [0, 1]])).maps.shape[1] == 1
+
+
 def test_maps_are_the_same_alone_and_in_a_batch_although_the_model_is_in_train_mode():
     model, (images, targets) = build("resnet").train(), batch()
     together = explain(model, images, targets).maps

@@ -257,14 +257,15 @@ def test_steps_have_exact_gradients_where_one_image_passes_alone(step):
 
 
 class Checkpointed(nn.Module):
-    def __init__(self):
+    def __init__(self, reentrant=False):
         super().__init__()
+        self.reentrant = reentrant
         self.stem, self.body = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
         self.head, self.whole = nn.Linear(6, 3), False
 
     def forward(self, images):
-        x = checkpoint(lambda x: self.stem(x).relu(), images, use_reentrant=False)
-        x = checkpoint(self.body, x, use_reentrant=False) if self.whole else self.body(x)
+        x = checkpoint(lambda x: self.stem(x).relu(), images, use_reentrant=self.reentrant)
+        x = checkpoint(self.body, x, use_reentrant=self.reentrant) if self.whole else self.body(x)
         return self.head(x.relu().mean((2, 3)))
 
 
@@ -280,6 +281,24 @@ def test_gradient_checkpointing_works_before_the_explained_layer_and_is_refused_
     assert explain(net, x, targets).maps.any()
     with pytest.raises(ValueError, match="gradient checkpointing"):
         explain(net, x, targets, create_graph=True)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_layer_that_no_gradient_reaches_is_named(create_graph):
+    """In a reentrant checkpoint, before one, in torch.no_grad, or beside the path to the logits."""
+
+    class Frozen(Checkpointed):
+        def forward(self, images):
+            with torch.no_grad():
+                x = self.body(self.stem(images))
+            self.stem(images)
+            return self.head(x.mean((2, 3)))
+
+    x, net = images(2).float(), Checkpointed(reentrant=True)
+    assert explain(net, x, 1, at="body", create_graph=create_graph).maps.any()  # behind it
+    for network, at in ((net, "Input"), (net, "stem"), (Frozen(), "Input"), (Frozen(), "body")):
+        with pytest.raises(ValueError, match="at: no gradient leads from the logits to the explained layer"):
+            explain(network, x, 1, at=at, create_graph=create_graph)
 
 
 def test_compiled_networks_are_refused():

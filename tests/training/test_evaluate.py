@@ -297,6 +297,35 @@ def test_the_least_that_a_data_set_needs(data):
         assert scores["IoU"] == pytest.approx(100 * metrics.iou(maps, masks, 0.3).mean().item(), rel=1e-3)
 
 
+class InPlace(nn.Module):
+    """Changes its images in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 2, 32), nn.Flatten())
+
+    def forward(self, images):
+        images -= 0.5
+        images *= 100
+        return self.net(images)
+
+
+def test_networks_that_change_their_images_change_them_for_nobody_else():
+    torch.manual_seed(0)
+    net = InPlace()
+    pixels = collate([Least()[i] for i in range(4)]).images.mean().item()
+    for method in (None, "ixg"):
+        scores = training.evaluate(
+            net, Least(), method=method, teacher=net, metrics={"pixels": lambda images: images.mean((1, 2, 3))}
+        )
+        assert scores["agreement"] == 100 and scores["pixels"] == pytest.approx(100 * pixels, rel=1e-4)
+
+
+def test_the_size_of_a_batch_is_checked():
+    with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
+        training.evaluate(InPlace(), Least(), batch_size=0, method="ixg")
+
+
 class Linear(nn.Module):
     """The mean colour times a weight, as logits of as many classes."""
 
