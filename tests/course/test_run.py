@@ -94,9 +94,11 @@ def test_after_every_kill_the_same_command_goes_on(project):
     assert done.returncode > 0 and "smoke: 0 of 1 jobs done" in said, said
     killed("starter", "Snakemake", "others")
     killed("starter", "Snakemake")  # the job outlives them
-    threading.Timer(8, (project / "notebooks" / "go").touch).start()  # while the last one waits
-    done = course("run", "--preset", "smoke", "--notebooks", "2")
-    assert done.returncode == 0 and "1 of the jobs, started earlier, still running" in done.stdout, done.stdout
+    done = course("run", "--preset", "smoke", "--notebooks", "2", start=subprocess.Popen)
+    assert "1 of the jobs, started earlier, still running" in done.stdout.readline()
+    (project / "notebooks" / "go").touch()  # while the last one waits
+    said = done.communicate()[0]
+    assert done.returncode == 0, said
     assert len(log.read_text().split()) == 3
     assert notebook.read(project / "runs" / "smoke" / "02_slow.ipynb").cells[-1].execution_count
     assert not [path for path in (project / "runs" / ".kept").iterdir() if path.name.startswith(".02")]
