@@ -1,6 +1,5 @@
 """Networks by name, with their depths; `wrap` gives any other network depths, `split` cuts one into trunk and head."""
 
-import copy
 import difflib
 import math
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from torchvision.transforms import v2
 
 from e2lib.attribution.forward import logits_of
 from e2lib.datasets.files import check_value
+from e2lib.models.parts import Head, split
 from e2lib.models.weights import IMAGENET, fingerprint, head_prefixes, load, save, train_head_only
 
 __all__ = ["ARCHITECTURES", "Head", "Model", "Wrapped", "build", "fingerprint", "head_prefixes", "save", "split"]
@@ -38,12 +38,6 @@ STAGES = {
 # The stages of these stand in timm's feature_info, except a last 1x1 convolution.
 _TIMM_CNNS = ("ResNet", "DenseNet", "EfficientNet", "MobileNetV3", "ConvNeXt", "RegNet", "ByobNet", "VGG")
 _FINAL = {"EfficientNet": "bn2", "RegNet": "final_conv"}
-# The modules before the last stage, in the order in which they run.
-_TRUNKS = {
-    "EfficientNet": ("conv_stem", "bn1", "blocks"),  # all but the last 1x1 convolution
-    "ResNet": ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3"),
-    "BcosResNet": ("conv1", "bn1", "pool", "layer1", "layer2", "layer3"),
-}
 
 
 class Model(nn.Module):
@@ -218,36 +212,3 @@ class Wrapped(nn.Module):
 
 
 wrap = Wrapped
-
-
-class Head(nn.Module):
-    """The end of a network, made by `split`: from features (B, C, h, w) to logits (B, num_classes). Its depth is Final.
-
-    `explain` resizes maps to `explained_size`, in pixels. The head reads only the slice `channels` of the features.
-    """
-
-    def __init__(self, model: Model, size: int):
-        super().__init__()
-        self.name, self.num_classes, self.is_bcos = model.name, model.num_classes, model.is_bcos
-        self.logit_bias, self.explained_size, self.channels = model.logit_bias, (size, size), slice(None)
-        self.net = copy.copy(model.net)
-        self.net._modules = model.net._modules | {name: nn.Identity() for name in _TRUNKS[type(model.net).__name__]}
-        self.depths = {"Final": model.depths["Final"]}
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.net(features[:, self.channels])
-
-
-def split(model: Model, size: int) -> tuple[nn.Sequential, Head]:
-    """Cut a network of `build` into a frozen trunk and a head: head(trunk(images)) = model(images) in eval mode.
-
-    The head is the last stage (in EfficientNets the last 1x1 convolution) and the classifier. Training it trains the
-    network, whose modules it shares. Images have `size` x `size` pixels. ValueError for another kind of network.
-    """
-    kind = type(getattr(model, "net", model)).__name__
-    if not isinstance(model, Model) or kind not in _TRUNKS:
-        raise ValueError(f"model is a {kind}; `split` knows the {', '.join(_TRUNKS)} of `models.build`")
-    head = Head(model, size)
-    parts = [getattr(model.net, name) for name in _TRUNKS[kind]]
-    trunk = nn.Sequential(model.preprocess, *(part for part in parts if part is not None))
-    return trunk.requires_grad_(False).eval(), head

@@ -1,0 +1,112 @@
+"""A network in two parts: a frozen trunk, whose features are computed once, and a head that trains on them."""
+
+import copy
+import math
+
+import torch
+from bcos.models.vit import SimpleViT
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+
+class _Reached(Exception):
+    """Carries the features out of a trunk."""
+
+
+class Trunk(nn.Module):
+    """What a network computes of images (B, 3, H, W) up to the module at `path` of its `net`; made by `split`."""
+
+    def __init__(self, model: nn.Module, path: str):
+        super().__init__()
+        self.preprocess, self.net, self.path = model.preprocess, _part(model.net, path, before=True), path
+
+    def forward(self, images: Tensor) -> Tensor:
+        def stop(module, inputs, features):
+            raise _Reached(features)
+
+        handle = self.net.get_submodule(self.path).register_forward_hook(stop)
+        try:
+            self.net(self.preprocess(images))
+        except _Reached as reached:
+            found = reached.args[0]
+        finally:
+            handle.remove()
+        if found.ndim == 4:
+            return found
+        side = math.isqrt(found.shape[1])  # with tokens of its own besides the patches, a transformer fills no grid
+        return found.transpose(1, 2).unflatten(2, (side, side) if side**2 == found.shape[1] else (-1, 1))
+
+
+class Head(nn.Module):
+    """The end of a network, made by `split`: from features (B, C, h, w) to logits, with the depths that it holds.
+
+    `explain` resizes maps to `explained_size`, in pixels. The head reads only the slice `channels` of the features.
+    """
+
+    def __init__(self, model: nn.Module, path: str, size: int):
+        super().__init__()
+        self.name, self.num_classes, self.is_bcos = model.name, model.num_classes, model.is_bcos
+        self.logit_bias, self.explained_size, self.channels = model.logit_bias, (size, size), slice(None)
+        self.net, self.prefix_tokens = _part(model.net, path, before=False), model.prefix_tokens
+        names, there = [name for name, _ in model.net.named_modules()], dict(self.net.named_modules())
+        later = {f"net.{name}" for name in names[names.index(path) :] if name in there}
+        self.depths = {depth: at for depth, at in model.depths.items() if at in later}
+        self.tokens = any(isinstance(module, VisionTransformer | SimpleViT) for module in model.modules())
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = features[:, self.channels]
+        return self.net(features.flatten(2).transpose(1, 2) if self.tokens else features)
+
+    def reshape(self, layer: Tensor) -> Tensor:
+        """A layer on its grid (B, C, h, w); the patch tokens of a square image fill a square."""
+        if layer.ndim == 4:
+            return layer
+        patches = layer[:, self.prefix_tokens :].transpose(1, 2)
+        return patches.unflatten(2, (math.isqrt(patches.shape[2]), -1))
+
+
+def split(model: nn.Module, size: int, at: str | None = None) -> tuple[Trunk, Head]:
+    """Cut a network of `build` into a frozen trunk and a head: head(trunk(images)) = model(images) in eval mode.
+
+    Images have `size` x `size` pixels. Features are the output at the depth `at`, Mid1 to Final; by default at Mid3, in
+    EfficientNets before the last 1x1 convolution. The head explains depths from there on. Training it trains the
+    network, whose modules it shares. ValueError for a network that does not compute these parts one after the other.
+    """
+    net = getattr(model, "net", None)
+    places = {depth: path[4:] for depth, path in getattr(model, "depths", {}).items() if path.startswith("net.")}
+    if at is None and type(net).__name__ == "EfficientNet":
+        places |= {"Mid3": "blocks"}
+    if (at or "Mid3") not in places or not hasattr(model, "num_classes"):
+        known = ", ".join(places) or "none: `split` takes networks of `models.build`"
+        raise ValueError(f"at is {at!r}; the depths of {type(net or model).__name__} are {known}")
+    trunk, head = Trunk(model, places[at or "Mid3"]), Head(model, places[at or "Mid3"], size)
+    parameter, modes = next(model.parameters()), {module: module.training for module in model.modules()}
+    image = torch.linspace(0, 1, 3 * size**2, device=parameter.device, dtype=parameter.dtype).view(1, 3, size, size)
+    with torch.no_grad():
+        whole, found = model.eval()(image), head.eval()(trunk.eval()(image))
+    for module, training in modes.items():
+        module.training = training
+    if not torch.allclose(whole, found, 1e-3, 1e-4):
+        raise ValueError(f"model is a {type(net).__name__}, which cannot be cut at {at or 'Mid3'}: give another depth")
+    return trunk.requires_grad_(False).eval(), head
+
+
+def _part(module: nn.Module, path: str, before: bool) -> nn.Module:
+    """The module with nn.Identity in place of all behind the one at `path`, or of that one and all before it.
+
+    A shallow copy: parameters and the remaining modules are shared.
+    """
+    name, _, inner = path.partition(".")
+    result, names = copy.copy(module), list(module._modules)
+    position = names.index(name)
+    gone = names[position + 1 :] if before else names[:position]
+    result._modules = module._modules | {other: nn.Identity() for other in gone if module._modules[other] is not None}
+    if inner:
+        result._modules[name] = _part(module._modules[name], inner, before)
+    elif not before:
+        result._modules[name] = nn.Identity()
+    if not before and isinstance(module, VisionTransformer | SimpleViT):  # the features have their positions
+        result.__dict__["_pos_embed"] = nn.Identity()  # hides timm's method
+        result.__dict__["positional_embedding"] = lambda tokens: 0
+        result._modules.pop("positional_embedding", None)
+    return result
