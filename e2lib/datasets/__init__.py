@@ -8,6 +8,7 @@ from torchvision.transforms import v2
 
 from e2lib.datasets.coco import COCO
 from e2lib.datasets.files import Folder, ImageFolder, check_value
+from e2lib.datasets.removal import Without, fill
 from e2lib.datasets.sample import Batch, Joint, Sample, Samples, collate
 from e2lib.datasets.scenes import SceneBirds, Scenes
 from e2lib.datasets.subsets import Selection, at_most, dilated, few_shot, random_order, with_boxes, with_transform
@@ -84,7 +85,7 @@ def load_splits(
     return with_transform(train, (crop_transform if crops else train_transform)(size)), val, test
 
 
-__all__ = ["COCO", "DATASETS", "VOC", "VOC_CLASSES", "Batch", "ImageFolder", "Joint", "Sample", "Samples"]
+__all__ = ["COCO", "DATASETS", "VOC", "VOC_CLASSES", "Batch", "ImageFolder", "Joint", "Sample", "Samples", "Without"]
 __all__ += ["SceneBirds", "Scenes", "Selection", "Waterbirds", "at_most", "collate", "crop_transform", "dilated"]
 __all__ += ["eval_transform", "export_voc", "few_shot", "load", "load_splits", "random_order", "train_transform"]
-__all__ += ["with_boxes", "with_transform"]
+__all__ += ["fill", "with_boxes", "with_transform"]

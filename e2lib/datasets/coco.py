@@ -13,6 +13,8 @@ from e2lib.datasets.files import FileDataset, Folder, Item, check_unique, need
 from e2lib.datasets.sample import Transform, check_value
 
 ID, NUMBER, TEXT, LIST = (int, str), (int, float), (str,), (list,)
+LARGE = 1e9  # no size or coordinate is, and NaN is not below it
+MUST = {ID: "a whole number or a text", NUMBER: f"a number below {LARGE:g}", TEXT: "a text", LIST: "a list"}
 FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "categories": {"id": ID, "name": TEXT},
     "images": {"id": ID, "file_name": TEXT, "height": NUMBER, "width": NUMBER},
@@ -66,7 +68,7 @@ class COCO(FileDataset):
                 raise ValueError(f"{where}: {image!r} is no id of its images")
             if kind not in class_of:
                 raise ValueError(f"{where}: unknown class {kind!r}; known ids: {sorted(class_of)}")
-            right = len(a["bbox"]) == 4 and all(type(v) in NUMBER and abs(v) < 1e9 for v in a["bbox"])
+            right = len(a["bbox"]) == 4 and all(type(v) in NUMBER and abs(v) < LARGE for v in a["bbox"])
             check_value(right, f"{where}: bbox", a["bbox"], "x, y, width, height, in pixels")
             check_value(a.get("iscrowd", 0) in (0, 1), f"{where}: iscrowd", a.get("iscrowd"), "0 or 1")
             x, y, w, h = a["bbox"]
@@ -100,9 +102,10 @@ def _by_id(path: Path, content: dict, section: str) -> dict[int | str, dict]:
     for position, entry in enumerate(entries):
         about = entry if isinstance(entry, dict) else {}
         for field, kinds in FIELDS[section].items():
-            if type(about.get(field)) not in kinds:
+            value = about.get(field)
+            if type(value) not in kinds or value == "" or kinds == NUMBER and not abs(value) < LARGE:
                 name = f"{path}: {section} entry {about.get('id', f'at position {position}')}: {field}"
-                raise ValueError(f"{name} is {about.get(field)!r}; need {' or '.join(kind.__name__ for kind in kinds)}")
+                raise ValueError(f"{name} is {value!r}; need {MUST[kinds]}")
         if found.setdefault(entry["id"], entry) is not entry:
             raise ValueError(f"{path}: two {section} with the id {entry['id']}: {found[entry['id']]} and {entry}")
     types = {type(number).__name__: number for number in found}
@@ -126,7 +129,7 @@ def _decode(shape: list | dict, size: tuple[int, int], where: str) -> np.ndarray
         raise ImportError("segmentations of COCO need pycocotools: pip install 'e2lib[coco]'") from error
     right = isinstance(shape, list) and all(isinstance(part, list) and len(part) >= 6 for part in shape)
     right = right and all(
-        len(part) % 2 == 0 and all(type(v) in NUMBER and abs(v) < 1e9 for v in part) for part in shape
+        len(part) % 2 == 0 and all(type(v) in NUMBER and abs(v) < LARGE for v in part) for part in shape
     )
     check_value(right, where, shape, "a list of polygons [x1, y1, x2, y2, x3, y3, ...]")
     x, y = (np.array([v for part in shape for v in part[axis::2]]) for axis in (0, 1))

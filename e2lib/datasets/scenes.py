@@ -10,7 +10,7 @@ of the cut-outs of each category appear in test_unseen alone, on the regions of 
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -213,8 +213,16 @@ class _Composed(Samples):
         crop, flip = (x, y, x + side, y + side), random() < 0.5
         return SceneRecord(background, crop, flip, context, tuple(self._place(objects, random)), group)
 
-    def _compose(self, i: int) -> Sample:
+    def without(self, i: int, label: int) -> Sample:
+        """Scene i composed without its objects of a class. Wherever they were not, it stays as it is."""
         record = self.record(i)
+        kept = tuple(thing for thing in record.objects if thing.label != label)
+        sample = self._compose(i, replace(record, objects=kept))
+        sample.name += f" without {self.classes[label]}"
+        return sample if self.transform is None else self.transform(sample)
+
+    def _compose(self, i: int, record: SceneRecord | None = None) -> Sample:
+        record = record or self.record(i)
         # Cropped first: resize(box=...) would also filter pixels beyond the box.
         canvas = _resized(_photographs()[record.background].crop(record.crop), self.size, self.size, record.flip)
         seen = torch.zeros(self.size, self.size, dtype=torch.uint8)  # 0 where the background is, k + 1 object k
@@ -228,7 +236,7 @@ class _Composed(Samples):
             canvas.paste(patch, (x1, y1), patch)
             seen[y1:y2, x1:x2][torch.from_numpy(np.array(patch.getchannel("A")) >= 128)] = k
         masks = tv_tensors.Mask(seen == torch.arange(1, len(record.objects) + 1)[:, None, None])
-        box_labels = torch.tensor([thing.label for thing in record.objects])
+        box_labels = torch.tensor([thing.label for thing in record.objects], dtype=torch.int64)
         labels = torch.zeros(len(self.classes), dtype=torch.uint8).index_fill(0, box_labels, 1)
         image, name = to_image(canvas), f"{self.kind}-{self.split}-{i}"
         return Sample(image, labels, box_labels=box_labels, masks=masks, group=record.group, name=name)

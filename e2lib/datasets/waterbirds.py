@@ -1,5 +1,6 @@
 """Waterbirds: birds pasted onto land and water."""
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ class Waterbirds(FileDataset):
         check_value(split in SPLITS, "split", split, f"one of {list(SPLITS)}")
         check_value(task in TASKS, "task", task, f"one of {list(TASKS)}")
         root = need(Path(root), self.layout)
-        folder, *others = sorted(p for p in root.glob(variant) if p.is_dir()) or [need(root / variant, self.layout)]
+        found = sorted(p for p in root.glob("*") if fnmatchcase(p.name, variant) and p.is_dir())
+        folder, *others = found or [need(root / variant, self.layout)]
         if others:
             raise ValueError(f"{root} has {', '.join(p.name for p in [folder, *others])}; choose one with variant=")
         listing = need(root / "CUB_200_2011" / "bounding_boxes.txt", self.layout)

@@ -111,7 +111,7 @@ def test_the_official_boxes_without_height_give_a_label_only(tmp_path, content):
             ValueError,
             "annotation 2 of image 2: 2 is no id of its images",
         ),
-        (lambda c: c["annotations"][1].pop("bbox"), ValueError, "annotations entry 2: bbox is None; need list"),
+        (lambda c: c["annotations"][1].pop("bbox"), ValueError, "annotations entry 2: bbox is None; need a list"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2]), ValueError, r"annotation 2 .*bbox is \[1, 2\]"),
         (lambda c: c["annotations"][1].update(bbox=[4, 2, -3, 2]), ValueError, "image 9 .COCO_9.jpg.: box .* inverted"),
         (lambda c: c["annotations"][1].update(bbox=[4, 2, 3, 0]), ValueError, "image 9 .COCO_9.jpg.: box .* empty"),
@@ -121,7 +121,7 @@ def test_the_official_boxes_without_height_give_a_label_only(tmp_path, content):
             ValueError,
             "instances_train2014.json: section categories is .*; it must be a list",
         ),
-        (lambda c: c["images"][2].pop("width"), ValueError, "images entry 5: width is None; need int or float"),
+        (lambda c: c["images"][2].pop("width"), ValueError, "images entry 5: width is None; need a number"),
         (lambda c: c["images"][2].update(file_name="x.jpg"), FileNotFoundError, "x.jpg is missing"),
         (lambda c: (c["images"].clear(), c["annotations"].clear()), ValueError, "the split is empty"),
         (
