@@ -36,6 +36,7 @@ class Features(Samples):
         tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         self.key, self.targets = paths[0].stem, dataset.targets
         self.classes, self.groups, self.multilabel = dataset.classes, dataset.groups, dataset.multilabel
+        self.pairs = getattr(dataset, "pairs", None)  # of `datasets.Without`
         self.group_of, self.annotated = dataset.group_of, tensors["annotated"].numpy()
         self.features, self.box_labels = tensors["features"], tensors["box_labels"]  # features: float16 (N, V, C, h, w)
         self.boxes = tensors["boxes"].movedim(1, 0)  # float32 (V, all boxes, 4)

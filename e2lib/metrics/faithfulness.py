@@ -142,3 +142,20 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     for i, module in enumerate(modules.values()):
         stages[next(depth for end, depth in ends if i <= end)] += module.parameters(recurse=False)
     return {depth: parameters for depth, parameters in stages.items() if parameters}
+
+
+def still_named(before: Tensor, after: Tensor, pairs: Tensor) -> float:
+    """The share, in [0, 1], of named classes that a network still names when all their objects are gone.
+
+    before: bool (N, C), which classes the network names in each image; after: bool (M, C), in each image without the
+    objects of one class; pairs: int64 (M, 2), the image and the class, as of `datasets.Without`. Pairs that were not
+    named before do not count; ValueError where none was.
+
+    Notes: EPG says where a map lies, this says whether the answer needs the object. It is 0 for a network that looks
+    at objects alone. Deletion (Petsiuk et al., BMVC 2018) removes the pixels that a map marks, this the annotated ones.
+    Xiao et al. (Noise or Signal, ICLR 2021) remove objects from photographs to show what a background alone tells.
+    """
+    image, label = pairs.T
+    named = before[image, label]
+    check_value(bool(named.any()), "before", "a network that names none of the classes in pairs", "one that names some")
+    return after[torch.arange(len(pairs)), label][named].float().mean().item()

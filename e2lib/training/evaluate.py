@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from e2lib.attribution import METHODS, against_others, explain, modes_restored, predict
 from e2lib.datasets import collate
 from e2lib.datasets.files import check_value
-from e2lib.metrics import EPG, F1, METRICS, Average, GroupAccuracy, IoUCurve, MeanAP, OnObjectEPG
+from e2lib.metrics import EPG, F1, METRICS, Average, GroupAccuracy, IoUCurve, MeanAP, OnObjectEPG, still_named
 from e2lib.metrics.accuracy import check_logits
 from e2lib.metrics.localisation import wide
 from e2lib.training.precision import formed
@@ -41,17 +41,16 @@ def evaluate(
     teacher: nn.Module | Tensor | None = None,
     metrics: Mapping[str, Callable[..., Tensor]] | Iterable[str] = (),
     precision: str = "auto",
+    removed: Dataset | None = None,
 ) -> dict[str, float]:
     """Measure `model` in eval mode on `dataset`; everything in per cent, from one forward pass per image.
 
-    Several processes (`processes`) share the images, and all get all scores. torch's generator stays as it was.
-
-    With a `method` of `explain` each class that is present is explained at the depth `at`; without one only accuracy
-    is measured. The threshold of the IoU, in [0, 1), is by default the one that is best on `dataset`. For test data
-    give the one chosen on validation data. The teacher is a network of the same classes, or its logits (N, C) in the
-    order of `dataset`. `contrast` and `outside` are those of `guidance.Guide`, `seen` that of `metrics.GroupAccuracy`,
-    and `precision` that of `fit`; methods `of_score` run in float32. A CPU explains fewer large images at once than
-    `batch_size`.
+    With a `method` of `explain`, each class that is present is explained at the depth `at`. The threshold of the IoU,
+    in [0, 1), is by default the one that is best on `dataset`; for test data give the one chosen on validation data.
+    The teacher is a network of the same classes, or its logits (N, C) in the order of `dataset`. `contrast` and
+    `outside` are those of `guidance.Guide`, `seen` that of `metrics.GroupAccuracy`, and `precision` that of `fit`;
+    methods `of_score` run in float32. A CPU explains fewer large images at once than `batch_size`. Several processes
+    (`processes`) share the images, and all get all scores. torch's generator stays as it was.
 
     `metrics` are names of `metrics.METRICS`, or functions by name. The parameters of a function say what it is given:
     maps (B, K, H, W) of the K classes explained per image; masks, where they are to lie; boxes and segments of these
@@ -59,13 +58,12 @@ def evaluate(
     images; model. One with a default may be missing, as segments are in a batch without any. It returns a value per
     image, (B,), or per image and class, (B, K).
 
-    Returns F1 and mAP. For single-label data "accuracy", of the top class, and with groups what `GroupAccuracy`
-    returns. With a teacher "agreement", the share of images on which both have the same top class (Parchami-Araghi
-    et al., ECCV 2024, section 4), and for data with groups "agreement, out of distribution" and the like. With a
-    method EPG, IoU and its "IoU threshold" (a fraction), averaged over pairs of an image and a present class with
-    boxes, and "on-object EPG" where the data has segmentation masks, soft ones from 0.5 on. Each of `metrics`,
-    averaged over images where it returns (B,), over the pairs whose masks are not empty where it returns (B, K).
-    Raises ValueError for wrong arguments, and where nothing can be measured, as with a method on data without boxes.
+    Returns F1 and mAP; for single-label data "accuracy", of the top class; with groups what `GroupAccuracy` returns.
+    With a teacher "agreement", the share of images on which both have the same top class (Parchami-Araghi et al., ECCV
+    2024, section 4), and with groups "agreement, out of distribution" and the like. With a method EPG, IoU and its "IoU
+    threshold" (a fraction), averaged over pairs of an image and a present class with boxes, and "on-object EPG" where
+    there are segmentation masks, soft ones from 0.5 on. Each of `metrics`, averaged over images, or over the pairs
+    whose masks are not empty. Raises ValueError for wrong arguments, and where nothing can be measured.
     """
     check_value(batch_size >= 1, "batch_size", batch_size, "at least 1")
     rank, world = processes()
@@ -135,7 +133,25 @@ def evaluate(
         elif name != "on-object EPG" or name in metrics:
             raise ValueError(f"{name} finds nothing to measure: no image has a box (or segmentation) of its classes")
     scores = {name: 100 * share.item() for name, share in shares.items()}
+    if removed is not None:
+        before, after = (_named(model, data, batch_size, workers, precision, single) for data in (dataset, removed))
+        scores["still named"] = 100 * still_named(before, after, removed.pairs)
     return scores | ({"IoU threshold": averages["IoU"].best_threshold()} if method else {})
+
+
+def _named(model: nn.Module, data: Dataset, batch_size: int, workers: int, precision: str, single: bool) -> Tensor:
+    """Which classes the network names in each image, bool (N, C): the top class, or those with logits above 0."""
+    how, found = {"collate_fn": collate, "num_workers": workers, "generator": torch.Generator()}, []
+    device, batches = next(model.parameters()).device, DataLoader(data, batch_size, **how)
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]), modes_restored(model)):
+            stack.enter_context(context)
+        cast = stack.enter_context(formed(model.eval(), precision, gradients=False))
+        for batch in tqdm(batches, desc="naming", unit="batch", leave=False):
+            with cast():
+                logits = wide(predict(model, batch.to(device).images)).cpu()
+            found.append(F.one_hot(logits.argmax(1), logits.shape[1]) > 0 if single else logits > 0)
+    return torch.cat(found)
 
 
 def _averages(method: str | None, threshold: float | None, metrics) -> dict[str, Average]:

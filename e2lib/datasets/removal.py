@@ -1,0 +1,129 @@
+"""Pictures without their objects of one class: what the removal test shows a network."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision import tv_tensors
+from tqdm.auto import tqdm
+
+from e2lib.boxes import box_mask
+from e2lib.datasets.files import check_value
+from e2lib.datasets.sample import Sample, Samples
+from e2lib.disk import digest
+
+SHIFTS = 8  # places along each side where the control looks for room
+RIM = 2  # pixels around segmentation masks that are filled too
+SMOOTHED = 32  # times that each filled pixel becomes the mean of its neighbours
+
+
+class Without(Samples):
+    """One Sample for each pair of an image and a class that it shows: the image without all objects of that class.
+
+    Args:
+        dataset: images with boxes or, for "scene", `Scenes` or `SceneBirds`. Its transform must not be random.
+        by: "scene" composes the scene again without these objects, which is exact. "boxes" and "segments" fill the
+            class's boxes, or its segmentation masks, smoothly from what surrounds them. A fill leaves traces, and can
+            be evidence itself.
+        limit: pairs are left out whose boxes or masks cover more than this share of the image.
+        elsewhere: fill as large a part of the same shape where no object of the class is: the control. Pairs without
+            room for it are left out.
+
+    `pairs` is int64 (len, 2): the position in `dataset`, and the class. ValueError where no pair is left, and for
+    another `by`.
+    """
+
+    groups, multilabel = (), True
+
+    def __init__(self, dataset: Samples, by: str = "boxes", limit: float = 0.5, elsewhere: bool = False):
+        check_value(by in ("scene", "boxes", "segments"), "by", by, "one of scene, boxes, segments")
+        exact = hasattr(dataset, "without") and not elsewhere
+        check_value(by != "scene" or exact, "by", by, "boxes or segments: only Scenes and SceneBirds are composed")
+        self.dataset, self.by, self.limit, self.elsewhere = dataset, by, limit, elsewhere
+        self.classes = dataset.classes
+        pairs = dataset.targets.nonzero()
+        if by != "scene":
+            found = [
+                (i, c)
+                for i in tqdm(range(len(dataset)), desc="finding objects", unit="image", leave=False)
+                for c, mask in self._masks(dataset[i]).items()
+                if mask is not None and mask.float().mean() <= limit
+            ]
+            pairs = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
+        check_value(len(pairs), "pairs", len(pairs), f"at least 1: {by} covering at most {limit:g} of an image")
+        self.pairs = pairs
+        self.targets = dataset.targets[pairs[:, 0]].scatter(1, pairs[:, 1:], 0)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, j: int) -> Sample:
+        i, c = self.pairs[j].tolist()
+        if self.by == "scene":
+            return self.dataset.without(i, c)
+        sample = self.dataset[i]
+        name, mask = f"{sample.name} without {self.classes[c]}", self._masks(sample)[c]
+        kept, labels = sample.box_labels != c, self.targets[j]
+        image = tv_tensors.wrap(fill(sample.image, mask), like=sample.image)
+        boxes = tv_tensors.wrap(sample.boxes[kept], like=sample.boxes)
+        masks = None if sample.masks is None else sample.masks[kept]
+        return replace(
+            sample, image=image, labels=labels, boxes=boxes, box_labels=sample.box_labels[kept], masks=masks, name=name
+        )
+
+    def fingerprint(self) -> str:
+        return digest([self.dataset.fingerprint(), self.by, self.limit, self.elsewhere])
+
+    def _masks(self, sample: Sample) -> dict[int, Tensor | None]:
+        """What is filled, bool (H, W), of each class in a sample; None where the control has no room."""
+        size, result = sample.image.shape[-2:], {}
+        for c in sample.box_labels.unique().tolist():
+            own = sample.box_labels == c
+            boxes = box_mask(sample.boxes[own], size)
+            check_value(
+                self.by == "boxes" or sample.masks is not None, "by", self.by, f"boxes: {sample.name} has no masks"
+            )
+            mask = boxes if self.by == "boxes" else _wider((sample.masks[own] > 0).any(0))
+            result[c] = _elsewhere(mask, boxes) if self.elsewhere else mask
+        return result
+
+
+def _wider(mask: Tensor) -> Tensor:
+    """With a rim of `RIM` pixels: an object's edge is soft, and would give it away."""
+    return F.max_pool2d(mask[None, None].float(), 2 * RIM + 1, 1, RIM)[0, 0] > 0
+
+
+def _elsewhere(mask: Tensor, taken: Tensor) -> Tensor | None:
+    """The mask, shifted to where it covers as much and nothing of `taken`, as far as possible; None without room."""
+    (h, w), places = mask.shape, []
+    y, x = (mask.any(axis).nonzero()[:, 0] for axis in (1, 0))
+    for top in torch.linspace(0, h - 1 - (y[-1] - y[0]).item(), SHIFTS).long().tolist():
+        for left in torch.linspace(0, w - 1 - (x[-1] - x[0]).item(), SHIFTS).long().tolist():
+            move = top - y[0].item(), left - x[0].item()
+            if not (torch.roll(mask, move, (0, 1)) & taken).any():
+                places.append((move[0] ** 2 + move[1] ** 2, move))
+    return torch.roll(mask, max(places)[1], (0, 1)) if places else None
+
+
+def fill(image: Tensor, mask: Tensor) -> Tensor:
+    """The image (C, H, W) with the pixels of `mask`, bool (H, W), filled smoothly from those around them.
+
+    Each filled pixel is the mean of its neighbours, repeated, from coarse to fine. The dtype stays; ValueError for a
+    mask that covers all.
+    """
+    check_value(not mask.all(), "mask", "all of the image", "smaller: nothing is left to fill from")
+    pixels, known = image.as_subclass(Tensor).float()[None], ~mask.as_subclass(Tensor)[None, None]
+    x = _spread(pixels * known, known.float())
+    for _ in range(SMOOTHED):
+        x = torch.where(known, pixels, F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1))
+    return x[0].round().to(image.dtype) if image.dtype == torch.uint8 else x[0].to(image.dtype)
+
+
+def _spread(x: Tensor, weight: Tensor) -> Tensor:
+    """Pixels of weight 0 get the means of coarser and coarser surroundings."""
+    if weight.min() > 0:
+        return x / weight
+    half = [F.avg_pool2d(part, 2, ceil_mode=True) for part in (x, weight)]
+    coarse = F.interpolate(_spread(*half), x.shape[2:], mode="bilinear", align_corners=False)
+    return torch.where(weight > 0, x / weight.clamp(min=1e-12), coarse)
