@@ -116,39 +116,29 @@ class Guide:
     L_loc of a batch is its sum over annotated images divided by their expected number, fraction · B. Averaged over
     batches this is unbiased, even if some hold no annotated image; λ does not depend on B.
 
-    Args:
-        loss: a name of `LOSSES`, or such a function: its maps lie in the explained layer's cells, see `resize`.
-        method: of `explain`, one of `attribution.trainable()`.
-        at: the depth, or path of a module, that is explained.
-        weight: λ, 0 or more; 0 trains the baseline, in the same way without explaining.
-        fraction: of the data's images that are annotated, in (0, 1].
-        absolute: take |A| for A in the loss. Grad-CAM can escape a strong energy loss by a zero map, which has no
-            gradient; |IxG| at Final, which is Grad-CAM before its ReLU, cannot.
-        contrast: explain the class's logit less the mean of the others: why this class rather than another.
-        outside: take the complement of M, for classes that are told by what surrounds the object in the box.
-        dropout: share of the explained layer's channels set to zero, anew for each image, in [0, 1); 0 for tokens.
-        classification: a name of `CLASSIFICATION`, or a function of logits and multi-hot labels, both float32 (B, C).
-        masks: "boxes", or "segmentation", the union of the class's masks: images without are not explained.
-        keep_modes: leave each module in train or eval mode, for norm layers that still learn statistics. One pass then
-            takes the whole batch, and maps before such a layer depend on all of its images.
-
     Raises ValueError for a value out of range, and for a network in DistributedDataParallel: see `training.StepModule`.
 
     Notes: the authors' code sums L_loc over the batch, with a weight λ_sum. λ = λ_sum · fraction · B gives the same
     gradient: 5e-4 ... 5e-3 at B = 64 with all boxes are λ = 0.032 ... 0.32.
     """
 
+    # A name of `LOSSES`, or such a function: its maps lie in the explained layer's cells, see `resize`.
     loss: str | Callable[[Tensor, Tensor], Tensor] = "energy"
-    method: str = "ixg"
-    at: str = "Input"
-    weight: float = 0.1
-    fraction: float = 1.0
+    method: str = "ixg"  # of `explain`, one of `attribution.trainable()`
+    at: str = "Input"  # the depth, or path of a module, that is explained
+    weight: float = 0.1  # λ, 0 or more; 0 trains the baseline, in the same way without explaining
+    fraction: float = 1.0  # of the data's images that are annotated, in (0, 1]
+    # Take |A| for A in the loss. Grad-CAM can escape a strong energy loss by a zero map, which has no gradient. |IxG|
+    # at Final, which is Grad-CAM before its ReLU, cannot.
     absolute: bool = False
-    contrast: bool = False
-    outside: bool = False
-    dropout: float = 0.0
+    contrast: bool = False  # explain the class's logit less the mean of the others: why this class rather than another
+    outside: bool = False  # take the complement of M, for classes told by what surrounds the object in the box
+    dropout: float = 0.0  # share, in [0, 1), of the layer's channels set to zero, anew for each image; 0 for tokens
+    # A name of `CLASSIFICATION`, or a function of logits and multi-hot labels, both float32 (B, C).
     classification: str | Callable[[Tensor, Tensor], Tensor] = "bce"
-    masks: str = "boxes"
+    masks: str = "boxes"  # or "segmentation", the union of the class's masks: images without are not explained
+    # Leave each module in its mode, for norm layers that still learn statistics. One pass then takes the whole batch,
+    # and maps before such a layer depend on all of its images.
     keep_modes: bool = False
 
     def __post_init__(self):
@@ -239,13 +229,12 @@ class Guide:
 def ceiling(model: nn.Module, dataset: Dataset, at: str = "Input", batch_size: int = 64) -> float:
     """EPG, in per cent, of maps that fill the boxes as well as a layer's cells allow; 100 at Input.
 
-    Such a map is the box mask, averaged over each cell and resized as by `explain`. A map that keeps to the middle of
-    large boxes can score higher.
+    Such a map is the box mask, averaged over each cell and resized. One that keeps to the middle of large boxes can
+    score higher.
     """
     metric = EPG()
     grid = grid_size(model, collate([dataset[0]]).images.to(next(model.parameters()).device), at)
     for batch in DataLoader(dataset, batch_size, collate_fn=collate):
         masks = batch.class_masks(batch.present())
-        cells = F.adaptive_avg_pool2d(masks.float(), grid)
-        metric.update(F.interpolate(cells, masks.shape[2:], mode="bilinear", align_corners=False), masks)
+        metric.update(resize(F.adaptive_avg_pool2d(masks.float(), grid), masks), masks)
     return 100 * metric.compute().item()

@@ -31,7 +31,7 @@ Targets = Tensor | np.ndarray | Sequence | int | Callable[[Tensor], Tensor]
 
 
 class Explanation(NamedTuple):
-    """What `explain` returns: `logits` (B, C) and `maps` (B, K, H, W), signed, at the size of the images."""
+    """What `explain` returns: `logits` (B, C) and `maps` (B, K, H, W), signed, by default at the size of the images."""
 
     logits: Tensor
     maps: Tensor
@@ -62,34 +62,34 @@ def explain(
     | `gradient_shap` | expected gradients from the zero input, noise 0.09 (evaluation only) | Lundberg, Lee 2017 |
     | `attention_rollout` | mean attention of a ViT multiplied up, one for all targets (evaluation only) | Abnar 2020 |
 
-    The network runs in eval mode, so that the map of one image does not depend on the others of its batch. Modes,
-    hooks, random number generators and `.grad` fields are restored, also after an exception.
+    The network runs in eval mode, so that a map depends on its image alone. Modes, hooks, random number generators and
+    `.grad` fields are restored, also after an exception.
 
     Args:
-        model: network from images to logits (B, C). One of `models.build` or `models.wrap` has names of depths.
-        images: (B, 3, H, W) float, in [0, 1] for the networks of `models.build`.
+        model: from images to logits (B, C). One of `models.build` or `models.wrap` has names of depths.
+        images: (B, 3, H, W) float; networks of `models.build` want the type of their parameters, and values in [0, 1].
         targets: a class for all images; classes (B,) or (B, K), where -1 means none (a zero map); or floats (B, C) or
             (B, K, C), the weights of the logits in the explained score. Tensors, lists, arrays, or a function that
             makes one of the detached logits: `lambda z: z.argmax(1)` for the top class.
         method: one of `METHODS`, or a `Method` of your own.
-        at: a name of `model.depths` (Input, Mid1, Mid2, Mid3, Final) or the path of a module whose output (B, C, h, w),
-            or tokens (B, N, C), is explained. Methods `of_score` explain the input.
-        create_graph: keep the graph, for training through the maps. Otherwise logits and maps are detached.
+        at: a name of `model.depths` (Input, Mid1, Mid2, Mid3, Final), or the path of a module whose output is
+            (B, C, h, w), or tokens (B, N, C). Methods `of_score` explain the input.
+        create_graph: keep the graph, to train through the maps. Otherwise logits and maps are detached.
         steps: quadrature points of Integrated Gradients, samples of Gradient SHAP.
-        keep_modes: leave each module in train or eval mode, as it is: for networks that have not learned their norms'
-            statistics yet. Norm layers in train mode use the batch's statistics, and learn them; dropout is random.
+        keep_modes: leave each module in train or eval mode, for networks whose norms are still learning. Norm layers in
+            train mode use the batch's statistics, and learn them; dropout is random.
         resize: bring maps bilinearly to the images' size. Otherwise they have one value per cell of the layer.
 
-    Returns the logits of the one forward pass, and the maps. K targets cost K
-    backward passes. Raises ValueError for an unknown method or layer, for what does not fit in shape, type or range,
-    and for what `create_graph` cannot go through: torch.compile, or gradient checkpointing behind the explained layer.
+    K targets cost K backward passes, Integrated Gradients `steps` further forward passes. Raises ValueError for an
+    argument of a wrong shape, type or value, for images that are not finite, and for what has no gradients:
+    torch.compile, and gradient checkpointing, reentrant or (with create_graph) behind the explained layer.
 
     Notes:
         The map of a B-cos network has the exact parameter gradient: the dynamic weights stay fixed only while the
         explanation's backward pass runs. Detaching them in the forward pass, as package `bcos` does, gives the same map
         but another gradient. Contributions at Input add up to the logit less `model.logit_bias` in networks without
-        other additive terms (position embeddings, centred norms). Integrated Gradients costs `steps` further forward
-        passes; its zero is that of the normalised image.
+        other additive terms (position embeddings, centred norms). The zero of Integrated Gradients is that of the
+        normalised image.
     """
     keep_memory()
     chosen = _checked_method(model, method, at, create_graph, steps, keep_modes)
@@ -118,9 +118,9 @@ def explain(
 
 
 def against_others(classes: Tensor, count: int) -> Tensor:
-    """Targets for `explain`: each class's logit less the mean of the other logits.
+    """Targets for `explain`, float32 (B, K, C): each class's logit less the mean of the other logits.
 
-    classes int64 (B,) or (B, K), -1 for none; count, of classes, at least 2 -> float32 (B, K, C). Else ValueError.
+    `classes` are int64 (B,) or (B, K), -1 for none. The network has `count`, at least 2. Else ValueError.
     """
     check_value(count >= 2, "count", count, "at least 2; one class has no others to be set against")
     wrong = classes[(classes < -1) | (classes >= count)]
@@ -145,31 +145,24 @@ def dynamic_weights(model: nn.Module, images: Tensor, targets: Targets, **how: b
 def _checked_method(model, method, at, create_graph, steps, keep_modes) -> Method:
     chosen = method if isinstance(method, Method) else METHODS.get(method)
     check_value(chosen is not None, "method", method, f"one of {', '.join(METHODS)}")
-    name, nameless = f"method {method!r}", at == "Input" and not hasattr(bare(model), "depths")
-    cure = "give the path of a module as at='layer4', or names by models.wrap(net, depths={'Final': 'layer4'})"
-    through = f"with create_graph=True use one of {', '.join(trainable())}"
     check_value(steps >= 1, "steps", steps, "at least 1")
-    for wrong, message in (
-        (create_graph and not chosen.trainable, f"{name} is for evaluation; {through}"),
-        (keep_modes and chosen.of_score, f"{name} is for evaluation: it takes no keep_modes"),
-        (chosen.of_score and at != "Input", f"{name} explains the input; at is {at!r}, it must be 'Input'"),
-        (chosen.wants_layer and nameless, f"{name} wants a layer, and the network names no depths: {cure}"),
-    ):
-        if wrong:
-            raise ValueError(message)
+    right, name = chosen.trainable or not create_graph, f"method {method!r}"
+    check_value(right, "method", method, f"one of {', '.join(trainable())} with create_graph=True")
+    check_value(not (keep_modes and chosen.of_score), "keep_modes", keep_modes, f"False for {name}")
+    check_value(at == "Input" or not chosen.of_score, "at", at, f"'Input' for {name}, which explains the input")
+    cure = "the path of a module as at='layer4', or a name by models.wrap(net, depths={'Final': 'layer4'})"
+    right = at != "Input" or hasattr(bare(model), "depths") or not chosen.wants_layer
+    check_value(right, "at", at, f"a layer for {name}: {cure}")
     return chosen
 
 
 def check_images(model: nn.Module, images: Tensor) -> None:
-    """Raises ValueError unless images are float (B, 3, H, W), finite, and in [0, 1] where `model` is of `models.build`.
-
-    Such a network also wants them in the type of its parameters, where no autocast changes it.
-    """
-    shape, ours = tuple(images.shape), hasattr(bare(model), "preprocess") and hasattr(bare(model), "is_bcos")
+    """Raises ValueError unless images are what `explain` wants; in autocast, any float type will do."""
+    ours = hasattr(bare(model), "preprocess") and hasattr(bare(model), "is_bcos")  # a `models.Model`
     types = {p.dtype for p in model.parameters()} if ours and not torch.is_autocast_enabled(images.device.type) else ()
     if images.ndim != 4 or not images.is_floating_point() or (types and images.dtype not in types):
-        kinds = " or ".join(str(kind) for kind in types) or "float"
-        raise ValueError(f"images have shape {shape} and type {images.dtype}; {kinds} (B, 3, H, W) is wanted")
+        found, kinds = f"shape {tuple(images.shape)} and type {images.dtype}", " or ".join(map(str, types)) or "float"
+        raise ValueError(f"images have {found}; {kinds} (B, 3, H, W) is wanted")
     low, high = (x.item() for x in images.detach().aminmax()) if images.numel() else (0, 0)
     if not (-ROUNDING <= low <= high <= 1 + ROUNDING if ours else -math.inf < low <= high < math.inf):
         wanted = "in [0, 1]: networks of models.build normalise them" if ours else "finite"

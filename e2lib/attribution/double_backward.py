@@ -16,16 +16,16 @@ _NORMS = {F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm}
 class Exact(TorchFunctionMode):
     """While active, gradients of what a network computes are exact, and explanations can be trained through.
 
-    Always: batch and instance norm have the right gradient for one image. torch's own on a CPU reads such a batch in
+    Always: batch and instance norm have the right gradient for one image. On a CPU, torch's own reads such a batch in
     the wrong memory format where a `flatten` and a `transpose` follow the norm.
 
-    Behind the explained layer (`found`), if the maps are trained through (`twice`): `_FORMS`. torch's second derivative
-    of conv2d convolves with kernels as large as the images, one group at a time. That of batch norm does the work of
-    train mode. Hardsigmoid and fused attention have none.
+    Behind the explained layer (`found`), to train through maps (`twice`): `_FORMS`. torch's second derivative of conv2d
+    convolves with kernels as large as the images, one group at a time; that of batch norm does the work of train mode;
+    hardsigmoid and fused attention have none.
 
-    Dynamic weights of a B-cos network (`dynamic`): in explanation mode its modules detach the factors of these weights.
-    Here `.detach()` only marks a tensor; what is computed from marked tensors alone is marked too. Where a marked
-    tensor meets another, it passes a gate, which stops its gradient while `gradients` runs.
+    In B-cos networks that explain (`dynamic`): their modules detach the factors of the dynamic weights. Here `detach`
+    only marks a tensor, and what is computed from marked tensors alone is marked too. Where a marked tensor meets
+    another, it passes a gate, which stops its gradient while `gradients` runs.
     """
 
     def __init__(self, twice: bool = False, dynamic: bool = False):
@@ -40,11 +40,13 @@ class Exact(TorchFunctionMode):
             if function is torch.Tensor.detach:
                 _refuse_checkpoints()
                 return _mark(_Gate.apply(args[0], self))
-            marked = [_marked(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.requires_grad]
-            if marked and all(marked):
+            inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.requires_grad]
+            marked = [x for x in inputs if hasattr(x, "dynamic_weight")]
+            if marked and len(marked) == len(inputs):
                 return _mark(function(*args, **kwargs))
-            if any(marked):
-                args, kwargs = tree_map(lambda x: _Gate.apply(x, self) if _marked(x) else x, (args, kwargs))
+            if marked:
+                gates = {id(x): _Gate.apply(x, self) for x in marked}
+                args, kwargs = tree_map(lambda x: gates.get(id(x), x), (args, kwargs))
         if self.found and self.twice and function in _FORMS:
             _refuse_checkpoints()
             return _FORMS[function](self, *args, **kwargs)
@@ -63,20 +65,16 @@ class Exact(TorchFunctionMode):
                 raise
         finally:
             self.closed = False
-        if len(found) <= last or any(gradient is None for gradient in found):
-            causes = "a layer that is not used, torch.no_grad, gradient checkpointing with use_reentrant=True"
-            raise ValueError(f"at: no gradient leads from the logits to the explained layer ({causes})")
-        return found
+        if len(found) > last and not any(gradient is None for gradient in found):
+            return found
+        causes = "a layer that is not used, torch.no_grad, gradient checkpointing with use_reentrant=True"
+        raise ValueError(f"at: no gradient leads from the logits to the explained layer ({causes})")
 
 
 def _mark(result):
     for x in filter(torch.is_tensor, tree_leaves(result)):
         x.dynamic_weight = True
     return result
-
-
-def _marked(x) -> bool:
-    return isinstance(x, Tensor) and x.requires_grad and hasattr(x, "dynamic_weight")
 
 
 def _refuse_checkpoints() -> None:
@@ -129,7 +127,7 @@ def _hardsigmoid(mode: Exact, input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _unfused(attention, mode: Exact, *args, **kwargs):
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+    with sdpa_kernel(SDPBackend.MATH):
         return attention(*args, **kwargs)
 
 
@@ -138,8 +136,7 @@ _FORMS = {
     F.batch_norm: _batch_norm,
     F.relu: lambda mode, input, inplace=False: _ReLU.apply(input, inplace),
     F.hardsigmoid: _hardsigmoid,
-    F.scaled_dot_product_attention: partial(_unfused, F.scaled_dot_product_attention),
-    F.multi_head_attention_forward: partial(_unfused, F.multi_head_attention_forward),
+    **{f: partial(_unfused, f) for f in (F.scaled_dot_product_attention, F.multi_head_attention_forward)},
 }
 
 

@@ -360,7 +360,11 @@ def test_errors_name_what_wrapping_would_mend():
     x, targets = images(1).float(), torch.tensor([0])
     vit, swin = NETWORKS["vit"]().net, NETWORKS["swin"]().net
     for net, changes, message in (
-        (vit, {"method": "gradcam"}, r"'gradcam' wants a layer.*at='layer4'.*models\.wrap\(net, depths="),
+        (
+            vit,
+            {"method": "gradcam"},
+            r"at is 'Input'; it must be a layer for method 'gradcam'.*at='layer4'.*models\.wrap\(net, depths=",
+        ),
         (vit, {"at": "encoder.layers.encoder_layer_0"}, r"17 tokens.*models\.wrap\(net, prefix_tokens=1\)"),
         (vit, {"at": "Final"}, r"at is 'Final'.*models\.wrap\(net, depths="),
         (swin, {"at": "features.3"}, r"channels last.*models\.wrap\(net, reshape="),
