@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 
 README = Path(__file__).parents[2] / "README.md"
-Row = tuple[str, str, str]
+Row = tuple[str, ...]
 
 
 def table(head: Row, rows: list[Row]) -> str:
     """Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ("---", "---", "---"), *rows])
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ("---",) * len(head), *rows])
 
 
 def place(name: str) -> re.Pattern:
