@@ -71,13 +71,9 @@ def check_boxes(boxes: Tensor, size: tuple[float, float], where: str) -> Tensor:
     for box, inner in zip(boxes.tolist(), clipped.tolist(), strict=True):
         sides = [box[2] - box[0], box[3] - box[1]]
         outside = [abs(a - b) > max(1, OVERSHOOT * side) for a, b, side in zip(box, inner, sides * 2, strict=True)]
-        faults = {
-            "is not finite": not all(map(math.isfinite, box)),
-            "is inverted": min(sides) < 0,
-            "is empty": min(sides) == 0,
-            "reaches outside the image": any(outside),
-            "lies outside the image": inner[2] <= inner[0] or inner[3] <= inner[1],
-        }
+        faults = {"is not finite": not all(map(math.isfinite, box)), "is inverted": min(sides) < 0}
+        faults |= {"is empty": min(sides) == 0, "reaches outside the image": any(outside)}
+        faults |= {"lies outside the image": inner[2] <= inner[0] or inner[3] <= inner[1]}
         if found := [fault for fault, wrong in faults.items() if wrong]:
             right = f"0 <= x1 < x2 <= {size[1]} (width) and 0 <= y1 < y2 <= {size[0]} (height)"
             raise ValueError(f"{where}: box (x1, y1, x2, y2) = {tuple(box)} {found[0]}; need {right}")

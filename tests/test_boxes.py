@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torchvision import tv_tensors
 
-from e2lib.boxes import box_mask, box_masks, check_boxes, dilate, mask_box
+from e2lib.boxes import box_mask, box_masks, check_boxes, corners, dilate, mask_box
 
 
 def test_box_masks_are_half_open():
@@ -81,3 +82,25 @@ def test_check_boxes_clips_an_annotators_inaccuracy():
     assert check_boxes(boxes, (8, 10), "").tolist() == [[0, 0, 10, 8], [0, 0, 3, 8]]
     wide = torch.tensor([[0.0, 0, 109, 8]])  # 9 of 109 pixels outside: less than a tenth
     assert check_boxes(wide, (8, 100), "").tolist() == [[0, 0, 100, 8]]
+
+
+@pytest.mark.parametrize(("layout", "box"), [("XYXY", [4, 2, 10, 8]), ("XYWH", [4, 2, 6, 6]), ("CXCYWH", [7, 5, 6, 6])])
+def test_boxes_are_read_by_their_format_everywhere(layout, box):
+    boxes = tv_tensors.BoundingBoxes(torch.tensor([box]).float(), format=layout, canvas_size=(20, 20))
+    plain = torch.tensor([[4.0, 2, 10, 8]])
+    assert torch.equal(corners(boxes), plain)
+    assert torch.equal(box_masks(boxes, (20, 20)), box_masks(plain, (20, 20)))
+    assert torch.equal(dilate(boxes, 0.5, (20, 20)), dilate(plain, 0.5, (20, 20)))
+
+
+@pytest.mark.parametrize("shape", [(2, 8), (4, 5), (3, 2, 1)])
+def test_boxes_of_other_than_four_numbers_are_refused(shape):
+    with pytest.raises(ValueError, match=r"boxes are .*; need \(N, 4\)"):
+        box_mask(torch.ones(shape), (8, 8))
+
+
+def test_an_unknown_side_bounds_no_box():
+    far = torch.tensor([[3.0, 3, 5000, 6]])
+    assert torch.equal(check_boxes(far, (8, 0), ""), far)
+    with pytest.raises(ValueError, match="outside"):
+        check_boxes(far, (0, 100), "")

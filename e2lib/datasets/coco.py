@@ -41,15 +41,7 @@ class COCO(FileDataset):
     test_split = "val"  # the labels of the test images are not public
     multilabel = True
 
-    def __init__(
-        self,
-        root: Folder,
-        split: str,
-        year: str = "2014",
-        annotations: str = "",
-        images: str = "",
-        transform: Transform = None,
-    ):
+    def __init__(self, root: Folder, split: str, year="2014", annotations="", images="", transform: Transform = None):
         folder = need(Path(root) / (images or f"{split}{year}"), self.layout)
         path = need(Path(root) / (annotations or f"annotations/instances_{split}{year}.json"), self.layout)
         try:
@@ -57,9 +49,8 @@ class COCO(FileDataset):
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         categories, pictures, objects = (_by_id(path, content, section) for section in FIELDS)
-        check_unique([category["name"] for category in categories.values()], f"{path}: names of categories")
-        class_of = {number: c for c, number in enumerate(sorted(categories))}
-        self.path = path
+        class_of, self.path = {number: c for c, number in enumerate(sorted(categories))}, path
+        check_unique(names := [categories[number]["name"] for number in class_of], f"{path}: names of categories")
         items = {i: Item(p["file_name"], [], size=(p["height"], p["width"])) for i, p in sorted(pictures.items())}
         for number, a in tqdm(objects.items(), desc=f"COCO {split}", delay=5):
             image, kind = a["image_id"], a["category_id"]
@@ -68,7 +59,7 @@ class COCO(FileDataset):
                 raise ValueError(f"{where}: {image!r} is no id of its images")
             if kind not in class_of:
                 raise ValueError(f"{where}: unknown class {kind!r}; known ids: {sorted(class_of)}")
-            right = len(a["bbox"]) == 4 and all(type(v) in NUMBER and abs(v) < LARGE for v in a["bbox"])
+            right = len(a["bbox"]) == 4 and all(map(_is_pixel, a["bbox"]))
             check_value(right, f"{where}: bbox", a["bbox"], "x, y, width, height, in pixels")
             check_value(a.get("iscrowd", 0) in (0, 1), f"{where}: iscrowd", a.get("iscrowd"), "0 or 1")
             x, y, w, h = a["bbox"]
@@ -79,7 +70,7 @@ class COCO(FileDataset):
                 items[image].shapes.append([number, a.get("segmentation")])
         for i, item in items.items():
             check_boxes(torch.tensor(item.boxes).reshape(-1, 4), item.size, f"{path}: image {i} ({item.file})")
-        super().__init__(folder, [*items.values()], [categories[i]["name"] for i in class_of], transform)
+        super().__init__(folder, [*items.values()], names, transform)
 
     def masks(self, i: int, size: tuple[int, int], item: Item) -> Tensor | None:
         """The decoded segmentations. Raises ImportError for polygons without pycocotools."""
@@ -88,6 +79,10 @@ class COCO(FileDataset):
         where = f"{self.path}: image {item.file}, annotation"
         found = [_decode(shape, size, f"{where} {number}: segmentation") for number, shape in item.shapes]
         return torch.from_numpy(np.array(found, dtype=bool).reshape(-1, *size))
+
+
+def _is_pixel(value):
+    return type(value) in NUMBER and abs(value) < LARGE
 
 
 def _object(pairs):
@@ -103,9 +98,8 @@ def _by_id(path: Path, content: dict, section: str) -> dict[int | str, dict]:
         about = entry if isinstance(entry, dict) else {}
         for field, kinds in FIELDS[section].items():
             value = about.get(field)
-            if type(value) not in kinds or value == "" or kinds == NUMBER and not abs(value) < LARGE:
-                name = f"{path}: {section} entry {about.get('id', f'at position {position}')}: {field}"
-                raise ValueError(f"{name} is {value!r}; need {MUST[kinds]}")
+            right = type(value) in kinds and value != "" and (kinds != NUMBER or abs(value) < LARGE)
+            check_value(right, f"{path}: {section} entry {about.get('id', position)}: {field}", value, MUST[kinds])
         if found.setdefault(entry["id"], entry) is not entry:
             raise ValueError(f"{path}: two {section} with the id {entry['id']}: {found[entry['id']]} and {entry}")
     types = {type(number).__name__: number for number in found}
@@ -128,9 +122,7 @@ def _decode(shape: list | dict, size: tuple[int, int], where: str) -> np.ndarray
     except ImportError as error:
         raise ImportError("segmentations of COCO need pycocotools: pip install 'e2lib[coco]'") from error
     right = isinstance(shape, list) and all(isinstance(part, list) and len(part) >= 6 for part in shape)
-    right = right and all(
-        len(part) % 2 == 0 and all(type(v) in NUMBER and abs(v) < LARGE for v in part) for part in shape
-    )
+    right = right and all(len(part) % 2 == 0 and all(map(_is_pixel, part)) for part in shape)
     check_value(right, where, shape, "a list of polygons [x1, y1, x2, y2, x3, y3, ...]")
     x, y = (np.array([v for part in shape for v in part[axis::2]]) for axis in (0, 1))
     check_boxes(torch.tensor([[x.min(), y.min(), x.max(), y.max()]]), size, where)

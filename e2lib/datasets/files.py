@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -46,12 +45,11 @@ def check_unique(names: Sequence[str], where: str) -> None:
 def read_text(path: Path) -> str:
     """A text without its byte order mark. Raises ValueError naming the file where it is not in UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if "\0" not in (text := path.read_text(encoding="utf-8-sig")):
+            return text
+        raise UnicodeError("it has NUL characters")
     except (OSError, UnicodeError) as error:
         raise ValueError(f"{path} cannot be read as a text in UTF-8: {error}") from error
-    if "\0" in text:
-        raise ValueError(f"{path} has NUL characters; it must be a text in UTF-8")
-    return text
 
 
 def read_lines(path: Path) -> list[str]:
@@ -61,21 +59,20 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def read_rows(path: Path, columns: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[dict[str, str]]:
+def read_rows(path: Path, columns: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, str]]:
     """Rows of a CSV file. `columns` must be there, with one of their values; any text will do where none is given."""
     reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
     try:
         rows = [(f"{path} line {reader.line_num}", row) for row in reader]
     except csv.Error as error:
-        raise ValueError(f"{path} line {reader.line_num}: {error}") from error
+        raise ValueError(f"{path} after line {reader.line_num}: {error}") from error
     found = reader.fieldnames or []
-    for column, known in columns.items():
+    for column, known in (columns or {}).items():
         check_value(found.count(column) == 1, f"{path}: the first line", found, f"names of columns, with one {column}")
         for where, row in rows:
             right, must = row[column] in known if known else row[column], f"one of {known}" if known else "a text"
             check_value(bool(right), f"{where}: {column}", row[column], must)
-    for where, row in rows:
-        check_value(None not in row, where, [*row.values()], f"of {len(found)} columns, as the first line")
+            check_value(None not in row, where, [*row.values()], f"of {len(found)} columns, as the first line")
     return [row for _, row in rows]
 
 
@@ -100,7 +97,7 @@ def read_image(path: Path) -> tv_tensors.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.array(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"image {path} has mode {image.mode} ; save it with 8 bits per colour")
+        raise ValueError(f"image {path} has mode {image.mode}; save it with 8 bits per colour")
     return tv_tensors.Image(torch.from_numpy(np.array(image.convert("RGB"))).movedim(2, 0).contiguous())
 
 

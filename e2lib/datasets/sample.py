@@ -32,8 +32,7 @@ class Sample:
 
     Boxes of another format (XYWH, CXCYWH) become xyxy; plain tensors count as xyxy in pixels of the image. Masks
     without boxes get the boxes around them. Without `box_labels` every box shows the image's only class.
-    Raises ValueError for boxes without a class, for unequal numbers of boxes, box labels and masks, and for values
-    outside the ranges below.
+    Raises ValueError for boxes without a class, unequal numbers of boxes and masks, and values outside the ranges.
     """
 
     image: Tensor  # tv_tensors.Image, uint8 (3, H, W) RGB or float in [0, 1]; or features (C, h, w) of any range
@@ -60,15 +59,14 @@ class Sample:
         n, classes, shapes = len(boxes), len(self.box_labels), len(boxes if masks is None else masks)
         if not n == classes == shapes:
             raise ValueError(f"image {self.name!r} has {n} boxes, {classes} box_labels and {shapes} masks")
-        if n and self.labels.ndim:
-            inside = (self.box_labels >= 0) & (self.box_labels < len(self.labels))
-            name, must = f"box_labels of image {self.name!r}", f"below {len(self.labels)}, the number of classes"
-            check_value(bool(inside.all()), name, self.box_labels.tolist(), must)
-        if masks is not None:
-            right = masks.dtype == torch.bool or bool(((masks >= 0) & (masks <= 1)).all())
-            right, found = right and masks.shape[-2:] == boxes.canvas_size, f"{tuple(masks.shape)} {masks.dtype}"
-            must = f"True and False, or from 0 to 1, of the size {boxes.canvas_size} that boxes have"
-            check_value(right, f"masks of image {self.name!r}", found, must)
+        if n and self.labels.ndim and not 0 <= self.box_labels.min() <= self.box_labels.max() < len(self.labels):
+            raise ValueError(
+                f"image {self.name!r} has box_labels {self.box_labels.tolist()} of {len(self.labels)} classes"
+            )
+        if masks is not None and masks.shape[-2:] != boxes.canvas_size:
+            raise ValueError(f"image {self.name!r} has masks {(*masks.shape,)}; its boxes are for {boxes.canvas_size}")
+        if masks is not None and masks.dtype != torch.bool and not ((masks >= 0) & (masks <= 1)).all():
+            raise ValueError(f"image {self.name!r} has masks from {masks.min()} to {masks.max()}; need 0 to 1, or bool")
 
     def present(self) -> Tensor:
         """The classes in the image: int64 (K,)."""
@@ -102,10 +100,10 @@ class Joint:
         image, masks, maps = (part if part is None else kind(part) for kind, part in parts)
         target = {"boxes": sample.boxes, "labels": sample.box_labels, "masks": masks, "maps": maps}
         image, target = self.steps(image, target)
-        boxes, labels, masks = target["boxes"], target["labels"], target["masks"]
-        for part, kind in ((image, Tensor), (boxes, tv_tensors.BoundingBoxes)):
-            name = f"what the transform made of image {sample.name!r}"
-            check_value(isinstance(part, kind), name, type(part).__name__, kind.__name__)
+        boxes, labels, masks, maps = (target[name] for name in ("boxes", "labels", "masks", "maps"))
+        name, found = f"image {sample.name!r} and its boxes, transformed", [type(image).__name__, type(boxes).__name__]
+        right = isinstance(image, Tensor) and isinstance(boxes, tv_tensors.BoundingBoxes)
+        check_value(right, name, found, "a Tensor and BoundingBoxes")
         counts = [len(part) for part in (boxes, labels, masks) if part is not None]
         if len({*counts}) > 1:
             found = f"image {sample.name!r}: the transform left {counts} boxes, labels and masks"
@@ -113,7 +111,6 @@ class Joint:
         boxes = _xyxy(boxes, boxes.canvas_size)
         kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         boxes, masks = tv_tensors.wrap(boxes[kept], like=boxes), None if masks is None else tv_tensors.Mask(masks[kept])
-        maps = target["maps"]
         return replace(sample, image=image, boxes=boxes, box_labels=labels[kept], masks=masks, maps=maps)
 
 
@@ -257,17 +254,16 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a Batch. Raises ValueError naming an image that cannot be in it, and why."""
     shape, size = samples[0].image.shape, samples[0].boxes.canvas_size
     pixels = samples[0].image.dtype == torch.uint8
-    first, *others = [[(*x.shape, x.dtype) for x in (s.image, s.labels)] for s in samples]
-    for s, other in zip(samples[1:], others, strict=True):
-        if other != first:
-            found = f"images and labels of {samples[0].name} are {first}, of {s.name} {other}"
-            raise ValueError(f"samples of one batch must be alike: {found}; give the data set a resizing transform")
+    first = [(*x.shape, x.dtype) for x in (samples[0].image, samples[0].labels)]
     for s in samples:
+        if first != (other := [(*x.shape, x.dtype) for x in (s.image, s.labels)]):
+            found = f"image and labels of {samples[0].name} are {first}, of {s.name} {other}"
+            raise ValueError(f"images of one batch must have one size: {found}; give the data set a resizing transform")
         if s.boxes.canvas_size != (wanted := tuple(shape[-2:]) if pixels else size):
             raise ValueError(f"boxes of {s.name} are given for {s.boxes.canvas_size} pixels (H, W), not for {wanted}")
     boxes = [s.boxes.as_subclass(Tensor) for s in samples]
-    corners = torch.cat(boxes)
-    if not ((corners[:, 2:] > corners[:, :2]).all() and corners.isfinite().all()):
+    every = torch.cat(boxes)
+    if not ((every[:, 2:] > every[:, :2]).all() and every.isfinite().all()):
         for s, own in zip(samples, boxes, strict=True):
             check_boxes(own, size, f"image {s.name}")
     images = torch.stack([s.image.as_subclass(Tensor) for s in samples]).float()

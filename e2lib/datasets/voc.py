@@ -1,6 +1,5 @@
 """PASCAL VOC, and any folder in its format; any data set of Samples, written in it."""
 
-import math
 import os
 import re
 import tempfile
@@ -126,14 +125,10 @@ def _item(base: Path, name: str, classes: Sequence[str]) -> Item:
 
 
 def _number(item: ET.Element, field: str, where: str, missing: str = "nothing") -> float:
-    text = item.findtext(field, missing)
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    text = item.findtext(field, missing).strip()
+    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?", text):
         raise ValueError(f"{where}: <{field}> must be a number, found {text}")
-    return value
+    return float(text)
 
 
 def _read_indices(path: Path, size: tuple[int, int]) -> Tensor:
@@ -187,7 +182,8 @@ def _write(sample, classes, folder):
     found = f"{tuple(sample.image.shape)} {sample.image.dtype}"
     right = sample.image.dtype == torch.uint8 and len(sample.image) == 3
     check_value(right, f"image {name}", found, "(3, H, W) torch.uint8")
-    check_value(masks is None or masks.dtype == torch.bool, f"masks of {name}", masks, "True and False")
+    kind = torch.bool if masks is None else masks.dtype
+    check_value(kind == torch.bool, f"type of the masks of {name}", kind, "torch.bool")
     if lost := {*sample.present().tolist()} ^ {*labels}:
         raise ValueError(f"{name}: label without box, or box without label, of {classes[min(lost)]}")
     if max(len(labels), len(classes)) > MOST:

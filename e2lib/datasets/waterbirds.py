@@ -49,8 +49,8 @@ class Waterbirds(FileDataset):
             except ValueError:
                 raise ValueError(f"{listing}: need lines of img_id x y width height, found {line!r}") from None
             check_boxes(torch.tensor([[x, y, x + w, y + h]]), (0, 0), f"{listing}: image {name}")
-            if box_of.setdefault(name, box := [x, y, x + w, y + h]) is not box:
-                raise ValueError(f"{listing}: image {name} has two boxes, {box_of[name]} and {box}")
+            check_value(name not in box_of, f"{listing}: image", name, "there once")
+            box_of[name] = [x, y, x + w, y + h]
         rows = read_rows(table, COLUMNS)
         check_unique([row["img_id"] for row in rows], f"{table}: img_id")
         for row in rows:

@@ -111,7 +111,7 @@ def test_the_official_boxes_without_height_give_a_label_only(tmp_path, content):
             ValueError,
             "annotation 2 of image 2: 2 is no id of its images",
         ),
-        (lambda c: c["annotations"][1].pop("bbox"), ValueError, "annotations entry 2: bbox is None; need a list"),
+        (lambda c: c["annotations"][1].pop("bbox"), ValueError, "annotations entry 2: bbox is None; it must be a list"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2]), ValueError, r"annotation 2 .*bbox is \[1, 2\]"),
         (lambda c: c["annotations"][1].update(bbox=[4, 2, -3, 2]), ValueError, "image 9 .COCO_9.jpg.: box .* inverted"),
         (lambda c: c["annotations"][1].update(bbox=[4, 2, 3, 0]), ValueError, "image 9 .COCO_9.jpg.: box .* empty"),
@@ -121,7 +121,7 @@ def test_the_official_boxes_without_height_give_a_label_only(tmp_path, content):
             ValueError,
             "instances_train2014.json: section categories is .*; it must be a list",
         ),
-        (lambda c: c["images"][2].pop("width"), ValueError, "images entry 5: width is None; need a number"),
+        (lambda c: c["images"][2].pop("width"), ValueError, "images entry 5: width is None; it must be a number"),
         (lambda c: c["images"][2].update(file_name="x.jpg"), FileNotFoundError, "x.jpg is missing"),
         (lambda c: (c["images"].clear(), c["annotations"].clear()), ValueError, "the split is empty"),
         (
@@ -167,3 +167,83 @@ def test_without_pycocotools_a_segmentation_names_the_extra(tmp_path, content, m
     assert data[0].masks.any() and data[1].masks.shape == (0, 20, 30) and data[2].masks is None
     with pytest.raises(ImportError, match=r"pip install 'e2lib\[coco\]'"):
         data[3]
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[4, 2]],
+        [[4, 2, 14, 10]],
+        [[]],
+        [4, 2, 14, 2, 14, 10],
+        [[4, 2, 14, 2, 14, 10, 4]],
+        [[4, 2, 8, 2, 14, 2]],
+        [[4, 2, 14, 2, 14, float("nan")]],
+        [[4, 2, 14, 2, 300, 10]],
+        [POLYGON[0], [[4, 2]]],
+        [["4", "2", "14", "2", "14", "10"]],
+        {"size": [20, 30], "counts": [50, 30, 519]},
+        {"size": [20, 30], "counts": [50, 30, 521]},
+        {"size": [20, 30], "counts": [610, -10]},
+        {"size": [30, 20], "counts": [600]},
+        {"size": [20, 30], "counts": "PPYo0"},
+        {"counts": [600]},
+        {"size": [20, 30]},
+        "a polygon",
+    ],
+)
+def test_a_segmentation_that_does_not_add_up_names_file_and_annotation(tmp_path, content, segmentation):
+    content["annotations"][0]["segmentation"] = segmentation
+    write(tmp_path, content)
+    with pytest.raises(ValueError, match=r"instances_train2014.json: image COCO_9.jpg, annotation 1: segmentation"):
+        list(COCO(tmp_path, "train"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_compressed_runs_are_those_of_pycocotools(tmp_path, content, seed):
+    mask = np.random.default_rng(seed).random((20, 30)) < [0, 0.1, 0.5, 0.9, 1][seed]
+    runs = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    content["annotations"][2]["segmentation"] = {"size": [20, 30], "counts": runs["counts"].decode()}
+    write(tmp_path, content)
+    assert np.array_equal(COCO(tmp_path, "train")[0].masks[0].numpy(), mask)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["annotations"][1].update(bbox=None), "annotations entry 2: bbox is None"),
+        (lambda c: c["annotations"][1].update(bbox=["4", "2", "10", "8"]), "annotation 2 of image 9: bbox is .*'4'"),
+        (lambda c: c["annotations"][1].update(bbox=[4, 2, 10, 10**400]), "annotation 2 of image 9: bbox is"),
+        (lambda c: c["annotations"][1].update(iscrowd="0"), "annotation 2 of image 9: iscrowd is '0'"),
+        (lambda c: c["annotations"][1].update(image_id="9"), "annotation 2 of image 9: '9' is no id"),
+        (lambda c: c["annotations"][1].update(id=1), "two annotations with the id 1"),
+        (lambda c: c["annotations"].append(7), "annotations entry 5: id is None"),
+        (lambda c: c["images"][1].update(id="nine"), "ids of images is .*nine.*; it must be one type"),
+        (lambda c: c["images"][1].update(id=True), "images entry True: id is True"),
+        (lambda c: c["images"][1].update(file_name="COCO_9.jpg"), "'COCO_9.jpg' occurs twice"),
+        (lambda c: c["images"][1].update(height="20"), "images entry 3: height is '20'"),
+        (lambda c: c["images"][1].update(width=float("nan")), "images entry 3: width is nan"),
+        (lambda c: c["categories"][1].update(name="bottle"), "names of categories: 'bottle' occurs twice"),
+        (lambda c: c.update(images={"1": {}}), "section images is 'dict'; it must be a list"),
+    ],
+)
+def test_entries_of_another_kind_are_named(tmp_path, content, change, message):
+    write(tmp_path, content)
+    change(content)
+    (tmp_path / "annotations/instances_train2014.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        list(COCO(tmp_path, "train"))
+
+
+@pytest.mark.parametrize("text", ["[]", "5", '{"images": [], "images": []}', "[" * 100_000, "\ufeff{}"])
+def test_json_that_is_not_of_coco_is_named(tmp_path, content, text):
+    write(tmp_path, content)
+    (tmp_path / "annotations/instances_train2014.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="instances_train2014.json"):
+        COCO(tmp_path, "train")
+
+
+def test_a_size_of_zero_is_unknown(tmp_path, content):
+    content["images"][0].update(height=0, width=0)
+    write(tmp_path, content)
+    assert COCO(tmp_path, "train")[3].boxes.tolist() == [[4, 2, 14, 10]] * 2

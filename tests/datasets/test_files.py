@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from e2lib.datasets import ImageFolder, collate, eval_transform
-from e2lib.datasets.files import FileDataset, Item, read_image, read_lines
+from e2lib.datasets.files import FileDataset, Item, read_image, read_lines, read_rows
 
 
 @pytest.fixture
@@ -203,3 +203,107 @@ def test_what_is_hidden_is_no_data(root):
         (root / "train" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (6, 4)).save(root / "train" / name)
     assert [s.name for s in ImageFolder(root, "train")] == before
+
+
+# ---- what other programs leave in files
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("png", "<u2"), ("tif", "<u2"), ("tif", ">u2")])
+def test_sixteen_bits_of_grey_give_the_upper_eight(tmp_path, suffix, kind):
+    values = np.array([[0, 255, 256, 4096, 40000, 65535]])
+    Image.fromarray(values.astype(kind)).save(tmp_path / f"deep.{suffix}")
+    assert read_image(tmp_path / f"deep.{suffix}").tolist() == [[[0, 0, 1, 16, 156, 255]]] * 3
+
+
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.25), ("I", 70000)])
+def test_pixels_without_a_known_range_are_refused_with_their_mode(tmp_path, mode, value):
+    Image.new(mode, (5, 4), value).save(tmp_path / "depth.tif")
+    with pytest.raises(ValueError, match=f"depth.tif has mode {mode}; save it with 8 bits"):
+        read_image(tmp_path / "depth.tif")
+
+
+def test_what_pillow_refuses_is_named(tmp_path, monkeypatch):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("history", "edited " * 200_000, zip=True)
+    Image.new("L", (3, 3)).save(tmp_path / "edited.png", pnginfo=text)
+    with pytest.raises(ValueError, match="edited.png cannot be decoded: .*too large"):
+        read_image(tmp_path / "edited.png")
+    Image.new("L", (60, 50)).save(tmp_path / "scan.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="scan.png cannot be decoded: .*3000 pixels"):
+        read_image(tmp_path / "scan.png")
+
+
+@pytest.mark.parametrize(("link", "goal"), [("a/deep/x", "a"), ("b/x", ""), ("x", ".."), ("x", "../..")])
+def test_a_link_back_is_named(folder, link, goal):
+    (folder / "a/deep").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "a/deep/0.png")
+    os.symlink(folder / goal, folder / link)
+    with pytest.raises(ValueError, match=f"{link} is a link back to "):
+        ImageFolder(folder)
+
+
+def test_links_to_other_folders_are_followed(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    Image.new("RGB", (4, 4)).save(elsewhere / "0.png")
+    os.symlink(elsewhere, folder / "c")
+    assert ImageFolder(folder).classes == ["a", "b", "c"]
+
+
+def test_hidden_folders_beside_a_split_name_no_class(root):
+    before = ImageFolder(root, "train").classes
+    for name in (".cache/thumbs/a.png", "__MACOSX/n99/a.png"):
+        (root / name).parent.mkdir(parents=True)
+        Image.new("RGB", (6, 4)).save(root / name)
+    assert ImageFolder(root, "train").classes == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("cat\ndog\n".encode("utf-16"), "in UTF-8"),
+        (b"caf\xe9\n", "in UTF-8: .*byte 0xe9"),
+        (b"cat\0\n", "in UTF-8: it has NUL"),
+        (b"cat\ndog\n cat \n", "list.txt: 'cat' occurs twice"),
+    ],
+)
+def test_lists_that_cannot_be_meant_are_named(tmp_path, content, message):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=f"list.txt.*{message}" if "occurs" not in message else message):
+        read_lines(tmp_path / "list.txt")
+
+
+def test_lines_end_at_newlines_alone(tmp_path):
+    (tmp_path / "list.txt").write_text("hot\u2028dog\n a\x0bb\r\n", encoding="utf-8")
+    assert read_lines(tmp_path / "list.txt") == ["hot\u2028dog", "a\x0bb"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,name,id\n1,a,2\n", "first line is .*with one id"),
+        ("name\na\n", "first line is .*with one id"),
+        ("id,name\n1,a,b\n", r"line 2 is \['1', 'a', \['b'\]\]; it must be of 2 columns"),
+        ("id,name\n1\n", "line 2: name is None; it must be a text"),
+        ("id,name\n\n3,a\n", r"line 3: id is '3'; it must be one of \['1', '2'\]"),
+        ('id,name\n1,"a\n', "after line 1: unexpected end"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(tmp_path, text, message):
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"rows.csv:? ?.*{message}"):
+        read_rows(tmp_path / "rows.csv", {"id": ["1", "2"], "name": []})
+
+
+def test_one_image_twice_and_one_class_twice_are_named(folder):
+    with pytest.raises(ValueError, match="'a/0.png' occurs twice"):
+        FileDataset(folder, [Item("a/0.png", [0]), Item("b/0.png", [0]), Item("a/0.png", [1])], ["u", "v"])
+    for classes in (["u", "v", "u"], "uv"):
+        with pytest.raises(ValueError, match="classes of "):
+            FileDataset(folder, [Item("a/0.png", [0])], classes)
+
+
+def test_names_that_are_not_in_unicode_are_kept(folder):
+    os.rename(folder / "a/0.png", os.fsencode(folder / "a") + b"/na\xefve.png")
+    names = [sample.name for sample in ImageFolder(folder)]
+    assert os.fsencode(names[3]) == b"a/na\xefve" and ImageFolder(folder).fingerprint()

@@ -13,6 +13,7 @@ from e2lib.datasets import (
     Joint,
     Sample,
     Samples,
+    Scenes,
     collate,
     crop_transform,
     eval_transform,
@@ -295,3 +296,66 @@ def test_plain_tensors_are_moved_with_their_boxes():
         assert torch.equal(moved.image, image.flip(-1)) and torch.equal(moved.masks, mask.flip(-1))
         assert moved.boxes.tolist() == [[6, 0, 8, 4]]
         assert added is None or torch.equal(moved.maps, image[:1].flip(-1))
+
+
+@pytest.mark.parametrize("layout", ["XYWH", "CXCYWH"])
+def test_a_transform_may_change_the_format_of_boxes(toy, layout):
+    moved = Joint(v2.Compose([v2.RandomHorizontalFlip(p=1), v2.ConvertBoundingBoxFormat(layout)]))(toy()[0])
+    expected = Joint(v2.RandomHorizontalFlip(p=1))(toy()[0])
+    assert torch.allclose(moved.boxes, expected.boxes) and torch.equal(moved.box_labels, expected.box_labels)
+
+
+def test_labels_follow_boxes_that_a_transform_drops(toy):
+    sample = toy()[0]  # classes 0 and 1; the second box is 15 x 8
+    moved = Joint(v2.SanitizeBoundingBoxes(min_size=10))(sample)
+    assert moved.box_labels.tolist() == [0] and torch.equal(moved.boxes, sample.boxes[:1]) and len(moved.masks) == 1
+    with pytest.raises(ValueError, match=r"image 'toy-0': the transform left \[1, 2, 1\].*labels_getter"):
+        Joint(v2.SanitizeBoundingBoxes(min_size=10, labels_getter=None))(sample)
+
+
+@pytest.mark.parametrize("step", [v2.ToPureTensor(), v2.ToPILImage()])
+def test_a_transform_that_leaves_no_boxes_or_tensor_is_refused(toy, step):
+    with pytest.raises(ValueError, match="image 'toy-0' and its boxes, transformed"):
+        Joint(step)(toy()[0])
+
+
+def test_a_transform_of_torchvision_is_refused_where_a_sample_is_given(tmp_path):
+    scenes = Scenes("train", 2, 64)
+    for give in (lambda t: with_transform(scenes, t), lambda t: Scenes("train", 2, 64, transform=t)):
+        with pytest.raises(ValueError, match=r"transform is Resize.*Joint"):
+            give(v2.Resize(32))
+
+
+def test_an_index_error_in_an_item_does_not_end_a_loop():
+    class Broken(Own):
+        def __getitem__(self, i):
+            return [Own()[i]][i // 3]
+
+    with pytest.raises(IndexError):
+        list(Broken())
+    assert len(list(Own())) == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"box_labels": torch.tensor([2])}, r"has box_labels \[2\] of 2 classes"),
+        ({"box_labels": torch.tensor([-1])}, r"has box_labels \[-1\] of 2 classes"),
+        ({"masks": torch.ones(1, 16, 16) * 255}, "has masks from 255.0 to 255.0"),
+        ({"masks": torch.full((1, 16, 16), float("nan"))}, "has masks from nan"),
+        ({"masks": torch.ones(1, 8, 8)}, r"has masks \(1, 8, 8\); its boxes are for \(16, 16\)"),
+    ],
+)
+def test_values_outside_their_range_name_the_image(fields, message):
+    boxes = tv_tensors.BoundingBoxes(CORNERS, format="XYXY", canvas_size=(16, 16))
+    with pytest.raises(ValueError, match=f"image 'it' {message}"):
+        Sample(IMAGE, torch.tensor([0, 1]), **{"boxes": boxes, "name": "it"} | fields)
+
+
+def test_samples_of_two_types_are_not_stacked():
+    light, dark = torch.full((3, 4, 4), 255, dtype=torch.uint8), torch.zeros(3, 4, 4)
+    for one, other in ((Sample(light, torch.tensor(0)), Sample(dark, torch.tensor(0), name="dark")),):
+        with pytest.raises(ValueError, match="uint8.*of dark .*float32"):
+            collate([one, other])
+    with pytest.raises(ValueError, match="image and labels of one are"):
+        collate([Sample(dark, torch.tensor(0), name="one"), Sample(dark, torch.tensor([1, 0]), name="two")])

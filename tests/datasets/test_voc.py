@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.datasets import VOCDetection, VOCSegmentation
 
-from e2lib.datasets import VOC, VOC_CLASSES, SceneBirds, Scenes, dilated, export_voc
+from e2lib.datasets import VOC, VOC_CLASSES, Sample, SceneBirds, Scenes, dilated, export_voc
 from e2lib.datasets.scenes import CATEGORIES
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
@@ -277,3 +277,85 @@ def test_an_export_names_its_classes_and_refuses_others(tmp_path):
     with pytest.raises(ValueError, match=r"classes.txt lists other classes than this data set, landbird, waterbird"):
         export_voc(SceneBirds("test", 2, 64), tmp_path, "test")
     assert not (base / "ImageSets/Main/test.txt").exists()
+
+
+@pytest.mark.parametrize(("encoding", "kind"), [("gb2312", "斑马"), ("shift_jis", "シマウマ"), ("iso-8859-1", "zèbre")])
+def test_annotations_are_read_in_their_encoding(tmp_path, base, encoding, kind):
+    path = base / "Annotations/000012.xml"
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + path.read_text().replace("dog", kind)
+    path.write_bytes(text.encode(encoding))
+    (base / "classes.txt").write_text(f"dog\nperson\n{kind}\n", encoding="utf-8")
+    sample = VOC(tmp_path, "train")[0]
+    assert sample.box_labels.tolist() == [2, 1] and sample.boxes[0].tolist() == [0, 0, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'<?xml version="1.0" encoding="big5"?><annotation>\xa4</annotation>', "is not XML in its encoding big5: "),
+        (b'<?xml version="1.0" encoding="utf-16"?><annotation/>', "is not XML in its encoding utf-16: "),
+        (b"<annotation>\xe9</annotation>", "is not XML: "),
+        (b"<html></html>", "the root element is 'html'; it must be annotation"),
+        (b'<annotation xmlns="http://a.b"/>', "the root element is .*; it must be annotation"),
+        (b"<annotation><size><width>1e999</width></size></annotation>", "<size/width> must be a number, found 1e999"),
+        (b"<annotation><size><width>40.5</width><height>30</height></size></annotation>", "40 x 30.*40.5 x 30"),
+        (b"<annotation><size><width>40</width><height>inf</height></size></annotation>", "height> must be a number"),
+    ],
+)
+def test_files_that_are_not_annotations_are_named(tmp_path, base, content, message):
+    (base / "Annotations/000012.xml").write_bytes(content)
+    with pytest.raises(ValueError, match=f"000012.(xml|jpg).*{message}"):
+        list(VOC(tmp_path, "train"))
+
+
+def test_a_list_with_a_second_column_or_a_line_twice_is_named(tmp_path, base):
+    listing = base / "ImageSets/Main/dog_train.txt"
+    listing.write_text("000012  1\n000017 -1\n")
+    with pytest.raises(FileNotFoundError, match="000012  1.xml does not exist.*each line of .*dog_train.txt"):
+        VOC(tmp_path, "dog_train")
+    listing.write_text("000012\n000017\n000012")
+    with pytest.raises(ValueError, match="dog_train.txt: '000012' occurs twice"):
+        VOC(tmp_path, "dog_train")
+
+
+@pytest.mark.parametrize("broken", ["Object", "Class"])
+def test_a_broken_segmentation_is_named(tmp_path, base, broken):
+    nothing = np.zeros((30, 40), np.uint8)
+    write_masks(base, "000012", nothing, nothing)
+    path = base / f"Segmentation{broken}/000012.png"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match=f"Segmentation{broken}/000012.png cannot be decoded"):
+        VOC(tmp_path, "train")[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: setattr(s, "name", "../toy"), "name is '../toy'; it must be a path below JPEGImages"),
+        (lambda s: setattr(s, "name", "/toy"), "name is '/toy'"),
+        (lambda s: setattr(s, "name", "toy "), "name is 'toy '; it must be one line"),
+        (lambda s: setattr(s, "name", "a\nb"), "it must be one line"),
+        (lambda s: setattr(s, "name", "caf\udce9"), "it must be one line of UTF-8"),
+        (lambda s: setattr(s, "image", s.image / 255), r"toy-0 is .*float32.; it must be \(3, H, W\) torch.uint8"),
+        (
+            lambda s: setattr(s, "masks", s.masks * 0.5),
+            "type of the masks of toy-0 is torch.float32; it must be torch.bool",
+        ),
+    ],
+)
+def test_samples_that_would_not_be_read_back_are_refused(tmp_path, toy, change, message):
+    def transform(sample):
+        change(sample)
+        return sample
+
+    with pytest.raises(ValueError, match=message):
+        export_voc(toy(2, transform=transform), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_samples_with_one_index_as_label_are_exported(tmp_path, toy):
+    def only(sample):
+        return Sample(sample.image, torch.tensor(1), sample.boxes[:1], name=sample.name)
+
+    export_voc(toy(2, transform=only), tmp_path)
+    assert [s.box_labels.tolist() for s in VOC(tmp_path, "train")] == [[1], [1]]

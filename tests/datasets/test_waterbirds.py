@@ -155,3 +155,32 @@ def test_real_boxes_that_reach_outside_most_are_clipped(real):
     assert data.item(i).boxes[0] == pytest.approx([13.1, 12.7, 181.5, 138.0])
     assert sample.image.shape == (3, 128, 192)
     assert sample.boxes[0].tolist() == pytest.approx([13.1, 12.7, 181.5, 128])
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("waterbird_1.0_x/metadata.csv", "\n2,", "\n1,", "metadata.csv: img_id: '1' occurs twice"),
+        ("waterbird_1.0_x/metadata.csv", "a/2.jpg", "a/1.jpg", "'a/1.jpg' occurs twice"),
+        ("waterbird_1.0_x/metadata.csv", "a/2.jpg", "", "metadata.csv line 3: img_filename is ''"),
+        ("waterbird_1.0_x/metadata.csv", "a/2.jpg", "a/2,x.jpg", "metadata.csv line 3 is .*; it must be of 6 columns"),
+        ("waterbird_1.0_x/metadata.csv", ",place_filename", ",place", "metadata.csv: the first line"),
+        (
+            "CUB_200_2011/bounding_boxes.txt",
+            "2 2.5",
+            "1 2.5",
+            "bounding_boxes.txt: image is '1'; it must be there once",
+        ),
+        ("CUB_200_2011/bounding_boxes.txt", "2 2.5", "2 nan", "bounding_boxes.txt: image 2: box .* not finite"),
+    ],
+)
+def test_what_does_not_fit_together_is_named(root, file, old, new, message):
+    edit(root / file, old, new)
+    with pytest.raises(ValueError, match=message):
+        Waterbirds(root, "train")
+
+
+@pytest.mark.parametrize("variant", ["", "/", "x" * 3000])
+def test_a_variant_that_is_no_folder_is_named(root, variant):
+    with pytest.raises(FileNotFoundError, match="must hold waterbird_"):
+        Waterbirds(root, "train", variant=variant)
