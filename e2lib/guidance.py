@@ -4,7 +4,8 @@ Rao, Böhle, Parchami-Araghi, Schiele: Studying How to Efficiently and Effective
 2023. The losses are pure functions of maps A (B, 1, h, w), signed floats of any scale, in a layer's cells, and of masks
 M (B, 1, H, W) of the explained class, bool or float in [0, 1], in pixels. They give one value per image, (B,) float.
 A⁺ = max(A, 0). Each loss resizes maps to masks bilinearly, at the place where the authors' code does. Values and
-gradients are finite for every finite map and every mask; an all-zero map has no gradient.
+gradients are finite for every finite map and every mask; an all-zero map has no gradient. ValueError names wrong maps
+or masks, also NaN and infinity among them: on a GPU this check waits for the maps.
 """
 
 import math
@@ -33,10 +34,7 @@ EXPECTED = 20
 
 
 def energy(maps: Tensor, masks: Tensor) -> Tensor:
-    """1 − Σ(M·A⁺) / ΣA⁺, which is 1 − EPG, in [0, 1]: the energy loss of Rao et al.; 1 for a map without A⁺.
-
-    The map is resized first.
-    """
+    """1 − Σ(M·A⁺) / ΣA⁺ = 1 − EPG of resized maps, in [0, 1]: the energy loss of Rao et al.; 1 for a map without A⁺."""
     maps, masks = _checked(maps, masks)
     positive = over_peak(F.relu(resize(maps / 2, masks)), (1, 2, 3))  # half, as sums of the largest floats are infinite
     total = positive.sum((1, 2, 3))
@@ -49,7 +47,7 @@ def l1(maps: Tensor, masks: Tensor) -> Tensor:
     Â⁺ = A⁺ / max A⁺ is resized last.
     """
     maps, masks = _checked(maps, masks)
-    return (masks.to(maps) - resize(_normalised(F.relu(maps)), masks)).abs().mean((1, 2, 3))
+    return (masks - resize(_normalised(F.relu(maps)), masks)).abs().mean((1, 2, 3))
 
 
 def ppce(maps: Tensor, masks: Tensor) -> Tensor:
@@ -64,30 +62,23 @@ def ppce(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def rrr(maps: Tensor, masks: Tensor) -> Tensor:
-    """Σ (1 − M)·Â² ≥ 0: attribution of either sign outside the box (RRR, Ross et al. 2017; RRR* normalises it).
-
-    Â = A / max|A| is resized last.
-    """
+    """Σ (1 − M)·Â² ≥ 0: attribution outside the box (RRR, Ross et al. 2017; in RRR* Â = A / max|A| is resized last)."""
     maps, masks = _checked(maps, masks)
-    return (resize(_normalised(maps), masks).square() * _inverse(masks)).sum((1, 2, 3))
+    return (resize(_normalised(maps), masks).square() * (1 - masks)).sum((1, 2, 3))
 
 
 def resize(maps: Tensor, masks: Tensor) -> Tensor:
     """Maps (B, 1, h, w) brought bilinearly to the size of the masks (B, 1, H, W)."""
-    same = maps.shape[2:] == masks.shape[2:]
-    return maps if same else F.interpolate(maps, masks.shape[2:], mode="bilinear", align_corners=False)
+    size = masks.shape[2:]
+    return maps if maps.shape[2:] == size else F.interpolate(maps, size, mode="bilinear")
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"energy": energy, "l1": l1, "ppce": ppce, "rrr": rrr}
 CLASSIFICATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bce": bce, "cross_entropy": cross_entropy}
 
 
-def _inverse(masks: Tensor) -> Tensor:
-    return ~masks if masks.dtype == torch.bool else 1 - masks
-
-
 def _checked(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The maps, at least float32, and the masks, soft ones of the same type."""
+    """The maps, at least float32, and masks of the same type."""
     check_maps("maps", maps, (*maps.shape[:1], 1, *maps.shape[2:]))
     maps, soft = wide(maps), masks.is_floating_point()
     right = masks.ndim == 4 and masks.shape[:2] == maps.shape[:2] and 0 not in masks.shape[2:]
@@ -95,7 +86,7 @@ def _checked(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"masks is {kind(masks)}; it must be bool or float ({len(maps)}, 1, H, W), one per map")
     if soft and not ((masks >= 0) & (masks <= 1)).all():
         raise ValueError(f"masks lie in [{masks.min():.3g}, {masks.max():.3g}]; soft masks must be in [0, 1]")
-    return maps, masks.to(maps) if soft else masks
+    return maps, masks.to(maps)
 
 
 def _normalised(maps: Tensor) -> Tensor:
@@ -191,7 +182,9 @@ class Guide:
                 found, maps = explain(model, batch.images[explained], targets, self.method, self.at, **how)
                 logits.append(found)
                 maps, masks = wide(maps[guided[explained]]), batch.class_masks(classes, segmentation)[guided]
-                maps, masks = maps.abs() if self.absolute else maps, _inverse(masks) if self.outside else masks
+                maps = maps.abs() if self.absolute else maps
+                if self.outside:
+                    masks = ~masks if masks.dtype == torch.bool else 1 - masks
                 values = LOSSES.get(self.loss, self.loss)(maps, masks)
                 check_value(values.shape == maps.shape[:1], "loss", self.loss, "a function that gives a value per map")
                 localisation = values.sum() / (self.fraction * len(classes))

@@ -113,7 +113,7 @@ def explain(
                 maps = maps + weight * torch.cat([chosen.map(a, on_grid(g)) for g in gradients], 1)
         size = getattr(bare(model), "explained_size", images.shape[2:])  # a `models.Head` is given features
         if resize and maps.shape[2:] != size:
-            maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+            maps = F.interpolate(maps, size, mode="bilinear")
     return Explanation(logits, maps) if create_graph else Explanation(logits.detach(), maps.detach())
 
 
@@ -133,8 +133,8 @@ def dynamic_weights(model: nn.Module, images: Tensor, targets: Targets, **how: b
     """Logits (B, C), and the rows (B, 6, H, W) of W(x) that a B-cos network applies to its input for `targets`.
 
     The explained score is s = Σ [W(x)]_s · x + bias (Böhle et al., CVPR 2022, eq. 13), with x of the channels (r, g, b,
-    1-r, 1-g, 1-b): `W * x` summed over channels is the contribution map. There is one target per image. The rest, also
-    `how`, create_graph and keep_modes, is as in `explain`.
+    1-r, 1-g, 1-b): `W * x` summed over channels is the contribution map. There is one target per image. `how`, which is
+    create_graph and keep_modes, and the rest are as in `explain`.
     """
     logits, w = explain(model, images, targets, Method(lambda a, g: g, dynamic=True), **how)
     if w.shape[1] != 6:

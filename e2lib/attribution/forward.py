@@ -10,6 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from e2lib.attribution.double_backward import Exact
+from e2lib.datasets.files import check_value
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -82,11 +83,9 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def explaining(model: nn.Module, dynamic=False, create_graph=False, keep_modes=False) -> Iterator[Exact]:
-    """Eval mode, gradients on and exact, B-cos networks (else ValueError) explaining if `dynamic`; all restored."""
+    """Eval mode, gradients on and exact, B-cos networks explaining if `dynamic`; all restored."""
     detachable = {m: m.detach for m in model.modules() if hasattr(m, "set_explanation_mode") and hasattr(m, "detach")}
-    if dynamic and not detachable:
-        name = getattr(bare(model), "name", type(bare(model)).__name__)
-        raise ValueError(f"method 'bcos' explains B-cos networks; {name!r} is none")
+    check_value(detachable or not dynamic, "method", "bcos", "another, as the network has no B-cos layers")
     with modes_restored(model), torch.inference_mode(False), torch.enable_grad():
         try:
             for module in detachable:
@@ -128,8 +127,7 @@ def forward(model: nn.Module, images: Tensor, at: str, mode: Exact, replace=None
     hook = net.register_forward_pre_hook if before else module_at(net, at).register_forward_hook
     handle = hook(catch)
     try:
-        # A clone, as the network may change its images in place.
-        logits = logits_of((net if isinstance(model, DataParallel) else model)(images.clone()))
+        logits = logits_of((net if isinstance(model, DataParallel) else model)(images.clone()))  # see `predict`
     finally:
         handle.remove()
     if len(found) != 1:
@@ -166,10 +164,7 @@ def _check_layer(layer, net, images, at) -> None:
 
 
 def as_grid(layer: Tensor, model: nn.Module, images: Tensor) -> Tensor:
-    """A layer behind the input on its grid (B, C, h, w): by the network's `reshape`, or tokens (B, N, C) row by row.
-
-    Feature maps pass. ValueError for tokens that do not fill a grid of the images' aspect.
-    """
+    """A layer behind the input as (B, C, h, w): by the network's `reshape`, or tokens row by row; else ValueError."""
     if (reshape := getattr(bare(model), "reshape", None)) is not None:
         grid = reshape(layer)
         if grid.ndim != 4 or len(grid) != len(layer):

@@ -1,7 +1,4 @@
-"""The methods: how a map comes from a layer's activations and from gradients of the explained score.
-
-A method is one short function and one line in `METHODS`, which may be extended from outside.
-"""
+"""The methods, one short function and one line in `METHODS` each: how activations and gradients make a map."""
 
 import copy
 import warnings
@@ -122,13 +119,10 @@ def reproducible() -> Iterator[None]:
 
 
 class Method(NamedTuple):
-    """How `explain` makes a map.
+    """How `explain` makes a map."""
 
-    `map` takes the layer's activations a and the gradient g of the score, both (B, C, h, w), tokens on their grid, and
-    returns (B, 1, h, w), signed. Where `of_score` it takes (score, x, steps): `score` is a module from the network's
-    input x (B, c, H, W) to the explained score (B,), and Gradient SHAP alone makes use of `steps`.
-    """
-
+    # (a, g), the layer's activations and the gradient of the score, both (B, C, h, w), tokens on their grid -> signed
+    # (B, 1, h, w). Where `of_score`: (score, x, steps), where score is a module from the network's input x to (B,).
     map: Callable[..., Tensor]
     # (layer, steps) -> pairs (point like layer, weight). g is taken at each point, and the maps' weighted sum is the
     # map. The point None is the layer, without a further forward pass.

@@ -23,16 +23,13 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
 
 
 class F1(BinaryF1Score):
-    """Multi-label F1 in [0, 1]; a label is predicted when its logit is > 0. 0 before the first batch.
-
-    It counts the labels of all classes together (micro), as the code published by Rao et al. (ICCV 2023) does.
-    """
+    """Multi-label F1 in [0, 1], of all classes together (micro, as Rao et al. count); logits above 0 are yes."""
 
     def __init__(self):
         super().__init__(validate_args=False)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits (B, C) float, labels (B, C), 0 or 1."""
+        """Add a batch: logits (B, C) float, labels (B, C), 0 or 1; see `check_logits`."""
         check_logits(logits, labels)
         if len(logits):  # torchmetrics fails without
             super().update((logits > 0).long(), labels.long())
@@ -92,8 +89,8 @@ class GroupAccuracy(Metric):
         check_logits(logits, labels)
         if not (labels.sum(1) == 1).all():
             raise ValueError(f"labels hold {labels.sum(1).tolist()} classes per image; they must be one-hot")
-        whole = groups.shape == logits.shape[:1] and not groups.is_floating_point()
-        if not whole or not ((groups >= 0) & (groups < len(self.groups))).all():
+        fits = groups.shape == logits.shape[:1] and not groups.is_floating_point()
+        if not fits or not ((groups >= 0) & (groups < len(self.groups))).all():
             raise ValueError(f"groups is {groups.tolist()}; each must be 0 to {len(self.groups) - 1}")
         right = groups[logits.argmax(1) == labels.long().argmax(1)]
         self.counts += torch.stack([torch.bincount(some, minlength=len(self.groups)) for some in (right, groups)])

@@ -31,9 +31,9 @@ def deletion_insertion(
     """Probability of the target as pixels vanish or appear, those of largest attribution first (RISE, Petsiuk 2018).
 
     A faithful map has a small deletion area and a large insertion area. The model runs in eval mode, on all images
-    (B, 3, H, W) at once, in [0, 1] and at least 6 pixels a side. Maps are (B, 1, H, W) float; equal pixels go in
-    reading order. Targets are classes, int64 (B,). The pixels change in `steps` equal shares. The probability is the
-    softmax, with `multilabel` the sigmoid, of the logit. ValueError for other input, and for NaN among logits.
+    (B, 3, H, W) at once, in [0, 1] and at least 6 pixels a side. Maps are (B, 1, H, W); equal pixels go in reading
+    order. Targets are classes, int64 (B,). The pixels change in `steps` equal shares. The probability is the softmax of
+    the logits, with `multilabel` their sigmoid. Raises ValueError for other input, and where probabilities are NaN.
 
     Notes: deleted pixels take the mean colour of their image; in the authors' code that of the data set. Insertion
     starts, as there, from the image blurred by an 11 x 11 Gaussian of σ = 5 pixels (here with reflected borders).
@@ -106,15 +106,14 @@ def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], s
     """Similarity of a model's maps to those of copies whose stages are randomised one after the other, last first.
 
     Cascading randomisation, Adebayo et al., NeurIPS 2018: maps that stay similar do not show what the model learned.
-    The model has `depths`, or children that are registered in the order they run. It stays as it was. Every call of
-    `explain_fn`, from a model to maps (B, K, H, W) of the same images and targets, sees the same random numbers of
-    PyTorch, whose generators stay too. `seed` is that of the new weights.
+    The model has `depths`, or children in the order they run; it stays as it was. `explain_fn` makes maps (B, K, H, W)
+    of the same images and targets with a model, each time with the same random numbers. `seed` is that of new weights.
 
     Returns `rank_correlation` (B, K) with the maps of `model`: "none" (nothing is randomised), then named by the stage
     that was added last: "logits" (all after the last depth), "Final" (all after Mid3), …, "Mid1" (everything).
 
-    Notes: a parameter tensor is drawn anew from the normal distribution with its own mean and standard deviation, not
-    from its layer's initialiser: that works for every layer and no signal vanishes. Buffers and constant tensors stay.
+    Notes: a tensor is drawn from the normal distribution with its own mean and standard deviation, which suits every
+    layer and lets no signal vanish. Buffers and constant tensors stay.
     """
     randomised = copy.deepcopy(model)
     stages = _stages(bare(randomised))

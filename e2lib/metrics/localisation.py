@@ -40,10 +40,7 @@ def iou(maps: Tensor, masks: Tensor, threshold: float | Sequence[float]) -> Tens
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """1 where the maximum of the map is inside the mask, else 0 (Zhang et al., IJCV 2018, without a tolerance margin).
-
-    A map without positive attribution is a miss, and so is a maximum that is reached outside the mask too.
-    """
+    """1 where the map is positive and largest inside the mask alone, else 0 (Zhang et al., IJCV 2018; no margin)."""
     positive = _positive(maps, masks=masks)
     return ((positive * masks).amax((2, 3)) > (positive * ~masks).amax((2, 3))).to(positive.dtype)
 
@@ -80,10 +77,7 @@ def kind(x: Tensor) -> str:
 
 
 def check_maps(name: str, maps: Tensor, shape: Sequence[int] = ()) -> None:
-    """Raises ValueError unless `maps` is float (B, K, H, W), of `shape` where one is given, and finite.
-
-    This is the one place where losses and metrics refuse NaN. On a GPU the check waits for the maps.
-    """
+    """Raises ValueError unless `maps` is float (B, K, H, W), of `shape` where one is given, and finite."""
     right = maps.ndim == 4 and maps.is_floating_point() and 0 not in maps.shape[2:]
     if not right or (shape and maps.shape != shape):
         raise ValueError(f"{name} is {kind(maps)}; it must be float {tuple(shape) or '(B, K, H, W), H and W above 0'}")
@@ -93,10 +87,9 @@ def check_maps(name: str, maps: Tensor, shape: Sequence[int] = ()) -> None:
 
 
 class Average(Metric):
-    """Mean of `function` over pairs of an image and a class, or over images, of all batches and processes.
+    """Mean of `function` over pairs of an image and a class, (B, K, *size), or over images, (B,), in all processes.
 
-    function: of what `update` is given -> one value per pair, (B, K, *size), or per image, (B,). The `name` differs in
-    each metric of a MetricCollection, which shares states that seem equal.
+    The `name` differs in each metric of a MetricCollection, which shares states that seem equal.
     """
 
     full_state_update = False
@@ -137,7 +130,7 @@ OnObjectEPG = partial(Average, on_object_epg, "on-object EPG")
 
 
 def IoU(threshold: float) -> Average:
-    """Mean `iou` at one threshold in [0, 1): that of `IoUCurve` on validation data, or a fixed one."""
+    """Mean `iou` at one threshold in [0, 1)."""
     return Average(partial(iou, threshold=_increasing([threshold])[0]), f"IoU {threshold}")
 
 

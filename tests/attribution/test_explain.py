@@ -183,7 +183,7 @@ def test_memory_does_not_grow_over_calls_of_a_bcos_network():
         ({"method": "lime"}, r"method is 'lime'; it must be one of ixg"),
         ({"at": "Middle"}, r"at is 'Middle'; it must be one of Input, Mid1"),
         ({"at": "net.fc"}, r"module 'net.fc' is no \(B, C, h, w\)"),
-        ({"method": "bcos"}, r"explains B-cos networks; 'test_resnet' is none"),
+        ({"method": "bcos"}, "method is 'bcos'; it must be another, as the network has no B-cos layers"),
         (
             {"method": "occlusion", "at": "Final"},
             r"at is 'Final'; it must be 'Input' for method 'occlusion', which explains the input",
