@@ -95,15 +95,21 @@ def _wider(mask: Tensor) -> Tensor:
 
 
 def _elsewhere(mask: Tensor, taken: Tensor) -> Tensor | None:
-    """The mask, shifted to where it covers as much and nothing of `taken`, as far as possible; None without room."""
-    (h, w), places = mask.shape, []
-    y, x = (mask.any(axis).nonzero()[:, 0] for axis in (1, 0))
-    for top in torch.linspace(0, h - 1 - (y[-1] - y[0]).item(), SHIFTS).long().tolist():
-        for left in torch.linspace(0, w - 1 - (x[-1] - x[0]).item(), SHIFTS).long().tolist():
-            move = top - y[0].item(), left - x[0].item()
-            if not (torch.roll(mask, move, (0, 1)) & taken).any():
-                places.append((move[0] ** 2 + move[1] ** 2, move))
-    return torch.roll(mask, max(places)[1], (0, 1)) if places else None
+    """The mask, moved as far as possible to where it covers nothing of `taken`; None without room."""
+    (y1, y2), (x1, x2) = (
+        (lines[0].item(), lines[-1].item() + 1) for lines in (mask.any(1).nonzero(), mask.any(0).nonzero())
+    )
+    part, (height, width), places = mask[y1:y2, x1:x2], mask.shape, []
+    for top in torch.linspace(0, height - (y2 - y1), SHIFTS).long().tolist():
+        for left in torch.linspace(0, width - (x2 - x1), SHIFTS).long().tolist():
+            if not (part & taken[top : top + y2 - y1, left : left + x2 - x1]).any():
+                places.append(((top - y1) ** 2 + (left - x1) ** 2, top, left))
+    if not places:
+        return None
+    _, top, left = max(places)
+    result = torch.zeros_like(mask)
+    result[top : top + y2 - y1, left : left + x2 - x1] = part
+    return result
 
 
 def fill(image: Tensor, mask: Tensor) -> Tensor:
