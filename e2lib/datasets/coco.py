@@ -41,7 +41,15 @@ class COCO(FileDataset):
     test_split = "val"  # the labels of the test images are not public
     multilabel = True
 
-    def __init__(self, root: Folder, split: str, year="2014", annotations="", images="", transform: Transform = None):
+    def __init__(
+        self,
+        root: Folder,
+        split: str,
+        year: str = "2014",
+        annotations: str = "",
+        images: str = "",
+        transform: Transform = None,
+    ):
         folder = need(Path(root) / (images or f"{split}{year}"), self.layout)
         path = need(Path(root) / (annotations or f"annotations/instances_{split}{year}.json"), self.layout)
         try:
