@@ -106,8 +106,8 @@ class Joint:
         check_value(right, name, found, "a Tensor and BoundingBoxes")
         counts = [len(part) for part in (boxes, labels, masks) if part is not None]
         if len({*counts}) > 1:
-            found = f"image {sample.name!r}: the transform left {counts} boxes, labels and masks"
-            raise ValueError(f"{found}; SanitizeBoundingBoxes must keep its labels_getter, so that labels follow")
+            left = f"image {sample.name!r}: the transform left {counts} boxes, labels and masks"
+            raise ValueError(f"{left}; SanitizeBoundingBoxes must keep its labels_getter, so that labels follow")
         boxes = _xyxy(boxes, boxes.canvas_size)
         kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         boxes, masks = tv_tensors.wrap(boxes[kept], like=boxes), None if masks is None else tv_tensors.Mask(masks[kept])

@@ -63,7 +63,9 @@ def evaluate(
     2024, section 4), and with groups "agreement, out of distribution" and the like. With a method EPG, IoU and its "IoU
     threshold" (a fraction), averaged over pairs of an image and a present class with boxes, and "on-object EPG" where
     there are segmentation masks, soft ones from 0.5 on. Each of `metrics`, averaged over images, or over the pairs
-    whose masks are not empty. Raises ValueError for wrong arguments, and where nothing can be measured.
+    whose masks are not empty. With `removed`, a `datasets.Without` of `dataset` or features of it, "still named", see
+    `metrics.still_named`; a network names the top class of single-label data, else the classes with logits above 0.
+    Raises ValueError for wrong arguments, and where nothing can be measured.
     """
     check_value(batch_size >= 1, "batch_size", batch_size, "at least 1")
     rank, world = processes()
