@@ -54,6 +54,7 @@ class Without(Samples):
         check_value(len(pairs), "pairs", len(pairs), f"at least 1: {by} covering at most {limit:g} of an image")
         self.pairs = pairs
         self.targets = dataset.targets[pairs[:, 0]].scatter(1, pairs[:, 1:], 0)
+        self.group_of = dataset.group_of[pairs[:, 0].numpy()]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -121,8 +122,16 @@ def fill(image: Tensor, mask: Tensor) -> Tensor:
     check_value(not mask.all(), "mask", "all of the image", "smaller: nothing is left to fill from")
     pixels, known = image.as_subclass(Tensor).float()[None], ~mask.as_subclass(Tensor)[None, None]
     x = _spread(pixels * known, known.float())
-    for _ in range(SMOOTHED):
-        x = torch.where(known, pixels, F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1))
+    if mask.any():
+        (top, left, *_), (bottom, right, *_) = (ends.tolist() for ends in torch.aminmax(mask.nonzero(), dim=0))
+        near = (
+            ...,
+            slice(max(top - 1, 0), bottom + 2),
+            slice(max(left - 1, 0), right + 2),
+        )  # all that changes, and a rim
+        for _ in range(SMOOTHED):
+            means = F.avg_pool2d(F.pad(x[near], (1, 1, 1, 1), mode="replicate"), 3, 1)
+            x[near] = torch.where(known[near], pixels[near], means)
     return x[0].round().to(image.dtype) if image.dtype == torch.uint8 else x[0].to(image.dtype)
 
 
