@@ -1,4 +1,4 @@
-"""Figures: photographs with boxes, explanation maps, colour explanations, Pareto fronts."""
+"""Figures: photographs with boxes, explanation maps, the removal test, colour explanations, Pareto fronts."""
 
 import sys
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from matplotlib import rc_params_from_file
 from matplotlib.colors import to_rgb
 from matplotlib.patheffects import withStroke
-from torch import Tensor
+from torch import Tensor, nn
 
-from e2lib.datasets.sample import Sample
+from e2lib.attribution import explain
+from e2lib.datasets import Sample, Samples, Without, collate
 
 STYLE = rc_params_from_file(Path(__file__).with_suffix(".mplstyle"), use_default_template=False)
 COLOURS = [to_rgb(colour) for colour in STYLE["axes.prop_cycle"].by_key()["color"]]  # a class keeps its own
@@ -78,6 +79,32 @@ def show_maps(
         for axis in row if boxes else ():
             for box in boxes[i].tolist():
                 add_box(axis, box, "black" if axis is not row[0] else "yellow")
+    return figure
+
+
+def show_removal(
+    networks: dict[str, nn.Module], dataset: Samples, removed: Without, which: Sequence[int], method: str, at: str
+) -> plt.Figure:
+    """One row per pair in `which`, positions in `removed`: what each network says and why, with the object and without.
+
+    The photograph stands before the maps of the networks, by name, which explain the pair's class by `method` at the
+    depth `at`. Below a map is the probability of that class.
+    """
+    figure, axes = _grid(len(which), 2 + 2 * len(networks))
+    for row, j in zip(axes, which, strict=True):
+        i, c = removed.pairs[j].tolist()
+        halves = row.reshape(2, -1)
+        for half, sample, what in zip(halves, (dataset[i], removed[j]), (dataset.classes[c], "without"), strict=True):
+            images = collate([sample]).images
+            photo = images[0].permute(1, 2, 0)
+            half[0].imshow(photo)
+            half[0].set_title(what, fontsize=10)
+            for axis, (name, net) in zip(half[1:], networks.items(), strict=True):
+                logits, maps = explain(net, images.to(next(net.parameters()).device), c, method, at)
+                chances = logits[0].float().sigmoid() if dataset.multilabel else logits[0].float().softmax(0)
+                show_map(axis, maps[0, 0], photo)
+                axis.set_title(name if row is axes[0] else "", fontsize=10)
+                axis.set_xlabel(f"{dataset.classes[c]} {chances[c]:.0%}", fontsize=10, labelpad=2)
     return figure
 
 

@@ -7,8 +7,8 @@ import matplotlib
 import pytest
 import torch
 
-from e2lib import figures
-from e2lib.datasets import Scenes
+from e2lib import figures, models
+from e2lib.datasets import Scenes, Without, collate
 
 matplotlib.use("Agg")
 
@@ -34,6 +34,20 @@ def test_show_maps_has_a_row_an_image_and_a_column_a_method():
     shown = figure.axes[1].images[-1]
     assert torch.equal(torch.tensor(shown.get_array().data), maps[0, 0])
     assert shown.norm.vmin == -shown.norm.vmax < 0  # zero is in the middle of the colours
+
+
+def test_show_removal_has_both_pictures_and_what_each_network_says():
+    data = Scenes("test", 4, 64)
+    removed, net = Without(data, "scene"), models.build("bcos_scenes", 10, "scenes")
+    figure = figures.show_removal({"one": net, "two": net}, data, removed, [1, 2], "bcos", "Input")
+    assert len(figure.axes) == 2 * 6
+    i, c = removed.pairs[1].tolist()
+    before, after = figure.axes[0].images[0].get_array(), figure.axes[3].images[0].get_array()
+    for shown, sample in ((before, data[i]), (after, removed[1])):
+        assert torch.allclose(torch.tensor(shown.data), sample.image.permute(1, 2, 0) / 255)
+    with torch.no_grad():
+        chance = net.eval()(collate([removed[1]]).images)[0, c].sigmoid().item()
+    assert figure.axes[4].get_xlabel() == figure.axes[5].get_xlabel() == f"{data.classes[c]} {chance:.0%}"
 
 
 def test_colour_explanation_by_hand():
