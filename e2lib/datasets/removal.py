@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from tqdm.auto import tqdm
 
-from e2lib.boxes import box_mask
+from e2lib.boxes import box_mask, mask_box
 from e2lib.datasets.files import check_value
 from e2lib.datasets.sample import Sample, Samples
 from e2lib.disk import digest
@@ -82,24 +82,18 @@ class Without(Samples):
         for c in sample.box_labels.unique().tolist():
             own = sample.box_labels == c
             boxes = box_mask(sample.boxes[own], size)
-            check_value(
-                self.by == "boxes" or sample.masks is not None, "by", self.by, f"boxes: {sample.name} has no masks"
-            )
-            mask = boxes if self.by == "boxes" else _wider((sample.masks[own] > 0).any(0))
+            mask, there = boxes, self.by == "boxes" or sample.masks is not None
+            check_value(there, "by", self.by, f"boxes: {sample.name} has no masks")
+            if self.by == "segments":  # an object's edge is soft, and would give it away
+                part = (sample.masks[own] > 0).any(0, keepdim=True)
+                mask = F.max_pool2d(part.float(), 2 * RIM + 1, 1, RIM)[0] > 0
             result[c] = _elsewhere(mask, boxes) if self.elsewhere else mask
         return result
 
 
-def _wider(mask: Tensor) -> Tensor:
-    """With a rim of `RIM` pixels: an object's edge is soft, and would give it away."""
-    return F.max_pool2d(mask[None, None].float(), 2 * RIM + 1, 1, RIM)[0, 0] > 0
-
-
 def _elsewhere(mask: Tensor, taken: Tensor) -> Tensor | None:
     """The mask, moved as far as possible to where it covers nothing of `taken`; None without room."""
-    (y1, y2), (x1, x2) = (
-        (lines[0].item(), lines[-1].item() + 1) for lines in (mask.any(1).nonzero(), mask.any(0).nonzero())
-    )
+    x1, y1, x2, y2 = mask_box(mask).tolist()
     part, (height, width), places = mask[y1:y2, x1:x2], mask.shape, []
     for top in torch.linspace(0, height - (y2 - y1), SHIFTS).long().tolist():
         for left in torch.linspace(0, width - (x2 - x1), SHIFTS).long().tolist():
@@ -123,12 +117,8 @@ def fill(image: Tensor, mask: Tensor) -> Tensor:
     pixels, known = image.as_subclass(Tensor).float()[None], ~mask.as_subclass(Tensor)[None, None]
     x = _spread(pixels * known, known.float())
     if mask.any():
-        (top, left, *_), (bottom, right, *_) = (ends.tolist() for ends in torch.aminmax(mask.nonzero(), dim=0))
-        near = (
-            ...,
-            slice(max(top - 1, 0), bottom + 2),
-            slice(max(left - 1, 0), right + 2),
-        )  # all that changes, and a rim
+        x1, y1, x2, y2 = mask_box(mask).tolist()
+        near = ..., slice(max(y1 - 1, 0), y2 + 1), slice(max(x1 - 1, 0), x2 + 1)  # all that changes, and a rim
         for _ in range(SMOOTHED):
             means = F.avg_pool2d(F.pad(x[near], (1, 1, 1, 1), mode="replicate"), 3, 1)
             x[near] = torch.where(known[near], pixels[near], means)
