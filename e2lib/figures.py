@@ -103,7 +103,7 @@ def show_removal(
                 logits, maps = explain(net, images.to(next(net.parameters()).device), c, method, at)
                 chances = logits[0].float().sigmoid() if dataset.multilabel else logits[0].float().softmax(0)
                 show_map(axis, maps[0, 0], photo)
-                axis.set_title(name if row is axes[0] else "", fontsize=10)
+                axis.set_title(name if j == which[0] else "", fontsize=10)
                 axis.set_xlabel(f"{dataset.classes[c]} {chances[c]:.0%}", fontsize=10, labelpad=2)
     return figure
 

@@ -41,6 +41,7 @@ def test_show_removal_has_both_pictures_and_what_each_network_says():
     removed, net = Without(data, "scene"), models.build("bcos_scenes", 10, "scenes")
     figure = figures.show_removal({"one": net, "two": net}, data, removed, [1, 2], "bcos", "Input")
     assert len(figure.axes) == 2 * 6
+    assert [axis.get_title() for axis in figure.axes[1:3]] == ["one", "two"] and not figure.axes[7].get_title()
     i, c = removed.pairs[1].tolist()
     before, after = figure.axes[0].images[0].get_array(), figure.axes[3].images[0].get_array()
     for shown, sample in ((before, data[i]), (after, removed[1])):
