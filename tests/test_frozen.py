@@ -1,6 +1,6 @@
 """Frozen explanations: they are the live ones, move with their images, and belong to one teacher and data set."""
 
-import pickle
+import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -270,7 +270,7 @@ def test_several_processes_read_it(scenes, tmp_path):
     _ = data[0], plain[0]  # files that are open before the processes start
     loader = DataLoader(plain, 4, collate_fn=collate, num_workers=2)
     assert torch.equal(torch.cat([batch.maps for batch in loader]), batch_of(plain).maps)
-    copied = pickle.loads(pickle.dumps(plain))  # as a process that is spawned gets it
+    copied = copy.deepcopy(plain)  # made by __reduce_ex__, as that of a process that is spawned
     assert torch.equal(copied[3].maps, plain[3].maps)
 
 

@@ -1,6 +1,7 @@
 """Pictures without their objects of one class: what the removal test shows a network."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from tqdm.auto import tqdm
 from e2lib.boxes import box_mask, mask_box
 from e2lib.datasets.files import check_value
 from e2lib.datasets.sample import Sample, Samples
-from e2lib.disk import digest
+from e2lib.disk import digest, essence
 
 SHIFTS = 8  # places along each side where the control looks for room
 RIM = 2  # pixels around segmentation masks that are filled too
@@ -30,8 +31,7 @@ class Without(Samples):
         elsewhere: fill as large a part of the same shape where no object of the class is: the control. Pairs without
             room for it are left out.
 
-    `pairs` is int64 (len, 2): the position in `dataset`, and the class. ValueError where no pair is left, and for
-    another `by`.
+    `pairs` is int64 (len, 2): the position in `dataset`, and the class. ValueError where none is left.
     """
 
     groups, multilabel = (), True
@@ -74,7 +74,8 @@ class Without(Samples):
         )
 
     def fingerprint(self) -> str:
-        return digest([self.dataset.fingerprint(), self.by, self.limit, self.elsewhere])
+        code = essence(Path(__file__).read_text(encoding="utf-8"))  # another fill makes other pictures
+        return digest([self.dataset.fingerprint(), self.by, self.limit, self.elsewhere, code])
 
     def _masks(self, sample: Sample) -> dict[int, Tensor | None]:
         """What is filled, bool (H, W), of each class in a sample; None where the control has no room."""

@@ -8,6 +8,8 @@ from bcos.models.vit import SimpleViT
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from e2lib.attribution.forward import modes_restored
+
 
 class _Reached(Exception):
     """Carries the features out of a trunk."""
@@ -80,12 +82,10 @@ def split(model: nn.Module, size: int, at: str | None = None) -> tuple[Trunk, He
         known = ", ".join(places) or "none: `split` takes networks of `models.build`"
         raise ValueError(f"at is {at!r}; the depths of {type(net or model).__name__} are {known}")
     trunk, head = Trunk(model, places[at or "Mid3"]), Head(model, places[at or "Mid3"], size)
-    parameter, modes = next(model.parameters()), {module: module.training for module in model.modules()}
+    parameter = next(model.parameters())
     image = torch.linspace(0, 1, 3 * size**2, device=parameter.device, dtype=parameter.dtype).view(1, 3, size, size)
-    with torch.no_grad():
+    with torch.no_grad(), modes_restored(model):
         whole, found = model.eval()(image), head.eval()(trunk.eval()(image))
-    for module, training in modes.items():
-        module.training = training
     if not torch.allclose(whole, found, 1e-3, 1e-4):
         raise ValueError(f"model is a {type(net).__name__}, which cannot be cut at {at or 'Mid3'}: give another depth")
     return trunk.requires_grad_(False).eval(), head

@@ -149,7 +149,7 @@ def _named(model: nn.Module, data: Dataset, batch_size: int, workers: int, preci
         for context in (torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]), modes_restored(model)):
             stack.enter_context(context)
         cast = stack.enter_context(formed(model.eval(), precision, gradients=False))
-        for batch in tqdm(batches, desc="naming", unit="batch", leave=False):
+        for batch in tqdm(batches, desc="naming", unit="batch", leave=False, disable=processes()[0] > 0):
             with cast():
                 logits = wide(predict(model, batch.to(device).images)).cpu()
             found.append(F.one_hot(logits.argmax(1), logits.shape[1]) > 0 if single else logits > 0)
