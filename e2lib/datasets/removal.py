@@ -23,7 +23,8 @@ class Without(Samples):
     """One Sample for each pair of an image and a class that it shows: the image without all objects of that class.
 
     Args:
-        dataset: images with boxes or, for "scene", `Scenes` or `SceneBirds`. Its transform must not be random.
+        dataset: images with boxes or, for "scene", `Scenes`, `SceneBirds` or a `Selection` of them. Its transform must
+            not be random.
         by: "scene" composes the scene again without these objects, which is exact. "boxes" and "segments" fill the
             class's boxes, or its segmentation masks, smoothly from what surrounds them. A fill leaves traces, and can
             be evidence itself.
@@ -95,17 +96,16 @@ class Without(Samples):
 def _elsewhere(mask: Tensor, taken: Tensor) -> Tensor | None:
     """The mask, moved as far as possible to where it covers nothing of `taken`; None without room."""
     x1, y1, x2, y2 = mask_box(mask).tolist()
-    part, (height, width), places = mask[y1:y2, x1:x2], mask.shape, []
-    for top in torch.linspace(0, height - (y2 - y1), SHIFTS).long().tolist():
-        for left in torch.linspace(0, width - (x2 - x1), SHIFTS).long().tolist():
-            if not (part & taken[top : top + y2 - y1, left : left + x2 - x1]).any():
-                places.append(((top - y1) ** 2 + (left - x1) ** 2, top, left))
-    if not places:
-        return None
-    _, top, left = max(places)
-    result = torch.zeros_like(mask)
-    result[top : top + y2 - y1, left : left + x2 - x1] = part
-    return result
+    part, (height, width) = mask[y1:y2, x1:x2], mask.shape
+    tops, lefts = (torch.linspace(0, room, SHIFTS).long().tolist() for room in (height - (y2 - y1), width - (x2 - x1)))
+    places = [((top - y1) ** 2 + (left - x1) ** 2, top, left) for top in tops for left in lefts]
+    for _, top, left in sorted(places, reverse=True):
+        here = slice(top, top + y2 - y1), slice(left, left + x2 - x1)
+        if not (part & taken[here]).any():
+            result = torch.zeros_like(mask)
+            result[here] = part
+            return result
+    return None
 
 
 def fill(image: Tensor, mask: Tensor) -> Tensor:
@@ -115,15 +115,18 @@ def fill(image: Tensor, mask: Tensor) -> Tensor:
     mask that covers all.
     """
     check_value(not mask.all(), "mask", "all of the image", "smaller: nothing is left to fill from")
-    pixels, known = image.as_subclass(Tensor).float()[None], ~mask.as_subclass(Tensor)[None, None]
-    x = _spread(pixels * known, known.float())
+    pixels, known = image.as_subclass(Tensor).float(), ~mask.as_subclass(Tensor)
+    x = _spread((pixels * known)[None], known[None, None].float())[0]
     if mask.any():
         x1, y1, x2, y2 = mask_box(mask).tolist()
         near = ..., slice(max(y1 - 1, 0), y2 + 1), slice(max(x1 - 1, 0), x2 + 1)  # all that changes, and a rim
+        part, fixed, stays = x[near], pixels[near], known[near]
         for _ in range(SMOOTHED):
-            means = F.avg_pool2d(F.pad(x[near], (1, 1, 1, 1), mode="replicate"), 3, 1)
-            x[near] = torch.where(known[near], pixels[near], means)
-    return x[0].round().to(image.dtype) if image.dtype == torch.uint8 else x[0].to(image.dtype)
+            wide = F.pad(part, (1, 1, 1, 1), mode="replicate")
+            rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]  # 4 times as fast as avg_pool2d
+            part = torch.where(stays, fixed, (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9)
+        x[near] = part
+    return x.round().to(image.dtype) if image.dtype == torch.uint8 else x.to(image.dtype)
 
 
 def _spread(x: Tensor, weight: Tensor) -> Tensor:
