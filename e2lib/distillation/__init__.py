@@ -245,7 +245,8 @@ def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None)
     """
     if getattr(model, "is_bcos", False):  # which averages after its classifier
         path = head_prefixes(model.net)[0].removesuffix(".").removesuffix(".linear")
-        return model.net.get_submodule(path)(features)
+        if not isinstance(classifier := model.net.get_submodule(path), nn.Sequential):  # `bcosify` makes one
+            return classifier(features)
     *_, last = (None, *(module for module in model.modules() if isinstance(module, nn.Linear)))
     if last is not None and last.in_features == features.shape[1]:
         found = last(features.mean((2, 3)))

@@ -22,11 +22,12 @@ from torchvision.transforms import v2
 
 from e2lib.attribution.forward import logits_of
 from e2lib.datasets.files import check_value
+from e2lib.models.bcosify import bcosify, sharpen
 from e2lib.models.parts import Head, split
 from e2lib.models.weights import IMAGENET, fingerprint, head_prefixes, load, save, train_head_only
 
-__all__ = ["ARCHITECTURES", "Head", "Model", "Wrapped", "build", "fingerprint", "head_prefixes", "save", "split"]
-__all__ += ["train_head_only", "wrap"]
+__all__ = ["ARCHITECTURES", "Head", "Model", "Wrapped", "bcosify", "build", "fingerprint", "head_prefixes", "save"]
+__all__ += ["sharpen", "split", "train_head_only", "wrap"]
 
 # Class of the network -> paths of the modules whose outputs are Mid1, Mid2, Mid3 and Final.
 STAGES = {
@@ -70,9 +71,10 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
     """Build a network by its name. Without weights torch's global random numbers initialise it.
 
     Args:
-        name: efficientnet_lite0/1/2; bcos_scenes; bcos_<net of package bcos>; xdnn_resnet18/34/50/101/152 (no biases,
-            Fixup: net(a x) = a net(x) for a > 0, Hesse et al. 2021); shufflenet_v2_x0_5/1_0/1_5/2_0 of torchvision;
-            any other name in `ARCHITECTURES`; any name of timm.
+        name: efficientnet_lite0/1/2; bcos_efficientnet_lite0/1/2 (by `bcosify`, B = 2, no biases); bcos_scenes;
+            bcos_<net of package bcos>; xdnn_resnet18/34/50/101/152 (no biases, Fixup: net(a x) = a net(x) for a > 0,
+            Hesse et al. 2021); shufflenet_v2_x0_5/1_0/1_5/2_0 of torchvision; any other name in `ARCHITECTURES`; any
+            name of timm.
         num_classes: number of logits, at least 2 for B-cos networks.
         weights: "imagenet" (efficientnet_lite*), "scenes" (bcos_scenes), or a file of the net's tensors. A head of
             another number of classes is not loaded.
@@ -154,6 +156,12 @@ def _bcos(network: Callable[..., nn.Module], num_classes: int) -> nn.Module:
     return net
 
 
+def _bcosified(name: str, num_classes: int) -> nn.Module:
+    """The network of this name as a B-cos network with B = 2 and no biases; data/bcosify.py fits its weights."""
+    check_value(num_classes >= 2, "num_classes", num_classes, "at least 2: B-cos networks add -log(num_classes - 1)")
+    return bcosify(Model(name, num_classes, _lite(name, num_classes)), 2, 0).net
+
+
 # The small B-cos network that data/train_bcos.py trains.
 _no_bias = norms.NoBias(norms.BatchNormUncentered2d)
 _scenes = partial(
@@ -165,6 +173,7 @@ _scenes = partial(
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     **{name: partial(_lite, name) for name in IMAGENET},
     **{f"bcos_{n}": partial(_bcos, getattr(bcos_nets, n)) for n in bcos_nets.list_available() if "standard_" not in n},
+    **{f"bcos_{name}": partial(_bcosified, name) for name in IMAGENET},
     "bcos_scenes": partial(_bcos, _scenes),
     **{f"xdnn_resnet{n}": partial(_xdnn, f"resnet{n}") for n in (18, 34, 50, 101, 152)},
     **{n: partial(_shufflenet, n) for n in (f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0"))},

@@ -1,0 +1,232 @@
+"""Pretrained networks as B-cos networks: the same function at B = 1, until `sharpen` raises B and fades the biases.
+
+B-cosification: Arya, Rao, Böhle, Schiele, NeurIPS 2024.
+"""
+
+import copy
+import math
+
+import timm.layers
+import torch
+import torch.nn.functional as F
+from bcos.modules import DetachableModule, LogitLayer
+from timm.layers import Conv2dSame, LayerNorm2d, pad_same
+from torch import Tensor, nn
+
+from e2lib.attribution import explain, modes_restored
+from e2lib.datasets.files import check_value
+from e2lib.models.weights import head_prefixes
+
+KNOWN = "convolutions, linear layers, batch and layer norms with weight and bias, activations, and gates such as SE's"
+
+
+class Part(DetachableModule):
+    """A layer with a weight and a bias. In explanation mode (`detach`) its factors are detached, as in package bcos."""
+
+    detach, b, share = False, 1.0, 1.0  # `sharpen` sets B and the share
+
+    def faded(self) -> Tensor | None:
+        """The share of the bias that is added."""
+        if self.bias is None or self.share == 0:
+            return None
+        return self.bias if self.share == 1 else self.bias * self.share
+
+    def scaled(self) -> Tensor:
+        """v = w |w|^(1/B - 1). For u = v · x, u (|u| / |x|)^(B-1) is w · x |cos(x, w)|^(B-1)."""
+        norms = torch.linalg.vector_norm(self.weight.flatten(1), dim=1).view(-1, *[1] * (self.weight.ndim - 1))
+        return self.weight * norms.clamp(min=1e-12) ** (1 / self.b - 1)
+
+    def dynamic(self, u: Tensor, squares: Tensor) -> Tensor:
+        """u (|u| / |x|)^(B-1), from u and |x|²."""
+        squares = squares + 1e-6
+        return u * _factor(u, squares, self.b).detach() if self.detach else _Dynamic.apply(u, squares, self.b)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, B={self.b:g}, share of bias={self.share:g}"
+
+
+def _factor(u: Tensor, squares: Tensor, b: float) -> Tensor:
+    cosine = u.abs() / squares.sqrt()
+    return cosine if b == 2 else cosine.clamp(min=1e-6) ** (b - 1)  # a power below 1 has no derivative at 0
+
+
+class _Dynamic(torch.autograd.Function):
+    """u (|u|² / squares)^((B-1)/2), with fewer passes over memory than by autograd."""
+
+    @staticmethod
+    def forward(ctx, u: Tensor, squares: Tensor, b: float) -> Tensor:
+        ctx.save_for_backward(u, squares)
+        ctx.b = b
+        return _factor(u, squares, b).mul_(u)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        u, squares = ctx.saved_tensors
+        passed = grad * _factor(u, squares, ctx.b)
+        return ctx.b * passed, (1 - ctx.b) / 2 * (passed * u).sum_to_size(squares.shape) / squares, None
+
+
+class Linear(Part, nn.Linear):
+    """w · x |cos(x, w)|^(B-1) + share · bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.b == 1:
+            return F.linear(x, self.weight, self.faded())
+        out, bias = self.dynamic(F.linear(x, self.scaled()), x.square().sum(-1, keepdim=True)), self.faded()
+        return out if bias is None else out + bias
+
+
+class Conv2d(Part, nn.Conv2d):
+    """w · x |cos(x, w)|^(B-1) + share · bias for each patch x, of the channels of a group."""
+
+    same = False  # whether it pads as TensorFlow does
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pad_same(x, self.kernel_size, self.stride, self.dilation) if self.same else x
+        where, bias = (self.stride, self.padding, self.dilation, self.groups), self.faded()
+        if self.b == 1:
+            return F.conv2d(x, self.weight, bias, *where)
+        u, squares = F.conv2d(x, self.scaled(), None, *where), x.square()
+        if self.groups < self.in_channels:
+            squares = squares.unflatten(1, (self.groups, -1)).sum(2)
+        squares = F.conv2d(squares, x.new_ones(self.groups, 1, *self.kernel_size), None, *where)
+        if 1 < self.groups < self.out_channels:
+            squares = squares.repeat_interleave(self.out_channels // self.groups, 1)
+        out = self.dynamic(u, squares)
+        return out if bias is None else out + bias[:, None, None]
+
+
+class BatchNorm2d(Part, nn.BatchNorm2d):
+    """x / ρ · weight + share · bias, with ρ² = `running_var`, the mean of x² per channel; no mean is subtracted.
+
+    Training moves ρ², and divides by it too, not by the batch's: a network at B = 1 remains what it was.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.running_var.lerp_(x.square().mean((0, 2, 3)).to(self.running_var), self.momentum)
+        power = self.running_var.clone()  # autograd keeps it, and the next forward pass changes it
+        out = F.batch_norm(x, self.running_mean, power, self.weight, self.faded(), eps=self.eps)
+        return self.act(out) if hasattr(self, "act") else out  # timm's norms hold the activation
+
+
+class LayerNorm(Part, nn.LayerNorm):
+    """(x - mean) / σ · weight + share · bias. Subtracting the mean is linear, and only 1 / σ is a factor."""
+
+    channels = -1  # their dimension
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(self.channels, keepdim=True)
+        var, shape = x.square().mean(self.channels, keepdim=True), (-1, *[1] * (-1 - self.channels))
+        x = x * ((var.detach() if self.detach else var) + self.eps).rsqrt() * self.weight.view(shape)
+        return x if (bias := self.faded()) is None else x + bias.view(shape)
+
+
+class Activation(DetachableModule):
+    """f(x), in explanation mode x · f(x)/x with the factor detached. The gates of `Gate` are factors as a whole."""
+
+    def __init__(self, function: nn.Module):
+        super().__init__()
+        self.function = function
+        self.gates = bool(function(torch.zeros(1, 1, 1, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.function(x)
+        if not self.detach:
+            return y
+        return y.detach() if self.gates else x * (y / torch.where(x == 0, 1, x)).detach()
+
+
+def sharpen(model: nn.Module, b: float, share: float) -> nn.Module:
+    """Set B, at least 1, and the share of the biases, in [0, 1], in a network of `bcosify`; returns the network."""
+    check_value(b >= 1, "b", b, "at least 1")
+    check_value(0 <= share <= 1, "share", share, "in [0, 1]")
+    for part in model.modules():
+        if isinstance(part, Part):
+            part.b, part.share = float(b), float(share)
+    return model
+
+
+def bcosify(model: nn.Module, b: float = 1.0, share: float = 1.0) -> nn.Module:
+    """A copy of a CNN of `models.build` as a B-cos network, which computes the same in eval mode at B = 1.
+
+    The stem w · (x - m) / s of normalised RGB gets the weights w (1 - m) / s for x and -w m / s for 1 - x. Convolutions
+    and linear layers gain |cos|^(B-1). Batch norms have what they subtract in their biases. The classifier's bias
+    gains log(num_classes - 1), and the logits lose it again, as those of other B-cos networks do.
+
+    Args:
+        model: made of convolutions, linear layers, batch and layer norms, activations, and gates such as SE's.
+        b: as in `sharpen`.
+        share: as in `sharpen`. With 0 the network is made without biases, and so are its files.
+
+    Once the share is 0, contributions at Input add up to the logit less `logit_bias`. Raises ValueError for a network
+    with other parts, naming the first, and for one that does not become an equal and complete B-cos network.
+
+    Notes:
+        A power of the mean square, not of the variance, is what norms divide by.
+    """
+    right = hasattr(model, "preprocess") and not model.is_bcos and model.num_classes > 1
+    check_value(right, "model", type(model).__name__, "of models.build, with two classes or more, and no B-cos network")
+    net, heads = copy.deepcopy(model.net), head_prefixes(model.net)
+    check_value(len(heads) == 1, "model", model.name, "of one classifier")
+    stems = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3]
+    check_value(len(stems) == 1, "model", model.name, "of one convolution of RGB images")
+    for name, module in [*net.named_modules()]:
+        _convert(net, name, module)
+    [stem], seen = stems, model.preprocess
+    mean, std = (stem.weight.new_tensor(getattr(seen, k, d)).view(-1, 1, 1) for k, d in (("mean", [0]), ("std", [1])))
+    w = stem.weight.data / std
+    stem.weight, stem.in_channels = nn.Parameter(torch.cat([w * (1 - mean), -w * mean], 1)), 6
+    classifier, bias = net.get_submodule(heads[0][:-1]), -math.log(model.num_classes - 1)
+    before = classifier.weight.new_zeros(model.num_classes) if classifier.bias is None else classifier.bias.data
+    classifier.bias = nn.Parameter(before - bias)
+    net.set_submodule(heads[0][:-1], nn.Sequential(classifier, LogitLayer(logit_bias=bias)))
+    result = type(model)(f"bcos_{model.name}", model.num_classes, net)
+    _check(model, result)
+    for part in result.modules() if share == 0 else ():
+        if isinstance(part, Part):
+            part.bias = None
+    return sharpen(result, b, share)
+
+
+def _convert(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Turn the layer of this name into its B-cos twin; ValueError for a layer of an unknown kind."""
+    kind, above = type(module), [net.get_submodule(name[:k]) for k, c in enumerate(name) if c == "."]
+    gates = any(hasattr(parent, "gate") for parent in above)  # what computes a gate stays as it is
+    affine = getattr(module, "weight", None) is not None and getattr(module, "bias", None) is not None
+    if kind in (nn.Conv2d, Conv2dSame) and module.padding_mode == "zeros":
+        module.__class__, module.same = (kind if gates else Conv2d), kind is Conv2dSame
+    elif kind in (nn.Linear, timm.layers.Linear):
+        module.__class__ = kind if gates else Linear
+    elif isinstance(module, nn.BatchNorm2d) and affine and module.track_running_stats:
+        if not gates:
+            power = module.running_var + module.running_mean.square()
+            scale = module.weight.data * (module.running_var + module.eps).rsqrt()
+            module.bias.data -= module.running_mean * scale
+            module.weight.data = scale * (power + module.eps).sqrt()
+            module.running_var, module.running_mean = power, torch.zeros_like(power)
+            module.__class__ = BatchNorm2d
+    elif isinstance(module, nn.LayerNorm) and affine and module.weight.ndim == 1:
+        module.__class__, module.channels = LayerNorm, -3 if isinstance(module, LayerNorm2d) else -1
+    elif kind.__module__.startswith(("torch.nn.modules.activation", "timm.layers.activations")) and not affine:
+        if not isinstance(module, nn.ReLU | nn.MultiheadAttention):  # a rectifier is linear for a given image
+            module.inplace = False
+            net.set_submodule(name, Activation(module))
+    elif "Attention" in kind.__name__ or "weight" in dict(module.named_parameters(recurse=False)):
+        raise ValueError(f"model: {name!r} is a {kind.__name__}; bcosify knows {KNOWN}")
+
+
+def _check(model: nn.Module, result: nn.Module) -> None:
+    """ValueError unless the result equals the model at B = 1, and its contributions are complete without biases."""
+    weight = next(model.parameters())
+    image = torch.linspace(0, 1, 3 * 64**2, device=weight.device, dtype=weight.dtype).view(1, 3, 64, 64)
+    with torch.no_grad(), modes_restored(model), modes_restored(result):
+        old, new = model.eval()(image), result.eval()(image)
+    right = torch.allclose(old, new, 1e-3, 1e-3 * old.abs().max().item())
+    what = f"a network that stays the same; logits differ by {(old - new).abs().max():.3g}"
+    check_value(right, "model", model.name, what)
+    logits, maps = explain(sharpen(result, 1, 0), image, 0, method="bcos")
+    missing = (maps.sum() + result.logit_bias - logits[0, 0]).abs()
+    what = f"linear for a given image; its contributions miss the logit by {missing:.3g}"
+    check_value(bool(missing <= 1e-3 * maps.abs().sum()), "model", model.name, what)
