@@ -3,6 +3,7 @@ PYTHON ?= python3
 PRESET ?= laptop
 NOTEBOOKS ?=
 DEVICE ?= auto
+NAME ?=
 RUNS ?=
 SWEEP ?=
 PROFILE ?=
@@ -10,13 +11,14 @@ JOBS ?= 0
 python := .venv/bin/python
 course := $(python) -m e2lib.course
 
-.PHONY: help setup run test lab notebooks results sweep bench site test-browser size
+.PHONY: help setup data run test lab notebooks results sweep bench site test-browser size
 
 help:
 	@echo "make run    execute the notebooks into runs/PRESET/; second time: only what is not done"
 	@echo "            PRESET=smoke (a minute each) | laptop (default) | paper (a GPU, the real data sets)"
 	@echo "            NOTEBOOKS=\"02 03\" for some of them; DEVICE=auto (default) | cpu | cuda"
 	@echo "make lab    open the notebooks in JupyterLab"
+	@echo "make data   download a data set into datasets/: NAME=voc2007 | coco2014 | coco2017 | imagenette"
 	@echo "make test   check everything: style, unit tests, notebooks in the smoke preset"
 	@echo "make setup  only install, into .venv (PYTHON=python3.12 chooses the Python, 3.11 or newer)"
 	@echo "make results    run the notebooks from 04 on with three seeds, write notebooks/results.md (hours)"
@@ -37,6 +39,9 @@ setup: .venv/ready
 	@test -x $(python) || { echo "Installing into .venv: about 6 GB, some minutes, once"; $(PYTHON) -m venv .venv; }
 	$(python) -m pip install --constraint constraints.txt --editable ".[course,test]"
 	@touch $@
+
+data: setup
+	@$(python) data/download.py $(NAME)
 
 run: setup
 	@$(course) run --preset "$(PRESET)" --notebooks "$(NOTEBOOKS)" --device "$(DEVICE)"
