@@ -28,16 +28,20 @@ class COCO(FileDataset):
     """COCO (Lin et al., ECCV 2014): photographs of everyday scenes with boxes and segmentation masks.
 
     Input: photographs of about 640 x 480 pixels. Label: which of 80 classes are present. 2014: train 82,783, val
-    40,504 images. Source: cocodataset.org; annotations CC BY 4.0, the photographs under Flickr's terms of use.
+    40,504 images; 2017: 118,287 and 5,000, the same photographs. Source: cocodataset.org; annotations CC BY 4.0, the
+    photographs under Flickr's terms of use.
 
-    `annotations` and `images` name another JSON file of instances and another image folder, relative to root. A
-    segmentation is checked when its image is read.
+    `year` is by default the only one of which root has both annotations and images. ValueError for two, as train2017
+    holds most of val2014. `annotations` and `images` name another JSON file of instances and another image folder,
+    relative to root. A segmentation is checked when its image is read.
 
-    Notes: a crowd annotation (iscrowd) gives its label but no box, as its region is not one object; so do the official
-    file's two boxes without height. An image with an unsegmented box has masks None.
+    Notes: a crowd annotation (iscrowd) gives its label but no box, as its region is not one object; the code of Rao et
+    al., ICCV 2023, takes its box. The official file's two boxes without height give labels only. An image without
+    annotations has no label. An image with an unsegmented box has masks None.
     """
 
-    layout = "annotations/instances_<split>2014.json and the image folder <split>2014, from cocodataset.org"
+    layout = "annotations/instances_<split>2014.json and the image folder <split>2014, or both of 2017, from "
+    layout += "cocodataset.org"
     test_split = "val"  # the labels of the test images are not public
     multilabel = True
 
@@ -45,13 +49,18 @@ class COCO(FileDataset):
         self,
         root: Folder,
         split: str,
-        year: str = "2014",
+        year: str = "",
         annotations: str = "",
         images: str = "",
         transform: Transform = None,
     ):
-        folder = need(Path(root) / (images or f"{split}{year}"), self.layout)
-        path = need(Path(root) / (annotations or f"annotations/instances_{split}{year}.json"), self.layout)
+        root = Path(root)
+        names = (path.stem.removeprefix("instances_") for path in root.glob("annotations/instances_*20??.json"))
+        years = [year] if year else sorted({name[-4:] for name in names if (root / name).is_dir()})
+        check_value(len(years) < 2, f"{root}: year", years, "one of these; year= chooses")
+        year = (years or ["2014"])[0]
+        folder = need(root / (images or f"{split}{year}"), self.layout)
+        path = need(root / (annotations or f"annotations/instances_{split}{year}.json"), self.layout)
         try:
             content = json.loads(path.read_bytes(), object_pairs_hook=_object)
         except (OSError, ValueError, RecursionError) as error:

@@ -193,12 +193,13 @@ class FileDataset(Samples):
 
 
 class ImageFolder(FileDataset):
-    """Images sorted into class folders; no boxes, no groups.
+    """Images sorted into class folders, as ImageNet, Imagenette and SUN397 are; no boxes, no groups.
 
-    A class is a folder with images, named by its path: n01440764 (ImageNet), b/balcony/exterior (SUN397). Files with
-    other suffixes are not data, nor is anything hidden or in __MACOSX. By default `classes`, the names in order, are
-    the class folders of all splits (the folders beside `split`), sorted, so that a class has one index in every split.
-    An unknown class, a class folder without images, and an image outside a class folder raise ValueError.
+    A class is a folder with images, named by its path: b/balcony/exterior (SUN397). A folder with a WordNet id of
+    ImageNet is named by ImageNet's first word for it: n01440764 is tench. Files with other suffixes are not data, nor
+    is anything hidden or in __MACOSX. By default `classes`, the folders in order, are those of all splits (the folders
+    beside `split`), sorted, so that a class has one index in every split. An unknown class, a class folder without
+    images, and an image outside a class folder raise ValueError.
     """
 
     layout = "<split>/<class>/*.jpg, or <class>/*.jpg without a split"
@@ -222,6 +223,16 @@ class ImageFolder(FileDataset):
         number = {name: [c] for c, name in enumerate(classes)}
         items = [Item(f"{name}/{image}", number[name]) for name in sorted(found) for image in found[name]]
         super().__init__(folder, items, classes, transform)
+        self.classes = _words(self.classes)
+
+
+def _words(folders: list[str]) -> list[str]:
+    """ImageNet's words for WordNet ids. Two classes are "crane", and two "maillot": the id tells them apart."""
+    from timm.data import ImageNetInfo  # takes a second
+
+    known = ImageNetInfo().label_descriptions(as_dict=True)
+    words = [known[f].partition(",")[0] if f in known else f for f in folders]
+    return [f"{word} ({f})" if words.count(word) > 1 else word for word, f in zip(words, folders, strict=True)]
 
 
 def _list(folder: Path) -> dict[str, list[str]]:

@@ -251,7 +251,8 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a Batch. Raises ValueError naming an image that cannot be in it, and why."""
+    """Stack samples into a Batch. Raises ValueError naming an image that cannot be in it, and why; also for none."""
+    check_value(len(samples) > 0, "the number of images in a batch", len(samples), "at least 1")
     shape, size = samples[0].image.shape, samples[0].boxes.canvas_size
     pixels = samples[0].image.dtype == torch.uint8
     first = [(*x.shape, x.dtype) for x in (samples[0].image, samples[0].labels)]

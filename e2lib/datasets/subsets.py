@@ -4,6 +4,7 @@ Selections depend on the seed and on the order of the data set alone: NumPy keep
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -28,6 +29,12 @@ class Selection(Samples):
 
     transform = property(lambda self: self.dataset.transform)
     group_of = property(lambda self: self.dataset.group_of[self.indices])
+
+    @property
+    def without(self) -> Callable[[int, int], Sample]:
+        """That of the data set, such as `Scenes.without`. AttributeError where it has none."""
+        of_whole = self.dataset.without
+        return lambda i, label: of_whole(int(self.indices[i]), label)
 
     @cached_property
     def targets(self) -> Tensor:

@@ -40,29 +40,31 @@ class VOC(FileDataset):
     test 4952 images, of which 209, 213 and 210 have masks. Source: host.robots.ox.ac.uk/pascal/VOC; the photographs
     are under Flickr's terms of use.
 
-    root holds VOCdevkit/VOC<year>, or itself JPEGImages, Annotations and ImageSets/Main; split is any list in the last.
-    By default `classes` are the lines of a file classes.txt beside Annotations, as `export_voc` writes it, else VOC's
-    own. SegmentationClass numbers them from 1.
+    root holds VOCdevkit/VOC2007, or itself JPEGImages, Annotations and ImageSets/Main, as VOCdevkit/VOC2012 does; split
+    is any list in the last. By default `classes` are the lines of classes.txt beside Annotations, where `export_voc`
+    writes it, else VOC's own. SegmentationClass numbers them from 1. Without `difficult`, the objects that VOC marks as
+    difficult give no box and no label, as in VOC's own evaluation. An image of no other objects then has no label.
 
-    Notes: objects marked difficult keep box and label. VOC does not segment them, so their masks are empty.
+    Notes: by default difficult objects count like all others, in training and evaluation. The released code of Rao et
+    al., ICCV 2023, does the same: it never reads the mark. VOC does not segment these objects: their masks are empty.
     """
 
-    layout = "VOCdevkit/VOC2007 (or another year) with JPEGImages/*.jpg, Annotations/*.xml, ImageSets/Main/<split>.txt"
-    layout += ", as the archives of host.robots.ox.ac.uk/pascal/VOC unpack (torchvision's VOCDetection downloads them)"
+    layout = "VOCdevkit/VOC2007 with JPEGImages/*.jpg, Annotations/*.xml, ImageSets/Main/<split>.txt"
+    layout += ", as the archives of host.robots.ox.ac.uk/pascal/VOC unpack (`make data NAME=voc2007` downloads them)"
     multilabel = True
 
     def __init__(
-        self, root: Folder, split: str, year: str = "2007", classes: Sequence[str] = (), transform: Transform = None
+        self, root: Folder, split: str, classes: Sequence[str] = (), difficult: bool = True, transform: Transform = None
     ):
         root = Path(root)
-        base = root if (root / "Annotations").is_dir() else root / "VOCdevkit" / f"VOC{year}"
+        base = root if (root / "Annotations").is_dir() else root / "VOCdevkit" / "VOC2007"
         listing, own = base / "ImageSets" / "Main" / f"{split}.txt", base / "classes.txt"
         if not (names := read_lines(need(listing, self.layout))):
             raise ValueError(f"{listing}: the split is empty")
         classes = classes or (read_lines(own) if own.exists() else VOC_CLASSES)
         for name in names:
             need(base / "Annotations" / f"{name}.xml", f"Annotations/<image>.xml for each line of {listing}")
-        items = [_item(base, name, classes) for name in tqdm(names, desc=f"VOC {split}", delay=5)]
+        items = [_item(base, name, classes, difficult) for name in tqdm(names, desc=f"VOC {split}", delay=5)]
         super().__init__(base / "JPEGImages", items, classes, transform)
 
     def sources(self, i: int) -> list[Path]:
@@ -80,14 +82,15 @@ class VOC(FileDataset):
             return None
         objects, classes = _read_indices(file, size), _read_indices(other, size)
         boxes, labels = torch.tensor(item.boxes).reshape(-1, 4), torch.tensor(item.box_labels)
+        numbers = torch.tensor(item.shapes)
         masks, free = torch.zeros(len(boxes), *size, dtype=torch.bool), torch.ones(len(boxes), dtype=torch.bool)
         found = []
         for k in sorted({*objects.unique().tolist()} - {0, VOID}):
             mask = objects == k
             c, tight = int(classes[mask].bincount().argmax()) - 1, mask_box(mask).float()
             fit = box_iou(tight[None], boxes)[0].where(labels == c, -1)
-            if k <= len(boxes) and labels[k - 1] == c and (tight - boxes[k - 1]).mul(INWARD).min() >= -1:
-                fit[k - 1] = 2  # its own box, above any other
+            holds = (tight - boxes).mul(INWARD).amin(1) >= -1
+            fit[(numbers == k) & (labels == c) & holds] = 2  # its own box, above any other
             found.append((k, mask, c, fit))
         for k, mask, c, fit in sorted(found, key=lambda one: 2 not in one[-1]):  # no other object takes an own box
             if not (free & (fit >= 0)).any():
@@ -98,7 +101,7 @@ class VOC(FileDataset):
         return masks
 
 
-def _item(base: Path, name: str, classes: Sequence[str]) -> Item:
+def _item(base: Path, name: str, classes: Sequence[str], difficult: bool) -> Item:
     """What the XML file of an image says; VOC's own boxes are 1-based and inclusive."""
     path, encoding = base / "Annotations" / f"{name}.xml", ""
     try:
@@ -110,18 +113,20 @@ def _item(base: Path, name: str, classes: Sequence[str]) -> Item:
     except (OSError, SyntaxError, ValueError, LookupError) as error:  # the last two are of the encoding
         raise ValueError(f"{path} is not XML{encoding and f' in its encoding {encoding}'}: {error}") from error
     check_value(root.tag == "annotation", f"{path}: the root element", root.tag, "annotation")
-    boxes, labels = [], []
+    boxes, labels, numbers = [], [], []
     for number, item in enumerate(root.findall("object"), 1):
         kind = item.findtext("name", "").strip()
         where = f"{path}: object {number} ({kind})"
         if kind not in classes:
             raise ValueError(f"{where}: unknown class {kind}; known: {', '.join(classes)} (classes=[...] sets others)")
         x1, y1, x2, y2 = (_number(item, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
-        boxes.append([x1 - 1, y1 - 1, x2, y2])
-        check_boxes(torch.tensor(boxes[-1:]), (0, 0), where)
-        labels.append(classes.index(kind))
+        check_boxes(torch.tensor([box := [x1 - 1, y1 - 1, x2, y2]]), (0, 0), where)
+        if difficult or not _number(item, "difficult", where, "0"):
+            boxes.append(box)
+            labels.append(classes.index(kind))
+            numbers.append(number)
     size = [_number(root, f"size/{side}", str(path), "0") for side in ("height", "width")]
-    return Item(f"{name}.jpg", labels, boxes, labels, size)
+    return Item(f"{name}.jpg", labels, boxes, labels, size, shapes=numbers)
 
 
 def _number(item: ET.Element, field: str, where: str, missing: str = "nothing") -> float:

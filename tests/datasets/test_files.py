@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from e2lib.datasets import ImageFolder, collate, eval_transform
+from e2lib.datasets import ImageFolder, collate, eval_transform, load
 from e2lib.datasets.files import FileDataset, Item, read_image, read_lines, read_rows
+
+REAL = Path(__file__).parents[3] / "shared/data"
 
 
 @pytest.fixture
@@ -161,6 +163,30 @@ def test_classes_are_folders(root):
     assert [s.labels.tolist() for s in data] == data.targets.tolist()
     sample = data[1]
     assert sample.boxes.shape == (0, 4) and sample.masks is None and not sample.annotated
+
+
+@pytest.mark.parametrize("name", ["imagenette2", "imagenette2-160"])
+def test_folders_of_wordnet_ids_have_imagenets_words(tmp_path, name):
+    ids = ["n01440764", "n02012849", "n02102040", "n03126707", "n99999999"]  # the second and fourth are both "crane"
+    for path in [f"{split}/{c}/{c}_1.JPEG" for split in ("train", "val") for c in ids]:
+        (tmp_path / name / path).parent.mkdir(parents=True)
+        Image.new("RGB", (6, 4)).save(tmp_path / name / path)
+    (tmp_path / name / "noisy_imagenette.csv").write_text("path,noisy_labels_0\n")
+    data = load("imagefolder", tmp_path / name, "val", 8)
+    words = ["tench", "crane (n02012849)", "English springer", "crane (n03126707)", "n99999999"]
+    assert data.classes == words and [s.name for s in data] == [f"{c}/{c}_1" for c in ids]
+    some = ImageFolder(tmp_path / name, "val", classes=ids[::-1])
+    assert some.classes == words[::-1] and some.targets.argmax(1).tolist() == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the photographs of Imagenette and SUN are not here")
+def test_real_folders_are_read():
+    data = load("imagefolder", REAL / "imagenette", "val", 64)
+    known = dict(line.split("\t") for line in (REAL / "imagenette/classes.txt").read_text().splitlines())
+    assert data.classes == [known[c] for c in sorted(known)] and data.targets.sum(0).tolist() == [110] * 10
+    scenes = load("imagefolder", REAL / "sun8", "train", 64, 16)
+    assert len(scenes.classes) == 8 and not {*scenes.classes} & {*data.classes}
+    assert collate([*scenes]).images.shape == (16, 3, 64, 64) and not any(sample.annotated for sample in scenes)
 
 
 def test_without_split(root):

@@ -7,7 +7,7 @@ from torch import nn
 from torchvision import tv_tensors
 
 from e2lib import training
-from e2lib.datasets import Sample, SceneBirds, Scenes, Without, fill
+from e2lib.datasets import Sample, SceneBirds, Scenes, Selection, Without, at_most, fill, with_boxes
 from e2lib.datasets.sample import Samples
 from e2lib.metrics import still_named
 
@@ -95,6 +95,18 @@ def test_scenes_are_composed_again(kind):
             near[y1:y2, x1:x2] = True
         changed = (before.image != after.image).any(0)
         assert changed.any() and not (changed & ~near).any()
+
+
+def test_chosen_scenes_are_composed_again():
+    whole = Scenes("test", 30, 64)
+    some = with_boxes(at_most(whole, 8), 0.5, repeats=2)
+    removed = Without(some, "scene")
+    assert len(removed) == int(some.targets.sum())
+    for j, (i, c) in enumerate(removed.pairs.tolist()):
+        place = int(some.dataset.indices[some.indices[i]])
+        assert torch.equal(removed[j].image, whole.without(place, c).image)
+    with pytest.raises(ValueError, match="by is 'scene'; it must be boxes or segments"):
+        Without(Selection(Squares(), np.array([0])), "scene")
 
 
 def test_single_label_data_name_the_top_class():

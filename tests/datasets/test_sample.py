@@ -164,6 +164,7 @@ def test_masks_may_be_soft_and_get_the_boxes_around_them():
         (lambda x, y: Batch.of(x * 255, y), r"image 0 lies in \[.*; float images must be in \[0, 1\]"),
         (lambda x, y: Batch.of(x * float("nan"), y), r"image 0 lies in \[nan, nan\]"),
         (lambda x, y: Batch.of(x, y[:1]), "2 images, and labels for 1"),
+        (lambda x, y: Batch.of(x[:0], y[:0]), "number of images in a batch is 0; it must be at least 1"),
         (lambda x, y: Batch.of(x, y, CORNERS), "2 images, and boxes for 1"),
         (lambda x, y: Batch.of(x, torch.ones(2, 3), CORNERS.expand(2, 4)), "image '0' has 3 labels; give box_labels"),
         (lambda x, y: Batch.of(x, y, [None, CORNERS], [None, y]), "image '1' has 1 boxes, 2 box_labels"),

@@ -80,6 +80,25 @@ def test_masks_come_from_both_segmentation_files(tmp_path, base):
     assert data[0].masks.any((1, 2)).tolist() == [True, False]  # a difficult object
 
 
+def test_difficult_objects_count_unless_they_are_left_out(tmp_path, base):
+    write(base, "3", [("dog", (1, 1, 10, 20), 1), ("cat", (11, 5, 40, 30), 1), ("dog", (4, 2, 20, 20), 0)])
+    write(base, "4", [("dog", (1, 1, 10, 20), 1)])
+    objects, classes = np.zeros((30, 40), np.uint8), np.zeros((30, 40), np.uint8)
+    objects[1:20, 3:10], classes[1:20, 3:10] = 3, 12  # VOC numbers difficult objects, and does not segment them
+    write_masks(base, "3", objects, classes)
+    everything, easy = (VOC(tmp_path, "train", difficult=difficult) for difficult in (True, False))
+    assert [len(s.boxes) for s in everything] == [2, 1, 3, 1] and [len(s.boxes) for s in easy] == [1, 1, 1, 0]
+    dog, cat = VOC_CLASSES.index("dog"), VOC_CLASSES.index("cat")
+    assert sorted(everything[2].present().tolist()) == [cat, dog] and easy[2].present().tolist() == [dog]
+    assert easy[2].boxes.tolist() == [[3, 1, 20, 20]] and torch.equal(easy[2].masks[0], torch.from_numpy(objects == 3))
+    assert torch.equal(everything[2].masks, torch.stack([torch.from_numpy(objects == k) for k in (1, 2, 3)]))
+    assert not easy[3].labels.any() and everything.fingerprint() != easy.fingerprint()
+    path = base / "Annotations/4.xml"
+    path.write_text(path.read_text().replace("<difficult>1", "<difficult>very"))
+    with pytest.raises(ValueError, match=r"4.xml: object 1 \(dog\): <difficult> must be a number, found very"):
+        VOC(tmp_path, "train", difficult=False)
+
+
 def test_two_objects_of_one_class_go_to_their_boxes(tmp_path, base):
     write(base, "2", [("dog", (1, 1, 10, 20), 0), ("dog", (21, 5, 40, 30), 0)])
     objects, classes = np.zeros((30, 40), np.uint8), np.zeros((30, 40), np.uint8)
@@ -99,38 +118,16 @@ def test_bad_masks_are_named(tmp_path, base):
     write_masks(base, "000012", objects, objects * 99)
     with pytest.raises(ValueError, match="object 1 .index 99, outside the range"):
         data[0]
-    write_masks(base, "000012", objects[:20], objects[:20])
-    with pytest.raises(ValueError, match="000012.png: mode P, 40 x 20 pixels; need .*40 x 30"):
-        data[0]
-    Image.new("RGB", (40, 30)).save(base / "SegmentationObject/000012.png")
-    with pytest.raises(ValueError, match="000012.png: mode RGB"):
-        data[0]
-    write_masks(base, "000012", objects, objects * 12)
-    (base / "SegmentationClass/000012.png").unlink()
-    with pytest.raises(FileNotFoundError, match="SegmentationClass/000012.png"):
-        data[0]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("<bndbox>.*</bndbox>", "", r"000012.xml: object 1 \(dog\): <bndbox/xmin> must be a number, found nothing"),
-        ("<ymax>20</ymax>", "", r"000012.xml: object 1 \(dog\): <bndbox/ymax> must be a number, found nothing"),
-        ("<ymax>20</ymax>", "<ymax>tall</ymax>", "<bndbox/ymax> must be a number, found tall"),
-        ("<ymax>20</ymax>", "<ymax>nan</ymax>", "<bndbox/ymax> must be a number, found nan"),
         ("<xmin>1</xmin>", "<xmin>15</xmin>", r"000012.xml: object 1 \(dog\): box .* is inverted"),
         ("<xmin>1</xmin>", "<xmin>11</xmin>", r"000012.xml: object 1 \(dog\): box .* is empty"),
-        ("<xmax>40</xmax>", "<xmax>80</xmax>", "000012.jpg: box .* reaches outside"),
         ("<name>dog</name>", "<name>dgo</name>", r"000012.xml: object 1 \(dgo\): unknown class dgo"),
-        ("<name>dog</name>", "", r"000012.xml: object 1 \(\): unknown class ;"),
-        ("</annotation>", "", "000012.xml is not XML"),
-        (
-            "^",
-            '<?xml version="1.0" encoding="nonsense"?>',
-            "000012.xml is not XML in its encoding nonsense: unknown encoding",
-        ),
         ("<object>", "<size><width>30</width><height>40</height></size><object>", "EXIF orientation may be the cause"),
-        ("<object>", "<size><width>30</width><height>tall</height></size><object>", "size/height> must be a number"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path, base, old, new, message):
@@ -142,18 +139,9 @@ def test_bad_annotations_are_named(tmp_path, base, old, new, message):
         list(VOC(tmp_path, "train"))
 
 
-def test_missing_files_are_named(tmp_path, base):
+def test_a_missing_split_says_where_voc_comes_from(tmp_path, base):
     with pytest.raises(FileNotFoundError, match="Main/test.txt does not exist.*host.robots.ox.ac.uk"):
         VOC(tmp_path, "test")
-    (base / "ImageSets/Main/val.txt").write_text("\n")
-    with pytest.raises(ValueError, match="val.txt: the split is empty"):
-        VOC(tmp_path, "val")
-    (base / "JPEGImages/000017.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match="000017.jpg is missing"):
-        VOC(tmp_path, "train")
-    (base / "Annotations/000017.xml").unlink()
-    with pytest.raises(FileNotFoundError, match="000017.xml does not exist"):
-        VOC(tmp_path, "train")
 
 
 # ---- export_voc
@@ -277,55 +265,6 @@ def test_an_export_names_its_classes_and_refuses_others(tmp_path):
     with pytest.raises(ValueError, match=r"classes.txt lists other classes than this data set, landbird, waterbird"):
         export_voc(SceneBirds("test", 2, 64), tmp_path, "test")
     assert not (base / "ImageSets/Main/test.txt").exists()
-
-
-@pytest.mark.parametrize(("encoding", "kind"), [("gb2312", "斑马"), ("shift_jis", "シマウマ"), ("iso-8859-1", "zèbre")])
-def test_annotations_are_read_in_their_encoding(tmp_path, base, encoding, kind):
-    path = base / "Annotations/000012.xml"
-    text = f'<?xml version="1.0" encoding="{encoding}"?>' + path.read_text().replace("dog", kind)
-    path.write_bytes(text.encode(encoding))
-    (base / "classes.txt").write_text(f"dog\nperson\n{kind}\n", encoding="utf-8")
-    sample = VOC(tmp_path, "train")[0]
-    assert sample.box_labels.tolist() == [2, 1] and sample.boxes[0].tolist() == [0, 0, 10, 20]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'<?xml version="1.0" encoding="big5"?><annotation>\xa4</annotation>', "is not XML in its encoding big5: "),
-        (b'<?xml version="1.0" encoding="utf-16"?><annotation/>', "is not XML in its encoding utf-16: "),
-        (b"<annotation>\xe9</annotation>", "is not XML: "),
-        (b"<html></html>", "the root element is 'html'; it must be annotation"),
-        (b'<annotation xmlns="http://a.b"/>', "the root element is .*; it must be annotation"),
-        (b"<annotation><size><width>1e999</width></size></annotation>", "<size/width> must be a number, found 1e999"),
-        (b"<annotation><size><width>40.5</width><height>30</height></size></annotation>", "40 x 30.*40.5 x 30"),
-        (b"<annotation><size><width>40</width><height>inf</height></size></annotation>", "height> must be a number"),
-    ],
-)
-def test_files_that_are_not_annotations_are_named(tmp_path, base, content, message):
-    (base / "Annotations/000012.xml").write_bytes(content)
-    with pytest.raises(ValueError, match=f"000012.(xml|jpg).*{message}"):
-        list(VOC(tmp_path, "train"))
-
-
-def test_a_list_with_a_second_column_or_a_line_twice_is_named(tmp_path, base):
-    listing = base / "ImageSets/Main/dog_train.txt"
-    listing.write_text("000012  1\n000017 -1\n")
-    with pytest.raises(FileNotFoundError, match="000012  1.xml does not exist.*each line of .*dog_train.txt"):
-        VOC(tmp_path, "dog_train")
-    listing.write_text("000012\n000017\n000012")
-    with pytest.raises(ValueError, match="dog_train.txt: '000012' occurs twice"):
-        VOC(tmp_path, "dog_train")
-
-
-@pytest.mark.parametrize("broken", ["Object", "Class"])
-def test_a_broken_segmentation_is_named(tmp_path, base, broken):
-    nothing = np.zeros((30, 40), np.uint8)
-    write_masks(base, "000012", nothing, nothing)
-    path = base / f"Segmentation{broken}/000012.png"
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ValueError, match=f"Segmentation{broken}/000012.png cannot be decoded"):
-        VOC(tmp_path, "train")[0]
 
 
 @pytest.mark.parametrize(
