@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from tqdm.auto import tqdm
 
 from e2lib.attribution import modes_restored
-from e2lib.boxes import box_mask, mask_box
+from e2lib.boxes import box_masks, mask_box
 from e2lib.datasets import Batch, Sample, Samples, Selection, collate
 from e2lib.datasets.files import check_value
 from e2lib.disk import once
@@ -29,22 +29,43 @@ SHARD = 512  # images in a file
 
 
 class Features(Samples):
-    """Samples with features in place of images, made by `extract`. Of two views, one is drawn by torch's generator."""
+    """Samples with features in place of images, made by `extract`. Of several views, one is drawn by torch's generator.
 
-    def __init__(self, paths: Sequence[Path], dataset: Dataset):
-        parts, self.names = [load_file(path) for path in paths], [name for path in paths for name in names_in(path)]
+    The features stay in their files, which the system maps into memory. It reads and forgets them as needed.
+    """
+
+    def __init__(self, paths: Sequence[Path], dataset: Dataset, crops: int):
+        parts, names = [load_file(path) for path in paths], [name for path in paths for name in names_in(path)]
+        self.trunks = [[part.pop("features") for part in parts]]  # of each trunk and file float16 (n, 1 or 2, C, h, w)
+        self.maps = [part.pop("maps") for part in parts if "maps" in part]  # of `frozen.freeze`, float16 (n, K, H, W)
         tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        self.key, self.targets = paths[0].stem, dataset.targets
+        self.logits = tensors.get("logits")
+        self.key, self.targets, self.names, self.crops = paths[0].stem, dataset.targets, names[::crops], crops
         self.classes, self.groups, self.multilabel = dataset.classes, dataset.groups, dataset.multilabel
         self.pairs = getattr(dataset, "pairs", None)  # of `datasets.Without`
-        self.group_of, self.annotated = dataset.group_of, tensors["annotated"].numpy()
-        self.features, self.box_labels = tensors["features"], tensors["box_labels"]  # features: float16 (N, V, C, h, w)
-        self.boxes = tensors["boxes"].movedim(1, 0)  # float32 (V, all boxes, 4)
-        self.starts = [0, *tensors["count"].cumsum(0).tolist()]  # image i has boxes[:, starts[i] : starts[i + 1]]
+        self.group_of, self.annotated = dataset.group_of, tensors["annotated"][::crops].numpy()
+        self.boxes, self.box_labels = tensors["boxes"], tensors["box_labels"]  # of all crops, float32 (all boxes, 4)
+        self.starts = [0, *tensors["count"].cumsum(0).tolist()]  # crop k has boxes[starts[k] : starts[k + 1]]
         self.size = tuple(tensors["size"][0].tolist())  # height and width in pixels, in which boxes are given
 
     def __len__(self) -> int:
-        return len(self.features)
+        return len(self.names)
+
+    @property
+    def features(self) -> Tensor:
+        """Those of all images and views, read into memory: float16 (N, V, C, h, w)."""
+        return torch.cat([torch.cat(parts) for parts in self.trunks], 2).reshape(self.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N, V, C, h, w: the numbers of images, views and channels, and of rows and columns of cells."""
+        firsts = [parts[0] for parts in self.trunks]
+        views, channels = self.crops * firsts[0].shape[1], sum(first.shape[2] for first in firsts)
+        return len(self), views, channels, *firsts[0].shape[3:]
+
+    def crop(self, k: int) -> Tensor:
+        """Features of the k-th of all crops, and of its mirror image if there is one: float16 (1 or 2, C, h, w)."""
+        return torch.cat([_row(files, k) for files in self.trunks], 1)
 
     def fingerprint(self) -> str:
         """Text that changes with the features, labels and boxes."""
@@ -58,16 +79,36 @@ class Features(Samples):
         result = copy.copy(self)
         result.classes, result.multilabel = list(classes), False
         result.targets = F.one_hot(labels.long(), len(classes)).to(torch.uint8)
-        result.box_labels = labels.long().repeat_interleave(torch.tensor(self.starts).diff())
+        counts = torch.tensor(self.starts).diff().view(len(self), -1).sum(1)
+        result.box_labels = labels.long().repeat_interleave(counts)
         return result
 
     def __getitem__(self, i: int) -> Sample:
         i = range(len(self))[i]
-        view = int(torch.randint(2, ())) if self.features.shape[1] == 2 else 0
-        span = slice(self.starts[i], self.starts[i + 1])
-        boxes = tv_tensors.BoundingBoxes(self.boxes[view, span], format="XYXY", canvas_size=self.size)
+        view = int(torch.randint(views, ())) if (views := self.shape[1]) > 1 else 0
+        crop, mirrored = divmod(view, views // self.crops)
+        span = slice(self.starts[k := i * self.crops + crop], self.starts[k + 1])
+        boxes = _mirrored(self.boxes[span], self.size[1]) if mirrored else self.boxes[span]
+        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=self.size)
         about = {"group": int(self.group_of[i]), "name": self.names[i], "annotated": bool(self.annotated[i])}
-        return Sample(self.features[i, view], self.targets[i], boxes, self.box_labels[span], **about)
+        if self.maps:
+            maps = _row(self.maps, k).float()
+            about |= {"maps": maps.flip(2) if mirrored else maps, "logits": self.logits[k]}
+        return Sample(self.crop(k)[mirrored], self.targets[i], boxes, self.box_labels[span], **about)
+
+
+def _row(files: Sequence[Tensor], k: int) -> Tensor:
+    """Row `k` of tensors end to end, of which all but the last have one length."""
+    return files[k // len(files[0])][k % len(files[0])]
+
+
+class _Crops(Selection):
+    """Each image several times; torch's generator gets the position as seed, for random transforms."""
+
+    def __getitem__(self, i: int) -> Sample:
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(i)
+            return super().__getitem__(i)
 
 
 def extract(
@@ -75,31 +116,37 @@ def extract(
     dataset: Dataset,
     folder: str | Path,
     mirrored: bool = False,
+    crops: int = 1,
     batch_size: int = 32,
     workers: int = 0,
     precision: str = "auto",
 ) -> Features:
     """The features (C, h, w) of each image by a trunk of `models.split`, kept in `folder`; see `keep` for the others.
 
-    With `mirrored`, mirror images are second views. Images have one size and no random transform; masks are left out.
-    All features lie in memory: 31 kB per view of EfficientNet-Lite0 at 224 pixels. ValueError if float16 overflows.
+    Each image gives `crops` views, which differ if its transform is random. With `mirrored`, their mirror images are
+    views as well. Images have one size, and masks are left out. An interrupted call goes on after the last 512 views.
+    A view takes 31 kB of EfficientNet-Lite0 at 224 pixels. ValueError if float16 overflows.
     """
+    check_value(crops >= 1, "crops", crops, "at least 1")
 
     def features(batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
             views = torch.stack([trunk(x) for x in (batch.images, batch.images.flip(3))[: 1 + mirrored]], 1)
         if not (half := views.half()).isfinite().all():
             raise ValueError(f"features reach {views.abs().max():.3g}; float16 holds at most 65504")
-        return {
+        frozen = {} if batch.maps is None else {"maps": batch.maps.half(), "logits": batch.logits}
+        return frozen | {
             "features": half,
-            "boxes": _mirrored(torch.cat(batch.boxes), batch.size[1])[: 1 + mirrored].movedim(0, 1),
+            "boxes": torch.cat(batch.boxes),
             "box_labels": torch.cat(batch.box_labels),
             "count": torch.tensor([len(boxes) for boxes in batch.boxes]),
             "annotated": batch.annotated,
             "size": torch.tensor([batch.size] * len(half)),
         }
 
-    return Features(keep(trunk, dataset, folder, features, mirrored, False, batch_size, workers, precision), dataset)
+    every = _Crops(dataset, np.repeat(np.arange(len(dataset)), crops))
+    paths = keep(trunk, every, folder, features, [mirrored, crops], False, batch_size, workers, precision)
+    return Features(paths, dataset, crops)
 
 
 def keep(
@@ -155,49 +202,61 @@ def names_in(path: Path) -> list[str]:
 
 def join(first: Features, second: Features) -> Features:
     """Two trunks' features of the same images and views, side by side; `models.Head.channels` tells heads theirs."""
-    one, other = ((x.names, x.size, x.features[:, :, 0].shape) for x in (first, second))
-    shapes = " and ".join(f"{tuple(x.features.shape)} of {x.size} pixels" for x in (first, second))
+    one, other = ((x.names, x.size, x.crops, x.shape[:2], x.shape[3:]) for x in (first, second))
+    shapes = " and ".join(f"{x.shape} of {x.size} pixels" for x in (first, second))
     check_value(one == other, "features", shapes, "of the same images, views and cells")
     result = copy.copy(first)
-    result.key, result.features = f"{first.key} {second.key}", torch.cat([first.features, second.features], 2)
+    result.key, result.trunks = f"{first.key} {second.key}", [*first.trunks, *second.trunks]
     return result
 
 
 def predict_boxes(data: Selection, penalty: float = 0.3) -> Features:
-    """The features with a box for every image. Annotated images keep their boxes; the others get predicted ones.
+    """The features with boxes for every image. Annotated images keep their boxes; the others get predicted ones.
 
-    `data` is made by `datasets.with_boxes` from `Features` of single-label images, without repeats; else ValueError.
-    Ridge regression on standardised channels predicts how much of a cell the box covers; `penalty` times the squared
-    weights is added to the mean squared error. Predictions are averaged over views and resized to the image. The box
-    is the smallest around the pixels that reach half of the largest prediction.
+    `data` is made by `datasets.with_boxes` from `Features`, without repeats. Every class that an image shows gets one
+    box. Ridge regression on standardised channels predicts how much of a cell the class's boxes cover; `penalty` times
+    the squared weights is added to the mean squared error. Boxes of all classes together teach it for single-label
+    images, and for a class without annotated boxes. Predictions are averaged over mirror images and resized to the
+    image. The box is the smallest around the pixels that reach half of the largest prediction. ValueError for other
+    data, without an annotated box, and for features with a class token, which fill no grid.
     """
     given = getattr(data, "dataset", None)
-    single = isinstance(given, Features) and not given.multilabel
-    right = single and np.array_equal(data.indices, np.arange(len(given)))
-    check_value(right, "data", type(data).__name__, "with_boxes(features, fraction), of single-label images' features")
+    right = isinstance(given, Features) and np.array_equal(data.indices, np.arange(len(given)))
+    check_value(right, "data", type(data).__name__, "with_boxes(features, fraction), without repeats")
+    check_value(given.shape[4] > 1, "the features' grid", given.shape[3:], "of cells, not a column of tokens")
     counts = torch.tensor(given.starts).diff()
-    annotated = torch.as_tensor(given.annotated & data.annotated) & (counts > 0)
+    annotated = torch.as_tensor(given.annotated & data.annotated).repeat_interleave(given.crops) & (counts > 0)
     check_value(annotated.any(), "the number of annotated images with boxes", 0, "at least 1, to learn boxes from")
-    boxes = list(given.boxes.split(counts.tolist(), 1))  # of each image (V, n, 4)
-    masks = [box_mask(view, given.size) for i in annotated.nonzero()[:, 0].tolist() for view in boxes[i]]
-    covered = F.adaptive_avg_pool2d(torch.stack(masks)[:, None].float(), given.features.shape[3:]).flatten()
-    cells = given.features[annotated].float().movedim(2, -1).flatten(0, -2)  # (n·V·h·w, C)
+    boxes, labels = list(given.boxes.split(counts.tolist())), list(given.box_labels.split(counts.tolist()))
+    cells, covered = [], []
+    for k in annotated.nonzero()[:, 0].tolist():
+        masks = box_masks(boxes[k], given.size)
+        each = torch.stack([masks.any(0), *(masks[labels[k] == c].any(0) for c in range(len(given.classes)))])
+        share = F.adaptive_avg_pool2d(each.float(), given.shape[3:])
+        for view, there in zip(given.crop(k), (share, share.flip(2)), strict=False):
+            cells.append(view.float().flatten(1).T)
+            covered.append(there.flatten(1).T)
+    cells, covered = torch.cat(cells), torch.cat(covered)  # (n, C), and (n, 1 + classes): by any box, by each class's
     mean, deviation = cells.mean(0), cells.std(0) + 1e-3
-    x, y = (cells - mean) / deviation, covered - covered.mean()
-    weights = torch.linalg.solve(x.T @ x / len(x) + penalty * torch.eye(x.shape[1]), x.T @ y / len(x))
-    for i in (~annotated).nonzero()[:, 0].tolist():
-        parts = (given.features[i].float().movedim(1, -1) - mean) / deviation @ weights + covered.mean()  # (V, h, w)
-        parts[1:] = parts[1:].flip(2)
-        pixels = F.interpolate(parts.mean(0)[None, None], given.size, mode="bilinear", align_corners=False)[0, 0]
+    x, level = (cells - mean) / deviation, covered.mean(0)
+    weights = torch.linalg.solve(x.T @ x / len(x) + penalty * torch.eye(x.shape[1]), x.T @ (covered - level) / len(x))
+    column = torch.where((level[1:] > 0) & given.multilabel, torch.arange(len(given.classes)) + 1, 0)
+    showing = (given.targets.sum(1) > 0).repeat_interleave(given.crops)
+    for k in (showing & ~annotated).nonzero()[:, 0].tolist():
+        labels[k] = given.targets[k // given.crops].nonzero()[:, 0]
+        views = (given.crop(k).float().movedim(1, 3) - mean) / deviation @ weights[:, column[labels[k]]]  # (V, h, w, K)
+        views[1:] = views[1:].flip(2)
+        parts = (views.mean(0) + level[column[labels[k]]]).movedim(2, 0)[None]
+        pixels = F.interpolate(parts, given.size, mode="bilinear", align_corners=False)[0]
         pixels = pixels.clamp(min=0)  # no pixel would reach half of a negative maximum
-        boxes[i] = _mirrored(mask_box(pixels >= pixels.max() / 2).float(), given.size[1])[: len(parts), None]
+        boxes[k] = torch.stack([mask_box(part >= part.max() / 2).float() for part in pixels])
     result = copy.copy(given)
-    result.boxes, result.annotated = torch.cat(boxes, 1), np.ones(len(given), bool)
-    result.starts = np.cumsum([0, *(found.shape[1] for found in boxes)]).tolist()
-    return result.labelled(given.classes, given.targets.argmax(1))
+    result.boxes, result.box_labels, result.annotated = torch.cat(boxes), torch.cat(labels), np.ones(len(given), bool)
+    result.starts = np.cumsum([0, *map(len, boxes)]).tolist()
+    return result
 
 
 def _mirrored(boxes: Tensor, width: int) -> Tensor:
-    """Boxes (..., 4) in an image and in its mirror image: (2, ..., 4)."""
+    """Boxes (..., 4) in the mirror image."""
     x1, y1, x2, y2 = boxes.unbind(-1)
-    return torch.stack([boxes, torch.stack([width - x2, y1, width - x1, y2], -1)])
+    return torch.stack([width - x2, y1, width - x1, y2], -1)

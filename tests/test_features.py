@@ -1,6 +1,7 @@
 """Features of a frozen trunk: what a head makes of them is what the whole network makes of the images."""
 
 import copy
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,9 +14,10 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from e2lib import features, models, training
-from e2lib.attribution import explain
-from e2lib.datasets import Joint, SceneBirds, Selection, collate, with_boxes
+from e2lib import Distill, features, frozen, groups, models, pareto, training
+from e2lib.attribution import METHODS, explain
+from e2lib.boxes import box_mask
+from e2lib.datasets import Joint, SceneBirds, Scenes, Selection, collate, crop_transform, with_boxes, with_transform
 from e2lib.guidance import Guide
 
 
@@ -78,10 +80,14 @@ def test_a_mirrored_view_is_that_of_the_mirrored_image(birds, tmp_path):
     other = features.extract(trunk, mirrored, tmp_path)
     assert data.features.shape == (6, 2, 320, 2, 2)
     assert torch.equal(data.features[:, 1], other.features[:, 0])
-    assert torch.equal(data.boxes[1], other.boxes[0]) and not torch.equal(data.boxes[1], data.boxes[0])
     torch.manual_seed(0)
-    drawn = [data[0].image for _ in range(20)]
-    assert {view for x in drawn for view in (0, 1) if torch.equal(x, data.features[0, view])} == {0, 1}
+    seen = set()
+    for sample in (data[0] for _ in range(20)):
+        view = int(torch.equal(sample.image, data.features[0, 1]))
+        assert torch.equal(sample.image, data.features[0, view])
+        assert torch.equal(sample.boxes, (birds, mirrored)[view][0].boxes)
+        seen.add(view)
+    assert seen == {0, 1} and not torch.equal(birds[0].boxes, mirrored[0].boxes)
 
 
 def test_images_with_no_boxes_and_with_many(tmp_path):
@@ -257,17 +263,13 @@ def small_trunk():
 def test_boxes_are_learned_from_few(mirrored, tmp_path):
     data = features.extract(small_trunk(), Bright("train", 30, 64), tmp_path, mirrored)
     few, truth = with_boxes(data, 0.2, seed=3), data.boxes.clone()
-    data.boxes[:, ~few.annotated] = torch.tensor([0.0, 0, 64, 64])  # not to be looked at
+    data.boxes[~few.annotated] = torch.tensor([0.0, 0, 64, 64])  # not to be looked at
     predicted = features.predict_boxes(few, penalty=1e-4)
     assert len(predicted) == 30 and predicted.annotated.all() and torch.equal(predicted.features, data.features)
     boxes = predicted.boxes
-    assert boxes.shape == (1 + mirrored, 30, 4)
-    assert torch.equal(boxes[0][few.annotated], truth[0][few.annotated])
-    assert (boxes[0] - truth[0]).abs().max() <= 4  # half a cell
-    if mirrored:
-        assert torch.equal(
-            boxes[1], torch.stack([64 - boxes[0, :, 2], boxes[0, :, 1], 64 - boxes[0, :, 0], boxes[0, :, 3]], 1)
-        )
+    assert boxes.shape == (30, 4)
+    assert torch.equal(boxes[few.annotated], truth[few.annotated])
+    assert (boxes - truth).abs().max() <= 4  # half a cell
     assert torch.equal(predicted.box_labels, data.box_labels)
     assert data.annotated.sum() == 30 and few.annotated.sum() == 6  # the given data stay as they were
 
@@ -277,7 +279,7 @@ def test_boxes_are_predicted_for_images_that_have_none(tmp_path):
     images.without = (2, 7)
     data = features.extract(small_trunk(), images, tmp_path)
     predicted = features.predict_boxes(with_boxes(data, 1.0), penalty=1e-4)
-    assert predicted.starts == list(range(11)) and data.boxes.shape == (1, 8, 4)
+    assert predicted.starts == list(range(11)) and data.boxes.shape == (8, 4)
     assert [len(predicted[i].boxes) for i in range(10)] == [1] * 10
 
 
@@ -287,8 +289,8 @@ def test_a_box_is_predicted_where_nothing_is_likely(like, tmp_path):
     few = with_boxes(data, 0.5, seed=1)
     cells = data.features[few.annotated].float().mean((0, 1, 3, 4))
     cells = cells if like == "mean" else 2 * small_trunk()(torch.full((1, 3, 64, 64), 0.1))[0, :, 0, 0] - cells
-    data.features[~few.annotated] = cells.detach().half()[:, None, None]
-    assert (features.predict_boxes(few).boxes[:, ~few.annotated] == torch.tensor([0.0, 0, 64, 64])).all()
+    data.trunks[0][0][~few.annotated] = cells.detach().half()[:, None, None]
+    assert (features.predict_boxes(few).boxes[~few.annotated] == torch.tensor([0.0, 0, 64, 64])).all()
 
 
 def test_what_boxes_cannot_be_learned_from_is_named(birds, tmp_path):
@@ -321,7 +323,7 @@ def test_boxes_that_may_not_be_used_stay_unused(tmp_path):
     assert few.annotated.sum() == 2 and every.annotated.sum() == 10
     predicted = features.predict_boxes(with_boxes(few, 1.0), penalty=1e-4)
     few.boxes = few.boxes.clone()
-    few.boxes[:, ~few.annotated] = torch.tensor([0.0, 0, 64, 64])
+    few.boxes[~few.annotated] = torch.tensor([0.0, 0, 64, 64])
     again = features.predict_boxes(with_boxes(few, 1.0), penalty=1e-4)
     assert torch.equal(again.boxes, predicted.boxes)
     backwards = Selection(every, np.arange(10)[::-1], np.ones(10, bool))
@@ -390,3 +392,197 @@ def test_features_of_other_images_are_not_joined(birds, tmp_path):
     ):
         with pytest.raises(ValueError, match="must be of the same images, views and cells"):
             features.join(one, other)
+
+
+def test_crops_are_drawn_once(birds, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SHARD", 4)  # the crops of an image lie in two files
+    trunk, cropped = small_trunk(), with_transform(Scenes("train", 5, 64), crop_transform(64))
+    names, state = [cropped[i].name for i in range(5)], torch.get_rng_state()
+    data = features.extract(trunk, cropped, tmp_path, mirrored=True, crops=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert data.shape == data.features.shape == (5, 6, 6, 8, 8) and data.names == names
+    other = features.extract(trunk, cropped, tmp_path / "other", mirrored=True, crops=3, workers=1)
+    assert torch.equal(other.features, data.features) and torch.equal(other.boxes, data.boxes)
+    for i in range(5):
+        expected = []
+        for k in range(3 * i, 3 * i + 3):
+            torch.manual_seed(k)
+            expected.append(cropped[i])
+        mirrored = [Joint(v2.RandomHorizontalFlip(1))(sample) for sample in expected]
+        views = [sample for pair in zip(expected, mirrored, strict=True) for sample in pair]
+        found = {}
+        while len(found) < 6:
+            sample = data[i]
+            view = next(v for v in range(6) if torch.equal(sample.image, data.features[i, v]))
+            found[view] = sample
+        for v, sample in found.items():
+            assert torch.equal(sample.boxes, views[v].boxes) and torch.equal(sample.box_labels, views[v].box_labels)
+            with torch.no_grad():
+                pixels = trunk(collate([views[v]]).images)[0]
+            torch.testing.assert_close(sample.image.float(), pixels, atol=2e-2, rtol=2e-2)
+    with pytest.raises(ValueError, match="crops is 0; it must be at least 1"):
+        features.extract(trunk, birds, tmp_path, crops=0)
+
+
+def test_an_interrupted_call_goes_on(birds, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SHARD", 2)
+    expected = features.extract(small_trunk(), birds, tmp_path / "whole")
+    trunk, seen = small_trunk(), []
+
+    def stop(module, inputs):
+        seen.append(len(inputs[0]))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    trunk.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        features.extract(trunk, birds, tmp_path / "parts")
+    found = features.extract(trunk, birds, tmp_path / "parts")
+    assert seen == [2, 2, 2, 2] and torch.equal(found.features, expected.features)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells how much memory a process has")
+def test_features_may_be_larger_than_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SHARD", 8)
+    wide = nn.Sequential(small_trunk(), nn.Conv2d(6, 64, 1), nn.Upsample(64))  # 1 MB per image and view
+
+    def memory():  # in MB, without the pages of files
+        return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("RssAnon")) / 1024
+
+    features.extract(wide, Bright("val", 16, 64), tmp_path, mirrored=True, batch_size=4)  # so that torch is warm
+    before, most = memory(), 0
+    data = features.extract(wide, Bright("train", 80, 64), tmp_path, mirrored=True, batch_size=4)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) > 80e6
+    for batch in DataLoader(features.join(data, data), 4, collate_fn=collate):
+        most = max(most, memory() - before)
+        assert batch.images.any()
+    assert most < 30
+
+
+@pytest.mark.parametrize(
+    ("name", "at"), [("efficientnet_lite0", "Mid3"), ("efficientnet_lite0", "Final"), ("bcos_scenes", "Mid3")]
+)
+def test_a_trained_head_put_back_explains_as_before(name, at, tmp_path):
+    model = network(name)
+    trunk, head = models.split(model, 64, at)
+    images = SceneBirds("train", 2, 64, transform=crop_transform(64))
+    data = features.extract(trunk, images, tmp_path, mirrored=True, crops=2, precision="float32")
+    training.fit(head, data, 1, 1e-3, 2, step=Guide("energy", "ixg", "Final", 1.0))
+    views = [_drawn(images, k) for k in range(4)]
+    pixels = collate([view for pair in views for view in pair]).images
+    head, model, inputs = head.eval(), model.eval(), data.features.flatten(0, 1).float()
+    with torch.no_grad():
+        torch.testing.assert_close(head(inputs), model(pixels), atol=3e-2, rtol=3e-2)  # float16
+        inputs = trunk(pixels)
+    targets = torch.arange(8) % 2
+    for method in (method for method, how in METHODS.items() if not how.of_score):
+        if METHODS[method].dynamic and not model.is_bcos:
+            continue
+        for depth in head.depths:
+            here, there = (explain(*pair, targets, method, depth) for pair in ((head, inputs), (model, pixels)))
+            torch.testing.assert_close(here.logits, there.logits)
+            peak = there.maps.abs().max()
+            torch.testing.assert_close(here.maps / peak, there.maps / peak, atol=1e-4, rtol=1e-3)
+
+
+def _drawn(images, k):
+    """Crop k of `images`, two per image, and its mirror image."""
+    torch.manual_seed(k)
+    sample = images[k // 2]
+    return sample, Joint(v2.RandomHorizontalFlip(1))(sample)
+
+
+def test_boxes_of_several_classes_are_predicted(tmp_path):
+    net = models.build("bcos_scenes", 10, "scenes")
+    trunk, _ = models.split(net, 96)
+    data = features.extract(trunk, Scenes("train", 240, 96), tmp_path, mirrored=True)
+    few = with_boxes(data, 0.25)
+    predicted = features.predict_boxes(few)
+    truth, found = ([part[i] for i in range(240) if not few.annotated[i]] for part in (data, predicted))
+    whole, overlaps, chance = torch.ones(96, 96, dtype=torch.bool), [], []
+    for one, other in zip(truth, found, strict=True):
+        assert other.box_labels.tolist() == one.present().tolist() and other.annotated
+        for c in one.present():
+            masks = [box_mask(sample.boxes[sample.box_labels == c], (96, 96)) for sample in (one, other)]
+            overlaps.append(_iou(*masks))
+            chance.append(_iou(masks[0], whole))
+    assert torch.tensor(overlaps).mean() > 2 * torch.tensor(chance).mean()
+    kept = torch.tensor(data.starts).diff()[few.annotated]
+    assert torch.equal(torch.tensor(predicted.starts).diff()[few.annotated], kept)
+
+
+def _iou(one, other):
+    return ((one & other).sum() / (one | other).sum()).item()
+
+
+def test_tokens_that_fill_no_grid_have_no_boxes(birds, tmp_path):
+    trunk, _ = models.split(network("test_vit"), 64)
+    data = features.extract(trunk, birds, tmp_path)
+    with pytest.raises(ValueError, match=r"the features' grid is \(17, 1\); it must be of cells"):
+        features.predict_boxes(with_boxes(data, 0.5))
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """Scenes with several classes per image, and a network that knows them."""
+    net = models.build("bcos_scenes", 10, "scenes")
+    trunk, head = models.split(net, 64)
+    images = Scenes("train", 12, 64)
+    return images, trunk, head, features.extract(trunk, images, tmp_path_factory.mktemp("shown"), mirrored=True)
+
+
+def test_networks_are_distilled_on_features_of_several_labels(shown, tmp_path):
+    images, trunk, head, data = shown
+    other, teacher = models.split(models.build("bcos_scenes", 10, "scenes"), 64)
+    both = features.join(data, features.extract(other, images, tmp_path, mirrored=True))
+    student = copy.deepcopy(head)
+    student.channels, teacher.channels = slice(0, 128), slice(128, 256)
+    terms = {"multi_label_kd": 1.0, "e2kd": 5.0}
+    step = Distill(teacher, student, whole(both).images[:2], terms, method="bcos", at="Final")
+    training.fit(student, both, 1, 1e-3, 4, step=step)
+    scores = training.evaluate(student, both, 4, "bcos", "Final", teacher=teacher, metrics=["pointing game"])
+    assert {"F1", "mAP", "EPG", "IoU", "agreement", "pointing game"} <= scores.keys() and scores["agreement"] > 50
+
+
+def test_frozen_explanations_move_with_the_views(shown, tmp_path):
+    images, trunk, head, _ = shown
+    teacher = models.build("bcos_scenes", 10, "scenes")
+    turned = with_transform(images, Joint(v2.Resize((64, 64))))
+    kept = frozen.freeze(teacher, turned, tmp_path / "frozen", 64, "ixg", "Final")
+    data = features.extract(trunk, kept, tmp_path, mirrored=True)
+    for i in range(3):
+        sample, expected = data[i], kept[i]
+        maps = expected.maps if torch.equal(sample.image, data.features[i, 0]) else expected.maps.flip(2)
+        torch.testing.assert_close(sample.maps, maps.half().float().as_subclass(torch.Tensor))
+        assert torch.equal(sample.logits, expected.logits)
+    student = copy.deepcopy(head)
+    step = Distill(
+        None, student, whole(data).images[:2], {"multi_label_kd": 1.0, "e2kd": 5.0}, method="ixg", at="Final"
+    )
+    assert training.fit(student, data, 1, 1e-3, 4, step=step)[0]["e2kd"] > 0
+
+
+def test_pareto_search_on_features(shown, tmp_path):
+    images, trunk, head, _ = shown
+    data = features.extract(trunk, images, tmp_path)
+    guides = [Guide("energy", "ixg", "Final", weight) for weight in (0.1, 1.0)]
+    archive = pareto.search(head, data, data, guides, 1, 1e-3, tmp_path, 4)
+    assert len(archive.points) == 2
+    point = archive.choose("EPG", {"F1": 0})
+    loaded = archive.load(point, head).eval()
+    found = training.evaluate(loaded, data, 4, "ixg", "Final")
+    assert found["F1"] == pytest.approx(point["scores"]["F1"]) and found["EPG"] == pytest.approx(point["scores"]["EPG"])
+
+
+def test_groups_on_features(birds, tmp_path):
+    trunk, head = models.split(network(), 64)
+    data = features.extract(trunk, birds, tmp_path, mirrored=True)
+    seen = groups.counts(data)
+    assert seen == groups.counts(birds)
+    best = groups.BestEpoch(head, data, seen, "worst validation group")
+    for step in (groups.Reweighted(tuple(seen)), groups.GroupDRO(seen)):
+        training.fit(copy.deepcopy(head), data, 1, 1e-3, 3, step=step)
+    training.fit(head, data, 2, 1e-3, 3, after_epoch=best)
+    best.restore()
+    again = groups.dfr(head, head, data, 1, 1e-3)
+    assert training.evaluate(again, data, seen=seen)["worst group"] >= 0

@@ -2,9 +2,11 @@
 
 import copy
 import math
+from types import MethodType
 
 import torch
 from bcos.models.vit import SimpleViT
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -13,6 +15,13 @@ from e2lib.attribution.forward import modes_restored
 
 class _Reached(Exception):
     """Carries the features out of a trunk."""
+
+
+class _Same(nn.Identity):
+    """Stands for a module that is gone; blocks of an Eva are also given rotations."""
+
+    def forward(self, x: Tensor, **_) -> Tensor:
+        return x
 
 
 class Trunk(nn.Module):
@@ -53,7 +62,7 @@ class Head(nn.Module):
         names, there = [name for name, _ in model.net.named_modules()], dict(self.net.named_modules())
         later = {f"net.{name}" for name in names[names.index(path) :] if name in there}
         self.depths = {depth: at for depth, at in model.depths.items() if at in later}
-        self.tokens = any(isinstance(module, VisionTransformer | SimpleViT) for module in model.modules())
+        self.tokens = any(isinstance(module, VisionTransformer | SimpleViT | Eva) for module in model.modules())
 
     def forward(self, features: Tensor) -> Tensor:
         features = features[:, self.channels]
@@ -92,21 +101,28 @@ def split(model: nn.Module, size: int, at: str | None = None) -> tuple[Trunk, He
 
 
 def _part(module: nn.Module, path: str, before: bool) -> nn.Module:
-    """The module with nn.Identity in place of all behind the one at `path`, or of that one and all before it.
+    """The module with `_Same` in place of all behind the one at `path`, or of that one and all before it.
 
     A shallow copy: parameters and the remaining modules are shared.
     """
     name, _, inner = path.partition(".")
     result, names = copy.copy(module), list(module._modules)
     position = names.index(name)
-    gone = names[position + 1 :] if before else names[:position]
-    result._modules = module._modules | {other: nn.Identity() for other in gone if module._modules[other] is not None}
+    gone = names[position + 1 :] if before else [other for other in names[:position] if other != "rope"]
+    result._modules = module._modules | {other: _Same() for other in gone if module._modules[other] is not None}
     if inner:
         result._modules[name] = _part(module._modules[name], inner, before)
     elif not before:
-        result._modules[name] = nn.Identity()
-    if not before and isinstance(module, VisionTransformer | SimpleViT):  # the features have their positions
-        result.__dict__["_pos_embed"] = nn.Identity()  # hides timm's method
+        result._modules[name] = _Same()
+    if not before and isinstance(module, VisionTransformer | SimpleViT | Eva):  # the features have their positions
+        placed = MethodType(_rotated, result) if isinstance(module, Eva) else nn.Identity()
+        result.__dict__["_pos_embed"] = placed  # hides timm's method
         result.__dict__["positional_embedding"] = lambda tokens: 0
         result._modules.pop("positional_embedding", None)
     return result
+
+
+def _rotated(net: Eva, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The tokens as they are, and the rotations by their places, which each block gets."""
+    side = math.isqrt(tokens.shape[1] - net.num_prefix_tokens)
+    return tokens, None if net.rope is None else net.rope.get_embed(shape=(side, side))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -96,6 +97,7 @@ def evaluate(
         stack.enter_context(modes_restored(nn.ModuleList(networks)))
         forms = [stack.enter_context(formed(network.eval(), precision, bool(method))) for network in networks]
         parts = iter(() if said is None else said[order.to(said.device)].to(device).split(batch_size))
+        named = []
         for batch in tqdm(loader, desc="measuring", unit="batch", leave=False, disable=rank > 0):
             batch = batch.to(device)
             given = {"images": batch.images, "groups": batch.groups, "model": model}
@@ -113,6 +115,7 @@ def evaluate(
                     logits = wide(predict(model, batch.images))
             given |= {"logits": logits, "labels": (labels := batch.hot(logits.shape[1]))}
             whole.update(logits, labels)
+            named.append(_named(logits, single))
             answers = {"accuracy": labels}
             if teacher is not None:
                 with forms[-1]():
@@ -123,6 +126,14 @@ def evaluate(
                 metric.update(logits, answers[name], batch.groups if groups else torch.zeros_like(batch.groups))
             for metric in averages.values():
                 _add(metric, given)
+        if removed is not None:
+            before = _together(named, order, len(dataset), logits.shape[1])
+            asked, named = before[*removed.pairs.T].nonzero()[rank::world, 0], []
+            loader = DataLoader(Subset(removed, asked.tolist()), batch_size, **how)
+            for batch in tqdm(loader, desc="naming", unit="batch", leave=False, disable=rank > 0):
+                with forms[0]():
+                    named.append(_named(predict(model, batch.to(device).images), single))
+            after = _together(named, asked, len(removed), logits.shape[1])
     shares = whole.compute()
     for name, metric in tops.items():
         found = metric.compute()
@@ -136,24 +147,22 @@ def evaluate(
             raise ValueError(f"{name} finds nothing to measure: no image has a box (or segmentation) of its classes")
     scores = {name: 100 * share.item() for name, share in shares.items()}
     if removed is not None:
-        before, after = (_named(model, data, batch_size, workers, precision, single) for data in (dataset, removed))
         scores["still named"] = 100 * still_named(before, after, removed.pairs)
     return scores | ({"IoU threshold": averages["IoU"].best_threshold()} if method else {})
 
 
-def _named(model: nn.Module, data: Dataset, batch_size: int, workers: int, precision: str, single: bool) -> Tensor:
-    """Which classes the network names in each image, bool (N, C): the top class, or those with logits above 0."""
-    how, found = {"collate_fn": collate, "num_workers": workers, "generator": torch.Generator()}, []
-    device, batches = next(model.parameters()).device, DataLoader(data, batch_size, **how)
-    with ExitStack() as stack:
-        for context in (torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]), modes_restored(model)):
-            stack.enter_context(context)
-        cast = stack.enter_context(formed(model.eval(), precision, gradients=False))
-        for batch in tqdm(batches, desc="naming", unit="batch", leave=False, disable=processes()[0] > 0):
-            with cast():
-                logits = wide(predict(model, batch.to(device).images)).cpu()
-            found.append(F.one_hot(logits.argmax(1), logits.shape[1]) > 0 if single else logits > 0)
-    return torch.cat(found)
+def _named(logits: Tensor, single: bool) -> Tensor:
+    """Which classes are named, uint8 (B, C): the top class, or those with logits above 0."""
+    return (F.one_hot(logits.argmax(1), logits.shape[1]) if single else logits > 0).to("cpu", torch.uint8)
+
+
+def _together(parts: Sequence[Tensor], order: Tensor, length: int, width: int) -> Tensor:
+    """What all processes found, bool (length, width), each row at its place in `order`; False where none looked."""
+    whole = torch.zeros(length, width, dtype=torch.uint8)
+    whole[order] = torch.cat([whole[:0], *parts])
+    if processes()[1] > 1:
+        dist.all_reduce(whole)
+    return whole > 0
 
 
 def _averages(method: str | None, threshold: float | None, metrics) -> dict[str, Average]:

@@ -8,7 +8,16 @@ from e2lib import explain, models
 from e2lib.models import fingerprint
 
 NETWORKS = ["efficientnet_lite0", "resnet10t", "densenet121", "convnext_atto", "mobilenetv3_small_050", "test_vit"]
-NETWORKS += ["bcos_scenes", "bcos_densenet121", "bcos_convnext_tiny", "bcos_simple_vit_ti_patch16_224"]
+NETWORKS += [
+    "eva02_tiny_patch14_224",
+    "vit_small_patch16_dinov3",
+    "shufflenet_v2_x0_5",
+    "xdnn_resnet18",
+    "bcos_scenes",
+    "bcos_densenet121",
+    "bcos_convnext_tiny",
+    "bcos_simple_vit_ti_patch16_224",
+]
 SIZE = 64
 
 
@@ -16,8 +25,9 @@ SIZE = 64
 @pytest.mark.parametrize("name", NETWORKS)
 def test_both_parts_make_the_network(name, at):
     torch.manual_seed(0)
-    net, images = models.build(name, 4).eval(), torch.rand(2, 3, SIZE, SIZE)
-    trunk, head = models.split(net, SIZE, at)
+    size = 70 if "patch14" in name else SIZE
+    net, images = models.build(name, 4).eval(), torch.rand(2, 3, size, size)
+    trunk, head = models.split(net, size, at)
     features = trunk(images)
     assert features.ndim == 4 and not features.requires_grad
     torch.testing.assert_close(head(features), net(images))

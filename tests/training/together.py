@@ -60,6 +60,8 @@ def find():
         nn.utils.clip_grad_norm_ = real
         found[name] = {"gradients": torch.stack(grads)[:, ::31], "history": history}
     found["scores"] = training.evaluate(net, data, 4, method="ixg", at="Final", threshold=0.3, teacher=teacher)
+    removed = datasets.Without(data, "scene")
+    found["scores"] |= {"still named": training.evaluate(teacher, data, 4, removed=removed)["still named"]}
     own = Explained(build("test_convnext", 1))
     batch = datasets.collate([data[i] for i in range(4)])
     mine = slice(rank, None, world)
