@@ -2,14 +2,15 @@
 
 The photographs need no labels. Any folders with images will do; the word "scenes" stands for the embedded photographs.
 `models.bcosify` rewrites the network as a B-cos network at B = 1. While B rises and the biases fade, the new network
-imitates what the old one computes of random crops: its features before the last convolution and behind it, and its
-class probabilities. `models.build("bcos_efficientnet_lite0", classes, FILE)` builds the result. After an interruption,
-the same command goes on from the last finished epoch, and writes the same file.
+imitates what the old one computes of random crops: its features at all depths, and its class probabilities.
+`models.build("bcos_efficientnet_lite0", classes, FILE)` builds the result. After an interruption, the same command goes
+on from the last finished epoch, and writes the same file.
 """
 
 import argparse
 import copy
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,20 +63,24 @@ class Photographs(Samples):
 class Imitate(nn.Module):
     """The step: the student's B rises to `b` and its biases fade over the first part `rise` of all steps.
 
-    The loss adds, at two depths, 1 - cosine of the features in each cell and 0.1 of their squared distance relative to
-    the teacher's squares; and 0.1 of KL(teacher's classes || student's), in nats.
+    The loss adds, at each depth and before the last convolution, 1 - cosine of the features in each cell and 0.1 of
+    their squared distance relative to the teacher's squares; and 0.1 of KL(teacher's classes || student's), in nats.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, size: int, steps: int, b: float, rise: float):
         super().__init__()
         self.b, self.rise, self.steps, self.size = b, rise, steps, size
         self.teacher = copy.deepcopy(teacher).requires_grad_(False).eval().to(memory_format=form(teacher)[0])
-        self.paths = [f"net.{models.split(teacher, size)[0].path}", teacher.depths["Final"]]
+        depths = {name: path for name, path in teacher.depths.items() if name != "Input"}
+        self.depths = depths | {"last": f"net.{models.split(teacher, size)[0].path}"}  # before the last convolution
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-        self.caught: dict[str, list[Tensor]] = {"teacher": [], "student": []}
+        self.caught: dict[str, dict[str, Tensor]] = {"teacher": {}, "student": {}}
         for who, net in (("teacher", self.teacher), ("student", student)):
-            for path in self.paths:
-                net.get_submodule(path).register_forward_hook(lambda m, x, out, who=who: self.caught[who].append(out))
+            for name, path in self.depths.items():
+                net.get_submodule(path).register_forward_hook(partial(self.catch, who, name))
+
+    def catch(self, who: str, name: str, module: nn.Module, inputs, output: Tensor) -> None:
+        self.caught[who][name] = output.float()
 
     def extra_repr(self) -> str:
         return f"b={self.b}, rise={self.rise}, steps={self.steps}, size={self.size}"
@@ -84,14 +89,12 @@ class Imitate(nn.Module):
         done = min(int(self.seen) / (self.rise * self.steps), 1)
         models.sharpen(student, 1 + (self.b - 1) * done, 1 - done)
         self.seen += 1
-        for layers in self.caught.values():
-            layers.clear()
         device = batch.images.device
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
             old = self.teacher(batch.images).float()
         new, terms = student(batch.images), {}
-        for name, theirs, mine in zip(("Mid3", "Final"), self.caught["teacher"], self.caught["student"], strict=True):
-            theirs = theirs.float()
+        for name in self.depths:
+            mine, theirs = self.caught["student"].pop(name), self.caught["teacher"].pop(name)
             away = (mine - theirs).square().mean() / theirs.square().mean()
             terms[name] = (1 - F.cosine_similarity(mine, theirs)).mean() + 0.1 * away
         old, new = old.log_softmax(1), new.log_softmax(1)
@@ -103,20 +106,23 @@ class Imitate(nn.Module):
 def settle(student: nn.Module, data: Samples, images: int) -> None:
     """Let the norms' statistics be those of these crops, and scale their weights so that the network stays the same."""
     norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
-    powers: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
+    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    found: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
 
     def note(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        powers[norm].append(inputs[0].square().mean((0, 2, 3)))
+        found[norm].append(torch.stack([inputs[0].mean((0, 2, 3)), inputs[0].square().mean((0, 2, 3))]))
 
     hooks = [norm.register_forward_pre_hook(note) for norm in norms]
     for part in tqdm(torch.randperm(len(data))[:images].split(BATCH), desc="settling"):
         student.eval()(torch.stack([data[i].image for i in part.tolist()]).float() / 255)
     for hook in hooks:
         hook.remove()
-    for norm, found in powers.items():
-        power = torch.stack(found).mean(0)
-        norm.weight *= ((power + norm.eps) / (norm.running_var + norm.eps)).sqrt()
-        norm.running_var.copy_(power)
+    for norm, (old, var) in zip(norms, before, strict=True):
+        mean, power = torch.stack(found[norm]).mean(0)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(power - mean.square())
+        norm.bias += (mean - old) * norm.weight * (var + norm.eps).rsqrt()
+        norm.weight *= ((norm.running_var + norm.eps) / (var + norm.eps)).sqrt()
 
 
 def main() -> None:
@@ -128,9 +134,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--size", type=int, default=112, help="side of the crops in pixels")
     parser.add_argument("--b", type=float, default=2.0, help="another B than 2 is set by models.sharpen after build")
-    parser.add_argument("--rise", type=float, default=0.4, help="part of the steps in which B rises and biases fade")
+    parser.add_argument("--rise", type=float, default=0.5, help="part of the steps in which B rises and biases fade")
     parser.add_argument("--scenes", type=int, default=6000, help="number of scenes composed")
-    parser.add_argument("--lr", type=float, default=2e-3, help="largest learning rate")
+    parser.add_argument("--lr", type=float, default=7e-4, help="largest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that read photographs")
     args = parser.parse_args()
@@ -154,7 +160,7 @@ def main() -> None:
         args.out.with_suffix(".pt"),
         lambda epoch: print(f"epoch {epoch} after {(time.time() - start) / 60:.0f} minutes", flush=True),
         lambda parameters: torch.optim.AdamW(parameters, args.lr),
-        lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps),
+        lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.1),
     )
     for number, terms in enumerate(history, 1):
         print(f"epoch {number}: " + ", ".join(f"{name} {value:.3f}" for name, value in terms.items()))

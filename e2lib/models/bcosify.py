@@ -97,17 +97,21 @@ class Conv2d(Part, nn.Conv2d):
 
 
 class BatchNorm2d(Part, nn.BatchNorm2d):
-    """x / ρ · weight + share · bias, with ρ² = `running_var`, the mean of x² per channel; no mean is subtracted.
+    """(x - share · mean) / ρ · weight + share · bias, with ρ² the mean of (x - share · mean)² per channel.
 
-    Training moves ρ², and divides by it too, not by the batch's: a network at B = 1 remains what it was.
+    In training mode mean and ρ follow the batches, and are used, so that a network at B = 1 remains what it was.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             with torch.no_grad():
-                self.running_var.lerp_(x.square().mean((0, 2, 3)).to(self.running_var), self.momentum)
-        power = self.running_var.clone()  # autograd keeps it, and the next forward pass changes it
-        out = F.batch_norm(x, self.running_mean, power, self.weight, self.faded(), eps=self.eps)
+                mean = x.mean((0, 2, 3)).to(self.running_mean)
+                var = x.square().mean((0, 2, 3)) - mean.square()  # faster than var_mean in channels_last
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var.clamp(min=0), self.momentum)
+        power = self.running_var + ((1 - self.share) * self.running_mean).square()
+        mean = self.running_mean * self.share
+        out = F.batch_norm(x, mean, power, self.weight, self.faded(), eps=self.eps)
         return self.act(out) if hasattr(self, "act") else out  # timm's norms hold the activation
 
 
@@ -139,7 +143,11 @@ class Activation(DetachableModule):
 
 
 def sharpen(model: nn.Module, b: float, share: float) -> nn.Module:
-    """Set B, at least 1, and the share of the biases, in [0, 1], in a network of `bcosify`; returns the network."""
+    """Set B, at least 1, and the share of biases and means, in [0, 1], in a network of `bcosify`; returns the network.
+
+    Layers add their biases times the share. Batch norms subtract their means times the share, and divide by what then
+    is the root of the mean square.
+    """
     check_value(b >= 1, "b", b, "at least 1")
     check_value(0 <= share <= 1, "share", share, "in [0, 1]")
     for part in model.modules():
@@ -152,8 +160,8 @@ def bcosify(model: nn.Module, b: float = 1.0, share: float = 1.0) -> nn.Module:
     """A copy of a CNN of `models.build` as a B-cos network, which computes the same in eval mode at B = 1.
 
     The stem w · (x - m) / s of normalised RGB gets the weights w (1 - m) / s for x and -w m / s for 1 - x. Convolutions
-    and linear layers gain |cos|^(B-1). Batch norms have what they subtract in their biases. The classifier's bias
-    gains log(num_classes - 1), and the logits lose it again, as those of other B-cos networks do.
+    and linear layers gain |cos|^(B-1). The classifier's bias gains log(num_classes - 1), and the logits lose it again,
+    as those of other B-cos networks do.
 
     Args:
         model: made of convolutions, linear layers, batch and layer norms, activations, and gates such as SE's.
@@ -162,9 +170,6 @@ def bcosify(model: nn.Module, b: float = 1.0, share: float = 1.0) -> nn.Module:
 
     Once the share is 0, contributions at Input add up to the logit less `logit_bias`. Raises ValueError for a network
     with other parts, naming the first, and for one that does not become an equal and complete B-cos network.
-
-    Notes:
-        A power of the mean square, not of the variance, is what norms divide by.
     """
     right = hasattr(model, "preprocess") and not model.is_bcos and model.num_classes > 1
     check_value(right, "model", type(model).__name__, "of models.build, with two classes or more, and no B-cos network")
@@ -200,13 +205,7 @@ def _convert(net: nn.Module, name: str, module: nn.Module) -> None:
     elif kind in (nn.Linear, timm.layers.Linear):
         module.__class__ = kind if gates else Linear
     elif isinstance(module, nn.BatchNorm2d) and affine and module.track_running_stats:
-        if not gates:
-            power = module.running_var + module.running_mean.square()
-            scale = module.weight.data * (module.running_var + module.eps).rsqrt()
-            module.bias.data -= module.running_mean * scale
-            module.weight.data = scale * (power + module.eps).sqrt()
-            module.running_var, module.running_mean = power, torch.zeros_like(power)
-            module.__class__ = BatchNorm2d
+        module.__class__ = kind if gates else BatchNorm2d
     elif isinstance(module, nn.LayerNorm) and affine and module.weight.ndim == 1:
         module.__class__, module.channels = LayerNorm, -3 if isinstance(module, LayerNorm2d) else -1
     elif kind.__module__.startswith(("torch.nn.modules.activation", "timm.layers.activations")) and not affine:

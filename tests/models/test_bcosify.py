@@ -134,14 +134,20 @@ def test_the_factor_has_exact_first_and_second_derivatives(b):
     assert torch.autograd.gradgradcheck(lambda *x: _Dynamic.apply(*x, b), (u, squares))
 
 
-def test_a_norm_learns_while_it_stays_a_constant_of_its_batch():
+def test_a_norm_follows_its_batches_and_centres_by_its_share():
     norm = nn.BatchNorm2d(2)
     norm.__class__ = BatchNorm2d
+    nn.init.ones_(norm.bias)
     x = torch.stack([torch.full((1, 4, 4), 3.0), torch.full((1, 4, 4), -1.0)], 1)
     out = norm.train()(x)
-    torch.testing.assert_close(norm.running_var, torch.tensor([0.9 + 0.1 * 9, 1.0]))
-    torch.testing.assert_close(out, x / (norm.running_var + norm.eps).sqrt()[:, None, None])
-    assert torch.equal(norm.eval()(x), out) and not norm.running_mean.any()
+    mean, var = torch.tensor([0.3, -0.1]), torch.tensor([0.9, 0.9])  # a tenth of the batch's: 3, -1 and 0
+    torch.testing.assert_close((norm.running_mean, norm.running_var), (mean, var))
+    torch.testing.assert_close(out[0, :, 0, 0], (torch.tensor([3.0, -1.0]) - mean) / (0.9 + norm.eps) ** 0.5 + 1)
+    torch.testing.assert_close(norm.eval()(x), nn.BatchNorm2d.forward(norm, x))
+    norm.share = 0.0
+    torch.testing.assert_close(norm(2 * x), 2 * norm(x))
+    power = var + mean.square()  # of values with this mean and variance: their outputs have a mean square of 1
+    torch.testing.assert_close(norm(x)[0, :, 0, 0] * (power + norm.eps).sqrt(), torch.tensor([3.0, -1.0]))
 
 
 @pytest.mark.parametrize("function", [nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish])
