@@ -158,7 +158,8 @@ def fetch(archive: Archive, folder: Path) -> None:
             raise SystemExit(f"{path} has SHA-256 {found}, not {archive.sha256}. Delete it: it is not {archive.url}.")
         return
     while (have := part.stat().st_size if part.exists() else 0) < archive.size:
-        request, reason = urllib.request.Request(archive.url, headers={"Range": f"bytes={have}-"}), "no byte came"
+        headers, reason = {"Range": f"bytes={have}-", "User-Agent": "e2lib"}, "no byte came"
+        request = urllib.request.Request(archive.url, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                 goes_on = answer.status == http.client.PARTIAL_CONTENT  # else the server sends all of it again

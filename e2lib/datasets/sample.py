@@ -47,26 +47,24 @@ class Sample:
     logits: Tensor | None = None  # float32 (C,): a teacher's
 
     def __post_init__(self):
-        boxes, masks = self.boxes, self.masks
+        boxes, masks, name = self.boxes, self.masks, self.name
         if masks is not None and len(masks) > len(boxes) == 0:
             boxes = torch.stack([mask_box(mask > 0) for mask in masks])
         self.boxes = boxes = _xyxy(boxes, (self.image if masks is None else masks).shape[-2:])
         if len(boxes) and not len(self.box_labels):
             only = self.present()
             if len(only) != 1:
-                raise ValueError(f"image {self.name!r} has {len(only)} labels; give box_labels, the class of each box")
+                raise ValueError(f"image {name!r} has {len(only)} labels; give box_labels, the class of each box")
             self.box_labels = only.expand(len(boxes))
         n, classes, shapes = len(boxes), len(self.box_labels), len(boxes if masks is None else masks)
         if not n == classes == shapes:
-            raise ValueError(f"image {self.name!r} has {n} boxes, {classes} box_labels and {shapes} masks")
+            raise ValueError(f"image {name!r} has {n} boxes, {classes} box_labels and {shapes} masks")
         if n and self.labels.ndim and not 0 <= self.box_labels.min() <= self.box_labels.max() < len(self.labels):
-            raise ValueError(
-                f"image {self.name!r} has box_labels {self.box_labels.tolist()} of {len(self.labels)} classes"
-            )
+            raise ValueError(f"image {name!r} has box_labels {self.box_labels.tolist()} of {len(self.labels)} classes")
         if masks is not None and masks.shape[-2:] != boxes.canvas_size:
-            raise ValueError(f"image {self.name!r} has masks {(*masks.shape,)}; its boxes are for {boxes.canvas_size}")
+            raise ValueError(f"image {name!r} has masks {(*masks.shape,)}; its boxes are for {boxes.canvas_size}")
         if masks is not None and masks.dtype != torch.bool and not ((masks >= 0) & (masks <= 1)).all():
-            raise ValueError(f"image {self.name!r} has masks from {masks.min()} to {masks.max()}; need 0 to 1, or bool")
+            raise ValueError(f"image {name!r} has masks from {masks.min()} to {masks.max()}; need 0 to 1, or bool")
 
     def present(self) -> Tensor:
         """The classes in the image: int64 (K,)."""
