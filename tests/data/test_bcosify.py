@@ -40,7 +40,7 @@ def test_a_command_writes_the_same_network_after_an_interruption(script, tmp_pat
     whole, step = run(tmp_path / "whole.safetensors"), script.Imitate.forward
 
     def interrupted(self, student, batch):
-        if self.seen == 2:  # the second epoch: 33 photographs are two batches
+        if self.seen == 5:  # in the second epoch: 33 photographs are four batches
             raise KeyboardInterrupt
         return step(self, student, batch)
 
