@@ -167,9 +167,11 @@ class Distill(nn.Module):
         refuse_distributed(student)
         targets = top_class(self.contrast) if self.explains and int(self.steps) % self.every == 0 else None
         self.steps += 1
+        asked = any("labels" in term.asks for term in self.terms.values())  # else the images may be of other classes
+        labels = batch.hot(self.classes) if asked else batch.images.new_zeros(len(batch.images), 1)
         if self.mixup:
-            images, labels = v2.MixUp(alpha=self.mixup)(batch.images, batch.hot(self.classes))
-            batch = dataclasses.replace(batch, images=images, labels=labels)
+            images, labels = v2.MixUp(alpha=self.mixup)(batch.images, labels)
+            batch = dataclasses.replace(batch, images=images)
         logits, there = batch.logits, {}
         if self.taught and self.teachers:
             teacher = self.teachers[0].to(batch.images.device)
@@ -181,7 +183,7 @@ class Distill(nn.Module):
             frozen = {"logits": [logits], "explanation": [batch.maps]}
             there = {name: frozen[term.of] for name, term in self.terms.items() if term.taught}
         _, here = self._seen(bare(student), batch.images, targets and targets(logits), create_graph=True)
-        given = {"labels": batch.hot(self.classes), "temperature": self.temperature, "count": self.count}
+        given = {"labels": labels, "temperature": self.temperature, "count": self.count}
         found = {}
         for name, term in self.terms.items():
             function, values = self.learned[name] if term.learns else term.function, []

@@ -423,3 +423,13 @@ def test_terms_are_float32_under_autocast(scenes):
     assert all(value.dtype == torch.float32 for value in found.values())
     for name, value in found.items():
         assert value.item() == pytest.approx(expected[name].item(), rel=0.1, abs=0.02), name
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_images_of_other_classes_teach_what_asks_for_no_label(mixup, scenes):
+    teacher, student = (models.build("resnet18", 7) for _ in range(2))  # scenes have ten classes
+    batch = batch_of(scenes)
+    step = d.Distill(teacher, student, batch.images, {"kd": 1.0, "e2kd": 1.0}, mixup=mixup)
+    assert all(term.isfinite() and term > 0 for term in step(student, batch).values())
+    with pytest.raises(ValueError, match="the network gives 7 logits"):
+        d.Distill(teacher, student, batch.images, {"cross_entropy": 1.0}, mixup=mixup)(student, batch)
