@@ -14,8 +14,9 @@ course := $(python) -m e2lib.course
 
 help:
 	@echo "make run    execute the notebooks into runs/PRESET/; second time: only what is not done"
-	@echo "            PRESET=smoke (a minute each) | laptop (default) | paper (a GPU, the real data sets)"
-	@echo "            NOTEBOOKS=\"02 03\" for some of them; DEVICE=auto (default) | cpu | cuda"
+	@echo "            PRESET=smoke (seconds each) | laptop (default) | full (longer settings, and 04b to 10b: hours)"
+	@echo "                   | paper (a GPU, the real data sets)"
+	@echo "            NOTEBOOKS=\"02 04b\" for some of them; DEVICE=auto (default) | cpu | cuda"
 	@echo "make lab    open the notebooks in JupyterLab"
 	@echo "make test   check everything: style, unit tests, notebooks in the smoke preset"
 	@echo "make setup  only install, into .venv (PYTHON=python3.12 chooses the Python, 3.11 or newer)"

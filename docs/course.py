@@ -40,7 +40,7 @@ def describe(app: Sphinx, doctree: nodes.document) -> None:
     path = Path(app.env.doc2path(app.env.docname))
     if path.suffix != ".ipynb" or path.parent.name != "notebooks":  # solutions show none
         return
-    texts, name = dict(PICTURES.get(path.name[:2], {})), f"docs/pictures.yaml, {path.name}"
+    texts, name = dict(PICTURES.get(path.name.partition("_")[0], {})), f"docs/pictures.yaml, {path.name}"
     cells = json.loads(path.read_text())["cells"]
     for node in doctree.findall(lambda node: isinstance(node, nodes.container) and "cell_index" in node):
         cell, pictures = cells[node["cell_index"]].get("id"), [*node.findall(nodes.image)]

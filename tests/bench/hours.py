@@ -130,7 +130,7 @@ def parts(e: dict[str, Any], pair: tuple[str, str], images: float) -> Work:
     yield True, ("kd", *pair), images * (1 - share)
 
 
-OF = {"04": of_04, "05": of_05, "06": of_06, "07": of_07, "08": of_08, "09": of_09, "10": of_10}
+OF = {"04b": of_04, "05b": of_05, "06b": of_06, "07b": of_07, "08b": of_08, "09b": of_09, "10b": of_10}
 
 
 def total(path: Path) -> tuple[int, Counter[Step]]:
@@ -142,7 +142,7 @@ def total(path: Path) -> tuple[int, Counter[Step]]:
         values = {name: parameter.default for name, parameter in schemas[job.notebook].items()} | job.given
         # of several folders that are shared, the one that the fewest jobs share
         start = min(job.starts, key=sharing.__getitem__, default=job.key)
-        for shared, step, times in OF[job.notebook.name[:2]](values):
+        for shared, step, times in OF[job.notebook.name.partition("_")[0]](values):
             if not shared or start not in done:
                 images[step] += times
         done.add(start)

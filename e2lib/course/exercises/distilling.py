@@ -119,7 +119,7 @@ def distilled(start: torch.Tensor, weight: float) -> torch.Tensor:
 
 def check_08_5(outside, inside):
     table = load()
-    part = table[(table.run == "08-waterbirds") & (table.data == "waterbirds") & (table.task == "heads")]
+    part = table[(table.run == "08b-waterbirds") & (table.data == "waterbirds") & (table.task == "heads")]
     means = part.groupby("method")[["out of distribution", "in distribution"]].mean()
     gain, over_kd = (means.loc["KD + e²KD"] - means.loc[name] for name in ("no teacher", "KD"))
     both = {"outside": (outside, "out of distribution"), "inside": (inside, "in distribution")}
