@@ -10,7 +10,7 @@ JOBS ?= 0
 python := .venv/bin/python
 course := $(python) -m e2lib.course
 
-.PHONY: help setup run test lab notebooks results sweep bench site test-browser size
+.PHONY: help setup run test lab notebooks results sweep bench site slides test-browser size
 
 help:
 	@echo "make run    execute the notebooks into runs/PRESET/; second time: only what is not done"
@@ -26,6 +26,7 @@ help:
 	@echo "                make results SWEEP=... writes its numbers to runs/sweeps/NAME/results.csv"
 	@echo "make bench      measure what guidance and distillation cost, and write the table in README.md (20 minutes, nothing beside it)"
 	@echo "make site       build the course site from the executed notebooks, into docs/_build/html"
+	@echo "make slides     build a deck of slides for each lesson, into docs/_build/slides"
 	@echo "make test-browser   open the site, and the widgets in JupyterLab, in Chromium (apt-get install chromium; minutes)"
 	@echo "make size   count the lines of the library and of the course"
 	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/, and the README picture"
@@ -82,5 +83,8 @@ bench: setup
 site: .venv/site
 	$(python) -m sphinx -q -b html -W --keep-going -n -c docs -d docs/_build/doctrees . docs/_build/html
 
-test-browser: site
+slides: .venv/site
+	$(python) docs/slides.py
+
+test-browser: site slides
 	$(python) -m pytest -n 2 --dist loadfile tests/browser
