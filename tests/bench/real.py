@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from e2lib import datasets, features, models, training
 from e2lib.guidance import Guide
-from tests.bench import readme
+from tests.bench import page
 
 SIZE, NAME = 224, "efficientnet_lite0"
 SETTINGS = {
@@ -57,7 +57,7 @@ def fills() -> str:
     for name, (by, elsewhere) in kinds.items():
         removed = datasets.Without(data, by, elsewhere=elsewhere)
         rows.append((name, f"{training.evaluate(net, data, removed=removed)['still named']:.1f}", f"{len(removed)}"))
-    return readme.table(("removal on 300 embedded scenes, B-cos network", "still named", "pairs"), rows)
+    return page.table(("removal on 300 embedded scenes, B-cos network", "still named", "pairs"), rows)
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
         start, found = time.perf_counter(), [scores(guide, seed, *seen) for seed in range(given.seeds)]
         times.append((time.perf_counter() - start) / given.seeds)
         rows.append((name, *(f"{statistics.mean(one[measure] for one in found):.1f}" for measure in MEASURES)))
-    print(readme.table(("VOC2007, half of test", *MEASURES), rows))
+    print(page.table(("VOC2007, half of test", *MEASURES), rows))
     print(f"{len(train)} training images, {len(test)} test images; {len(removed)} and {len(control)} pairs are filled")
     print(f"features {extracted:.0f} s, a head with its measurement {statistics.median(times):.0f} s")
 

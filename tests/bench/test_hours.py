@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.bench import hours, readme
+from tests.bench import hours, page
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,13 +73,13 @@ def test_steps_of_two_networks_are_timed(step):
 
 
 @pytest.mark.parametrize("name", ["make bench", "GPU hours"])
-def test_the_readme_has_a_place_for_each_table(name, monkeypatch, tmp_path):
-    copy = tmp_path / "README.md"
-    copy.write_text(readme.README.read_text())
-    monkeypatch.setattr(readme, "README", copy)
-    readme.write(name, "| a |")
+def test_the_page_has_a_place_for_each_table(name, monkeypatch, tmp_path):
+    copy = tmp_path / "costs.md"
+    copy.write_text(page.PAGE.read_text())
+    monkeypatch.setattr(page, "PAGE", copy)
+    page.write(name, "| a |")
     assert f"<!-- {name} -->\n| a |\n<!-- end -->" in copy.read_text()
     assert copy.read_text().count("<!-- end -->") == 2
     copy.write_text("")
     with pytest.raises(ValueError, match=f"one place <!-- {name} -->"):
-        readme.write(name, "| a |")
+        page.write(name, "| a |")
