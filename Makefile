@@ -24,12 +24,12 @@ help:
 	@echo "                RUNS=\"07 08\" for some of those in notebooks/sweeps/results.yaml"
 	@echo "make sweep      run a grid: SWEEP=notebooks/sweeps/NAME.yaml; one job a GPU, or JOBS=2 at once; PROFILE=slurm"
 	@echo "                make results SWEEP=... writes its numbers to runs/sweeps/NAME/results.csv"
-	@echo "make bench      measure what guidance and distillation cost, and write the table in README.md (20 minutes, nothing beside it)"
+	@echo "make bench      measure what guidance and distillation cost, and write the tables of docs/costs.md (20 minutes, nothing beside it)"
 	@echo "make site       build the course site from the executed notebooks, into docs/_build/html"
 	@echo "make slides     build a deck of slides for each lesson, into docs/_build/slides"
 	@echo "make test-browser   open the site, and the widgets in JupyterLab, in Chromium (apt-get install chromium; minutes)"
 	@echo "make size   count the lines of the library and of the course"
-	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/, and the README picture"
+	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/; bring README.md up to date"
 
 setup: .venv/ready
 
