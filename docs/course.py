@@ -14,7 +14,6 @@ from sphinx.util import logging
 ROOT = Path(__file__).parents[1]
 PICTURES = yaml.safe_load((ROOT / "docs" / "pictures.yaml").read_text())
 log = logging.getLogger(__name__)
-SECOND = "## Grids of runs"  # with it the second part of the README begins
 CODE = re.compile(r"(``?)(.+?)\1")
 
 
@@ -64,12 +63,9 @@ def _visit_math_block(translator, node: nodes.math_block) -> None:
 
 
 def compose(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Divide the README between the first page and that of the details; list the presets."""
-    if docname == "README":
-        source[0] = "# Runs, data, scale and cost\n\n" + SECOND + source[0].split(SECOND)[1]
-    elif docname == "docs/index":
-        first = (ROOT / "README.md").read_text().split(SECOND)[0]
-        source[0] = re.sub(r"\]\((?!\w+:)", "](../", first) + source[0]  # its links, as seen from docs/
+    """Put the README onto the first page, with its links as seen from docs/; list the presets."""
+    if docname == "docs/index":
+        source[0] = re.sub(r"\]\((?!\w+:)", "](../", (ROOT / "README.md").read_text()) + source[0]
     elif docname == "notebooks/results":
         source[0] = source[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     elif docname == "docs/presets":
