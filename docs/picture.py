@@ -23,7 +23,14 @@ RESULTS = {
         "guidance, 1 % of the boxes; others predicted"
     ),
     ("Waterbirds-100, unseen pairs", "08b-waterbirds", "task=heads", "out of distribution", "KD", "KD + e²KD"): "e²KD",
-    ("embedded birds, worst group", "06b", "task=bird", "worst group", "baseline", "l1, 100 %"): "guidance, all boxes",
+    (
+        "embedded birds, worst group",
+        "06b",
+        "task=bird",
+        "worst group",
+        "baseline",
+        "energy, 100 %",
+    ): "guidance, all boxes",
     ("embedded scenes, few images", "07b", "shots=20", "accuracy", "KD", "KD + e²KD"): "e²KD",
 }
 
