@@ -312,7 +312,7 @@ def test_other_slashes_are_no_paths(text):
         ("smoke", "sise: 96", "presets/smoke/01.yaml: unknown parameter 'sise'"),
         ("smoke", "size: '97'", "presets/smoke/01.yaml: parameter size='97'"),
         ("laptop", "size: 96", "presets/laptop/01.yaml differs"),
-        ("paper", None, "presets/paper/01.yaml is missing"),
+        ("full", None, "presets/full/01.yaml is missing"),
     ],
 )
 def test_each_wrong_preset_is_found(good, preset, text, complaint):
