@@ -11,12 +11,13 @@ JOBS ?= 0
 python := .venv/bin/python
 course := $(python) -m e2lib.course
 
-.PHONY: help setup data run test lab notebooks results sweep bench site test-browser size
+.PHONY: help setup data run test lab notebooks results sweep bench site slides test-browser size
 
 help:
 	@echo "make run    execute the notebooks into runs/PRESET/; second time: only what is not done"
-	@echo "            PRESET=smoke (a minute each) | laptop (default) | paper (a GPU, the real data sets)"
-	@echo "            NOTEBOOKS=\"02 03\" for some of them; DEVICE=auto (default) | cpu | cuda"
+	@echo "            PRESET=smoke (seconds each) | laptop (default) | full (longer settings, and 04b to 10b: hours)"
+	@echo "                   | paper (a GPU, the real data sets)"
+	@echo "            NOTEBOOKS=\"02 04b\" for some of them; DEVICE=auto (default) | cpu | cuda"
 	@echo "make lab    open the notebooks in JupyterLab"
 	@echo "make data   download a data set into datasets/: NAME=voc2007 | coco2014 | coco2017 | imagenette"
 	@echo "make test   check everything: style, unit tests, notebooks in the smoke preset"
@@ -25,11 +26,12 @@ help:
 	@echo "                RUNS=\"07 08\" for some of those in notebooks/sweeps/results.yaml"
 	@echo "make sweep      run a grid: SWEEP=notebooks/sweeps/NAME.yaml; one job a GPU, or JOBS=2 at once; PROFILE=slurm"
 	@echo "                make results SWEEP=... writes its numbers to runs/sweeps/NAME/results.csv"
-	@echo "make bench      measure what guidance and distillation cost, and write the table in README.md (20 minutes, nothing beside it)"
+	@echo "make bench      measure what guidance and distillation cost, and write the tables of docs/costs.md (20 minutes, nothing beside it)"
 	@echo "make site       build the course site from the executed notebooks, into docs/_build/html"
+	@echo "make slides     build a deck of slides for each lesson, into docs/_build/slides"
 	@echo "make test-browser   open the site, and the widgets in JupyterLab, in Chromium (apt-get install chromium; minutes)"
 	@echo "make size   count the lines of the library and of the course"
-	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/, and the README picture"
+	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/; bring README.md up to date"
 
 setup: .venv/ready
 
@@ -86,5 +88,8 @@ bench: setup
 site: .venv/site
 	$(python) -m sphinx -q -b html -W --keep-going -n -c docs -d docs/_build/doctrees . docs/_build/html
 
-test-browser: site
+slides: .venv/site
+	$(python) docs/slides.py
+
+test-browser: site slides
 	$(python) -m pytest -n 2 --dist loadfile tests/browser

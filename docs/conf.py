@@ -16,7 +16,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx
 # The source folder is the repository, so that links between its files are links between pages.
 root_doc = "docs/index"
 include_patterns = ["docs/*.md", "docs/api/*.rst", "notebooks/*.ipynb", "notebooks/results.md", "data/README.md"]
-include_patterns += ["notebooks/solutions/*.ipynb", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+include_patterns += ["notebooks/solutions/*.ipynb", "CONTRIBUTING.md", "CHANGELOG.md"]
 exclude_patterns = [".venv", ".git", "runs", "datasets", "weights", "docs/_build", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"

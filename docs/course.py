@@ -14,7 +14,6 @@ from sphinx.util import logging
 ROOT = Path(__file__).parents[1]
 PICTURES = yaml.safe_load((ROOT / "docs" / "pictures.yaml").read_text())
 log = logging.getLogger(__name__)
-SECOND = "## Grids of runs"  # with it the second part of the README begins
 CODE = re.compile(r"(``?)(.+?)\1")
 
 
@@ -40,7 +39,7 @@ def describe(app: Sphinx, doctree: nodes.document) -> None:
     path = Path(app.env.doc2path(app.env.docname))
     if path.suffix != ".ipynb" or path.parent.name != "notebooks":  # solutions show none
         return
-    texts, name = dict(PICTURES.get(path.name[:2], {})), f"docs/pictures.yaml, {path.name}"
+    texts, name = dict(PICTURES.get(path.name.partition("_")[0], {})), f"docs/pictures.yaml, {path.name}"
     cells = json.loads(path.read_text())["cells"]
     for node in doctree.findall(lambda node: isinstance(node, nodes.container) and "cell_index" in node):
         cell, pictures = cells[node["cell_index"]].get("id"), [*node.findall(nodes.image)]
@@ -64,12 +63,9 @@ def _visit_math_block(translator, node: nodes.math_block) -> None:
 
 
 def compose(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Divide the README between the first page and that of the details; list the presets."""
-    if docname == "README":
-        source[0] = "# Runs, data, scale and cost\n\n" + SECOND + source[0].split(SECOND)[1]
-    elif docname == "docs/index":
-        first = (ROOT / "README.md").read_text().split(SECOND)[0]
-        source[0] = re.sub(r"\]\((?!\w+:)", "](../", first) + source[0]  # its links, as seen from docs/
+    """Put the README onto the first page, with its links as seen from docs/; list the presets."""
+    if docname == "docs/index":
+        source[0] = re.sub(r"\]\((?!\w+:)", "](../", (ROOT / "README.md").read_text()) + source[0]
     elif docname == "notebooks/results":
         source[0] = source[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     elif docname == "docs/presets":

@@ -1,31 +1,90 @@
-"""Take the README's pictures out of executed notebooks: `python docs/picture.py` writes docs/*.jpg."""
+"""`python docs/picture.py` brings README.md up to date with the executed notebooks and results.csv.
+
+It writes the two pictures, the lines of results and the table of lessons.
+"""
 
 import base64
+import math
+import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 
 from e2lib.disk import replacing
 
-HERE = Path(__file__).parent
-PICTURES = {"03_bcos_networks": "picture.jpg", "12_playground": "playground.jpg"}  # notebook -> file
+ROOT = Path(__file__).parents[1]
+PICTURES = {"image/jpeg": "car.jpg", "image/gif": "map.gif"}  # kind of an output -> its file in docs/
+# What README says of results.csv: run, end of the setting, metric, the plain method, the other one, what it is.
+WATERBIRDS = "Waterbirds-100, worst group"
+RESULTS = {
+    (WATERBIRDS, "06b-waterbirds", "task=bird", "worst group", "baseline", "energy, 100 %"): "guidance, all boxes",
+    (WATERBIRDS, "06b-waterbirds", "task=bird", "worst group", "baseline", "energy, 1 %, others predicted"): (
+        "guidance, 1 % of the boxes; others predicted"
+    ),
+    ("Waterbirds-100, unseen pairs", "08b-waterbirds", "task=heads", "out of distribution", "KD", "KD + e²KD"): "e²KD",
+    (
+        "embedded birds, worst group",
+        "06b",
+        "task=bird",
+        "worst group",
+        "baseline",
+        "energy, 100 %",
+    ): "guidance, all boxes",
+    ("embedded scenes, few images", "07b", "shots=20", "accuracy", "KD", "KD + e²KD"): "e²KD",
+}
 
 
-def picture(path: Path) -> bytes:
-    """The JPEG picture of a notebook's cell tagged `readme`. ValueError where no cell has both."""
-    for cell in nbformat.read(path, as_version=4).cells:
-        if "readme" in cell.metadata.get("tags", []):
-            for output in cell.get("outputs", []):
-                if "image/jpeg" in output.get("data", {}):
-                    return base64.b64decode(output.data["image/jpeg"])
-    raise ValueError(f"{path} has no cell tagged 'readme' with a picture; run `make notebooks`")
+def pictures(path: Path) -> dict[str, bytes]:
+    """The pictures of a notebook's cells tagged `readme`, by file. ValueError unless there is one of each kind."""
+    cells = [cell for cell in nbformat.read(path, 4).cells if "readme" in cell.metadata.get("tags", [])]
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    found = [(PICTURES[kind], base64.b64decode(some[kind])) for some in data for kind in PICTURES.keys() & some]
+    if sorted(name for name, _ in found) != sorted(PICTURES.values()):
+        raise ValueError(f"{path} must show one JPEG and one GIF in cells tagged 'readme'; run `make notebooks`")
+    return dict(found)
+
+
+def results(table: pd.DataFrame) -> str:
+    """The lines of results: means over seeds, in whole per cent. ValueError where a method has no numbers."""
+    rows = ["|measure, per cent|without|with explanations|", "|---|---|---|"]
+    for (what, run, setting, metric, plain, other), how in RESULTS.items():
+        part = table[(table.run == run) & (table.metric == metric) & table.setting.str.endswith(setting)]
+        means = part.groupby("method").value.mean()
+        if missing := {plain, other} - {*means.index}:
+            raise ValueError(f"results.csv has no {metric} of {', '.join(missing)} in run {run}, {setting}")
+        rows.append(f"|{what}|{means[plain]:.0f}|{means[other]:.0f}: {how}|")
+    return "\n".join(rows)
+
+
+def lessons(folder: Path) -> str:
+    """The table of the lessons in a folder: title, question, and minutes, rounded up."""
+    rows = ["|lesson|question|minutes|", "|---|---|---|"]
+    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        notebook = nbformat.read(path, 4)
+        title = notebook.cells[0].source.splitlines()[0].removeprefix("# ").replace(" · ", " ")
+        card = notebook.metadata["e2lib"]
+        rows.append(f"|[{title}](notebooks/{path.name})|{card['question']}|{math.ceil(card['minutes'])}|")
+    return "\n".join(rows)
+
+
+def filled(text: str) -> str:
+    """README's text with the present results and lessons between its marks."""
+    tables = {"results": results(pd.read_csv(ROOT / "notebooks" / "results.csv", keep_default_na=False))}
+    for name, table in (tables | {"lessons": lessons(ROOT / "notebooks")}).items():
+        text = re.sub(
+            f"(?s)(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", lambda _, table=table: f"{table}\n", text, count=1
+        )
+    return text
 
 
 def main() -> None:
-    """Write every picture."""
-    for notebook, name in PICTURES.items():
-        with replacing(HERE / name) as part:
-            part.write_bytes(picture(HERE.parent / "notebooks" / f"{notebook}.ipynb"))
+    """Write the pictures and README."""
+    for name, content in pictures(ROOT / "notebooks" / "01_meet_the_data.ipynb").items():
+        with replacing(ROOT / "docs" / name) as part:
+            part.write_bytes(content)
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

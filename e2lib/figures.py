@@ -31,7 +31,7 @@ def use_style() -> None:
     if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # PNG takes several MB
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75})  # PNG takes several MB
 
 
 def show_samples(
@@ -62,7 +62,8 @@ def show_maps(
 ) -> plt.Figure:
     """One row per image (float in [0, 1]): the photograph, then each explanation, red for and blue against the class.
 
-    `maps` are signed, (B, 1, H, W), by the name of their column. The 99.5th percentile of |map| has the full colour.
+    `maps` are signed, (B, 1, H, W), by the name of their column. Each is divided by its sum of |map|, and the maps of a
+    row share one scale: the 99.5th percentile of the strongest has the full colour. A map that spreads is pale.
     `boxes` (N, 4) xyxy and `titles` are given per image. `notes` are texts below the maps, by the name of their column.
     """
     figure, axes = _grid(len(images), 1 + len(maps))
@@ -71,14 +72,16 @@ def show_maps(
         photo = images[i].permute(1, 2, 0).cpu()
         row[0].imshow(photo)
         row[0].set_title(titles[i] if titles else "", fontsize=size)
-        for axis, (name, values) in zip(row[1:], maps.items(), strict=True):
-            show_map(axis, values[i, 0], photo)
+        shares = {name: values[i, 0] / values[i].abs().sum().clamp_min(1e-12) for name, values in maps.items()}
+        for axis, (name, values) in zip(row[1:], shares.items(), strict=True):
+            show_map(axis, values, photo, max(map(_strength, shares.values())))
             axis.set_title(name if i == 0 else "", fontsize=size)
             if notes and name in notes:
                 axis.set_xlabel(notes[name][i], fontsize=0.9 * size, labelpad=2)
         for axis in row if boxes else ():
             for box in boxes[i].tolist():
                 add_box(axis, box, "black" if axis is not row[0] else "yellow")
+    add_scale(figure, axes)
     return figure
 
 
@@ -88,12 +91,12 @@ def show_removal(
     """One row per pair in `which`, positions in `removed`: what each network says and why, with the object and without.
 
     The photograph stands before the maps of the networks, by name, which explain the pair's class by `method` at the
-    depth `at`. Below a map is the probability of that class.
+    depth `at`. Below a map is the probability of that class. The two maps of a network in a row share one scale.
     """
     figure, axes = _grid(len(which), 2 + 2 * len(networks))
     for row, j in zip(axes, which, strict=True):
         i, c = removed.pairs[j].tolist()
-        halves = row.reshape(2, -1)
+        halves, limits = row.reshape(2, -1), {}
         for half, sample, what in zip(halves, (dataset[i], removed[j]), (dataset.classes[c], "without"), strict=True):
             images = collate([sample]).images
             photo = images[0].permute(1, 2, 0)
@@ -102,17 +105,19 @@ def show_removal(
             for axis, (name, net) in zip(half[1:], networks.items(), strict=True):
                 logits, maps = explain(net, images.to(next(net.parameters()).device), c, method, at)
                 chances = logits[0].float().sigmoid() if dataset.multilabel else logits[0].float().softmax(0)
-                show_map(axis, maps[0, 0], photo)
+                show_map(axis, maps[0, 0], photo, limits.setdefault(name, _strength(maps[0, 0])))
                 axis.set_title(name if j == which[0] else "", fontsize=10)
                 axis.set_xlabel(f"{dataset.classes[c]} {chances[c]:.0%}", fontsize=10, labelpad=2)
+    add_scale(figure, axes)
     return figure
 
 
-def show_map(axis: plt.Axes, values: Tensor, photo: Tensor) -> None:
-    """One signed map (H, W) over the grey photograph (H, W, 3): red for the class, blue against it."""
-    window = values.shape[1] // 50 // 2 * 2 + 1  # averages over a fiftieth of the width are easier to see
-    values = F.avg_pool2d(values.detach().cpu().float()[None], window, 1, window // 2, count_include_pad=False)[0]
-    limit = torch.quantile(values.abs().flatten(), 0.995).clamp_min(1e-12).item()
+def show_map(axis: plt.Axes, values: Tensor, photo: Tensor, limit: float | None = None) -> None:
+    """One signed map (H, W) over the grey photograph (H, W, 3): red for the class, blue against it.
+
+    `limit` has the full colour. By default it is the 99.5th percentile of |map|.
+    """
+    values, limit = _smooth(values), limit or _strength(values)
     axis.imshow(photo.mean(2), cmap="gray", vmin=-1, vmax=1.3)
     axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=(values.abs() / limit).clamp(0, 1) * 0.8 + 0.2)
 
@@ -168,6 +173,23 @@ def add_box(axis: plt.Axes, box: Sequence[float], colour, linestyle: str = "-") 
     patch = plt.Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=colour, lw=2, ls=linestyle)
     outline = "black" if colour == "white" else "white"  # visible on any photograph
     axis.add_patch(patch).set_path_effects([withStroke(linewidth=3.5, foreground=outline)])
+
+
+def add_scale(figure: plt.Figure, axes: np.ndarray) -> None:
+    """A colour bar for the maps on `axes`."""
+    scale = plt.cm.ScalarMappable(plt.Normalize(-1, 1), "RdBu_r")
+    bar = figure.colorbar(scale, ax=axes, shrink=min(1, 1.5 / len(axes)), aspect=12, pad=0.01, ticks=[-0.9, 0, 0.9])
+    bar.ax.set_yticklabels(["against", "0", "for"])
+    bar.outline.set_visible(False)
+
+
+def _smooth(values: Tensor) -> Tensor:
+    window = values.shape[1] // 50 // 2 * 2 + 1  # averages over a fiftieth of the width are easier to see
+    return F.avg_pool2d(values.detach().cpu().float()[None], window, 1, window // 2, count_include_pad=False)[0]
+
+
+def _strength(values: Tensor) -> float:
+    return torch.quantile(_smooth(values).abs().flatten(), 0.995).clamp_min(1e-12).item()
 
 
 def _grid(rows: int, columns: int, side: float = 1.9) -> tuple[plt.Figure, np.ndarray]:

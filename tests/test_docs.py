@@ -1,12 +1,20 @@
-"""The examples in the documents run as they stand."""
+"""The examples in the documents run as they stand, and README says what results.csv and the lessons say."""
 
+import importlib.util
 import re
 from pathlib import Path
 
+import nbformat
+import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-PAGE = (Path(__file__).parents[1] / "docs" / "own.md").read_text(encoding="utf-8")
-SHARED, *EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+SHARED, *EXAMPLES = CODE.findall((ROOT / "docs" / "own.md").read_text(encoding="utf-8"))
+SHARED += "loader = [(images, labels, boxes)]\n"  # README's example has a loader
+EXAMPLES += CODE.findall(README)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=[f"{n}" for n in range(1, len(EXAMPLES) + 1)])
@@ -20,3 +28,37 @@ def test_an_example_of_ten_lines_runs(example, tmp_path, monkeypatch):
     exec(compile(SHARED + example, "docs/own.md", "exec"), namespace)
     gradients = [p.grad for p in namespace["net"].parameters() if p.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """docs/picture.py as a module."""
+    spec = importlib.util.spec_from_file_location("picture", ROOT / "docs" / "picture.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_has_the_results_of_results_csv(picture):
+    assert picture.filled(README).partition("<!-- lessons -->")[0] == README.partition("<!-- lessons -->")[0]
+
+
+def test_a_result_is_the_mean_over_seeds(picture, monkeypatch):
+    monkeypatch.setattr(picture, "RESULTS", {("birds", "06", "task=bird", "accuracy", "KD", "ours"): "boxes"})
+    rows = [("KD", 30.0, "n=1; task=bird"), ("KD", 34.4, "n=1; task=bird"), ("ours", 71.0, "n=1; task=bird")]
+    rows += [("KD", 99.0, "n=1; task=bird, whole network"), ("ours", 99.0, "n=1; task=place")]
+    table = pd.DataFrame(rows, columns=["method", "value", "setting"]).assign(run="06", metric="accuracy")
+    assert picture.results(table).splitlines()[-1] == "|birds|32|71: boxes|"
+    with pytest.raises(ValueError, match="no accuracy of ours in run 06"):
+        picture.results(table[table.method == "KD"])
+
+
+def test_pictures_come_from_the_tagged_cells(picture, tmp_path):
+    outputs = [new_output("display_data", {kind: "eA=="}) for kind in ("image/jpeg", "image/gif")]
+    cells = [new_code_cell(outputs=[output], metadata={"tags": ["readme"]}) for output in outputs]
+    path = tmp_path / "a.ipynb"
+    nbformat.write(new_notebook(cells=[*cells, new_code_cell(outputs=outputs)]), path)
+    assert picture.pictures(path) == {"car.jpg": b"x", "map.gif": b"x"}
+    nbformat.write(new_notebook(cells=cells[:1]), path)
+    with pytest.raises(ValueError, match="must show one JPEG and one GIF"):
+        picture.pictures(path)

@@ -29,18 +29,30 @@ def test_show_maps_has_a_row_an_image_and_a_column_a_method():
     figure = figures.show_maps(
         images, {"a": maps, "zero": 0 * maps}, boxes=[torch.tensor([[1, 2, 5, 6]])] * 2, notes={"a": ["x", "y"]}
     )
-    assert len(figure.axes) == 6 and figure.axes[1].get_title() == "a" and figure.axes[4].get_xlabel() == "y"
-    assert all(len(axis.patches) == 1 for axis in figure.axes)
-    shown = figure.axes[1].images[-1]
-    assert torch.equal(torch.tensor(shown.get_array().data), maps[0, 0])
+    *panels, scale = figure.axes
+    assert len(panels) == 6 and panels[1].get_title() == "a" and panels[4].get_xlabel() == "y"
+    assert all(len(axis.patches) == 1 for axis in panels) and not scale.patches
+    shown = panels[1].images[-1]
+    torch.testing.assert_close(torch.tensor(shown.get_array().data), maps[0, 0] / maps[0].abs().sum())
     assert shown.norm.vmin == -shown.norm.vmax < 0  # zero is in the middle of the colours
+
+
+def test_maps_of_an_image_share_one_scale():
+    """A map that spreads over four times the pixels has a quarter of the colour, however large its values are."""
+    narrow, wide = torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)
+    narrow[..., :4, :4], wide[..., :8, :8] = 1.0, 100.0
+    figure = figures.show_maps(torch.rand(1, 3, 16, 16), {"narrow": narrow, "wide": wide})
+    one, other = (figure.axes[n].images[-1] for n in (1, 2))
+    assert one.norm.vmax == other.norm.vmax == pytest.approx(1 / 16)
+    assert other.get_array().max() == pytest.approx(1 / 64)
 
 
 def test_show_removal_has_both_pictures_and_what_each_network_says():
     data = Scenes("test", 4, 64)
     removed, net = Without(data, "scene"), models.build("bcos_scenes", 10, "scenes")
     figure = figures.show_removal({"one": net, "two": net}, data, removed, [1, 2], "bcos", "Input")
-    assert len(figure.axes) == 2 * 6
+    assert len(figure.axes) == 2 * 6 + 1  # the last one is the colour bar
+    assert figure.axes[1].images[-1].norm.vmax == figure.axes[4].images[-1].norm.vmax  # with the object and without
     assert [axis.get_title() for axis in figure.axes[1:3]] == ["one", "two"] and not figure.axes[7].get_title()
     i, c = removed.pairs[1].tolist()
     before, after = figure.axes[0].images[0].get_array(), figure.axes[3].images[0].get_array()
@@ -88,4 +100,4 @@ figures.add_box(figures.plt.subplots()[1], (0, 0, 1, 1), "white")
 print(figures.plt.rcParams["figure.dpi"], {"seaborn", "pandas", "IPython", "pycocotools", "captum"} & {*sys.modules})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "72.0 set()\n", done.stderr
+    assert done.stdout == "144.0 set()\n", done.stderr

@@ -29,6 +29,8 @@ class Claim(BaseModel, extra="forbid", frozen=True):
 
     claim: str
     paper: Literal["guidance", "e²KD"]
+    theme: str  # a figure of its own
+    headline: bool = False  # among the few that stand first
     above: float = 0.0  # points
     paper_says: float | None  # the paper's number in the setting most like ours
     setting: str  # which setting that is

@@ -62,7 +62,7 @@ def show_claims(table: pd.DataFrame) -> Figure:
     The x axis counts points above the claim's bound. It is linear up to 5 on either side and logarithmic beyond. A line
     below names the revisions of numbers marked with †.
     """
-    figure, axis = plt.subplots(figsize=(11, 0.6 + 0.32 * len(table)))
+    figure, axis = plt.subplots(figsize=(11, 1.3 + 0.4 * len(table)))
     for y, row in enumerate(table.itertuples()):
         first = y == 0 or table.claim.iloc[y - 1] != row.claim
         colour = {"holds": COLOURS[2], "does not hold": COLOURS[3]}.get(row.here, "0.4")
@@ -75,16 +75,16 @@ def show_claims(table: pd.DataFrame) -> Figure:
             if pd.notna(row.paper_says):
                 axis.plot(row.paper_says - row.above, y, "kD", markersize=6, markerfacecolor="none")
             axis.axhline(y - 0.5, color="0.85", linewidth=0.8)
-            axis.text(1.01, y, row.verdict, transform=axis.get_yaxis_transform(), va="center", fontsize=10)
+            axis.text(1.01, y, row.verdict, transform=axis.get_yaxis_transform(), va="center")
     data = table.data + [" †" * bool(several) for several in table.revisions]
-    names = data.where(table.claim.duplicated(), table.claim + "   " + data)
+    names = data.where(table.claim.duplicated(), table.claim + "   " + data).map(lambda name: textwrap.fill(name, 58))
     axis.axvline(0, color="black", linestyle=":")
     axis.set_xscale("symlog", linthresh=5)
     ticks = [-50, -10, -2, 0, 2, 10, 50]
     axis.set(xticks=ticks, yticks=range(len(table)), ylim=(len(table) - 0.5, -0.5))
     axis.set_xticklabels([str(tick).replace("-", "−") for tick in ticks])
-    axis.set_yticklabels(names, fontsize=9)
+    axis.set_yticklabels(names)
     pooled = "".join(f"\n† of several revisions: {one}" for one in sorted({*table.revisions} - {""}))
     axis.set_xlabel("points above the bound" + pooled)
-    axis.set_title("● ours, 95 % interval over seeds   ◇ paper   × reproductions")
+    figure.suptitle("● ours, 95 % interval over seeds   ◇ paper   × reproductions", fontsize=12)
     return figure

@@ -28,7 +28,10 @@ def publish(jobs: list[Job]) -> None:
             for item in [cell, *(output for output in cell.outputs if output.output_type == "execute_result")]:
                 item.execution_count = number
         for cell in source.cells:
-            cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+            tags = cell.metadata.get("tags", [])
+            cell.metadata = {"tags": tags} if tags else {}
+            if "hide-input" in tags:  # the site's name for it; this is JupyterLab's
+                cell.metadata["jupyter"] = {"source_hidden": True}
         card = source.metadata.get("e2lib", {})
         card |= {"minutes": job.state()["minutes"], "source": notebook.source_hash(source)}
         kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from e2lib.course import notebook, parameters
 from e2lib.disk import digest, digest_of_files, replacing, write
 
-PRESETS = ("smoke", "laptop", "paper")
+PRESETS = ("smoke", "laptop", "full", "paper")
 FILES = {"results": "results.csv", "claims": "claims.yaml"}  # parameter -> what None means: a file beside notebooks
 KEPT = Path("runs", ".kept")  # hidden, because the notebooks of a sweep show test numbers
 PROFILES = Path("notebooks", "sweeps", "profiles")
@@ -143,9 +143,12 @@ class Job:
 
 
 def notebooks() -> dict[str, Path]:
-    """The notebooks of the working directory by number. ValueError if two have the same number."""
-    paths = sorted(Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
-    found = {path.name[:2]: path for path in paths}
+    """The notebooks of the working directory by number, such as 04, or 04b, which goes on where lesson 04 ends.
+
+    ValueError if two have the same number.
+    """
+    paths = sorted(Path("notebooks").glob("[0-9][0-9]*_*.ipynb"))
+    found = {path.name.partition("_")[0]: path for path in paths}
     if not found:
         raise FileNotFoundError(f"there is no notebook NN_name.ipynb in {Path('notebooks').absolute()}")
     if len(found) < len(paths):
@@ -192,15 +195,19 @@ def chosen(kind: str, words: str, known: Mapping[str, Any]) -> list[str]:
 def plan(preset: str, numbers: str = "", device: str = "auto") -> list[Job]:
     """The jobs of a preset's notebooks in teaching order; `numbers` chooses some, as "02 03" does.
 
-    ValueError for an unknown preset, notebook, device or parameter; FileNotFoundError for a missing preset file.
+    A notebook belongs to a preset that has a file for it. The laptop preset leaves out notebooks such as 04b, which go
+    on where a lesson ends, unless they are chosen. ValueError for an unknown preset, notebook, device or parameter.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown PRESET {preset!r}: choose from {', '.join(PRESETS)}")
     if not re.fullmatch(parameters.DEVICES, device):
         raise ValueError(f"unknown DEVICE {device!r}: choose from auto, cpu, cuda")
-    found, jobs = notebooks(), []
-    for number in chosen("NOTEBOOKS", " ".join(word.zfill(2) for word in numbers.split()), found):
-        path, file = found[number], Path("notebooks", "presets", preset, f"{number}.yaml")
+    words = " ".join(word.zfill(2 + word[-1].isalpha()) for word in numbers.split())
+    found, jobs, lessons = notebooks(), [], preset == "laptop" and not words
+    files = {number: Path("notebooks", "presets", preset, f"{number}.yaml") for number in found}
+    files = {number: file for number, file in files.items() if file.is_file() and not (lessons and number[2:])}
+    for number in chosen("NOTEBOOKS", words, files):
+        path, file = found[number], files[number]
         given = mapping(file)
         if device != "auto" and "device" in parameters.of(path):
             given["device"] = device

@@ -1,4 +1,4 @@
-"""What guidance and distillation cost, as `make bench` writes it into README.md.
+"""What guidance and distillation cost, as `make bench` writes it into docs/costs.md.
 
 Run it on a machine that does nothing else: these are wall times.
 """
@@ -8,7 +8,7 @@ import platform
 
 import torch
 
-from tests.bench import distillation, guidance, hours, readme
+from tests.bench import distillation, guidance, hours, page
 
 # network, limits of the ratios to the plain step, limits of the chosen form's speed, pixels, batch
 STEPS = [
@@ -20,13 +20,13 @@ STEPS = [
 
 
 def main() -> None:
-    """Measure everything, print the tables and write them into the README."""
+    """Measure everything, print the tables and write them into docs/costs.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=guidance.ROUNDS, help="of each measurement")
     parser.add_argument("--images", type=int, nargs="*", default=[5000, 50_000], help="counts for the memory")
     given = parser.parse_args()
     counts, guidance.ROUNDS = given.images, given.rounds
-    readme.place("make bench")  # before all is measured
+    page.place("make bench")  # before all is measured
     torch.set_num_threads(2)
     torch.manual_seed(0)
     rows, speeds = [], guidance.features("efficientnet_lite0", 2.2)
@@ -41,16 +41,16 @@ def main() -> None:
     rows += distillation.steps("resnet34", "resnet18", "gradcam", "Final", {1: 1.10, 16: 1.08})
     rows += distillation.steps("bcos_resnet34", "bcos_resnet18", "weights", "Input", {1: 2.0, 16: 1.08})
     rows += distillation.frozen("resnet34", "resnet18", 0.75)
-    text = readme.table(("what", "measured", "aimed at: at most"), rows)
+    text = page.table(("what", "measured", "aimed at: at most"), rows)
     text += "\n\nThe form that `training.form` chooses, against float32 with contiguous weights:\n\n"
-    text += readme.table(("what", "measured", "aimed at: at least"), speeds)
+    text += page.table(("what", "measured", "aimed at: at least"), speeds)
     text += "\n\nWhere the time of a step goes, per image:\n\n"
-    text += readme.table(
+    text += page.table(
         ("step", "convolutions and their derivatives", "all else"), guidance.shares("bcos_resnet18", "Input")
     )
     machine = f"{platform.machine()}, 2 threads, torch {torch.__version__.partition('+')[0]}"
     text += f"\n\nMedians on {machine}. Plain and distilling steps update norm statistics, guided ones do not."
-    readme.write("make bench", text)
+    page.write("make bench", text)
     hours.main()
 
 

@@ -9,7 +9,7 @@ from e2lib import datasets, models, training
 from e2lib.distillation import Distill
 from e2lib.frozen import freeze
 from tests.bench.guidance import BATCH, SIZE, ratio, rounds, trainer
-from tests.bench.readme import Row
+from tests.bench.page import Row
 
 KD, E2KD = {"kd": 1.0}, {"kd": 1.0, "e2kd": 1.0}
 

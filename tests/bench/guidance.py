@@ -21,7 +21,7 @@ from tqdm import tqdm
 from e2lib import datasets, models, training
 from e2lib.disk import keep_memory
 from e2lib.guidance import Guide
-from tests.bench.readme import Row
+from tests.bench.page import Row
 
 SIZE, BATCH, ROUNDS = 224, 8, 7
 LABELS = {1: 34, 2: 38, 3: 24}  # evaluated images with so many classes: 1.9 on average, as in VOC

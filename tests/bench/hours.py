@@ -1,6 +1,6 @@
 """GPU hours that the sweeps at paper scale will take: an estimate, by the time that their steps take here.
 
-`python -m tests.bench.hours` measures them, as a part of `make bench`, and writes the table into README.md.
+`python -m tests.bench.hours` measures them, as a part of `make bench`, and writes the table into docs/costs.md.
 
 The GPU is supposed to train ResNet-50 with `GPU` images a second, and to be as many times as fast as this machine with
 the other networks and steps. Measuring, frozen trunks and heads on their features are left out.
@@ -20,7 +20,7 @@ from e2lib import datasets, models, training
 from e2lib.course import parameters, sweep
 from e2lib.distillation import Distill, explanation
 from e2lib.guidance import Guide
-from tests.bench import readme
+from tests.bench import page
 from tests.bench.guidance import SIZE, rounds, trainer
 
 GPU = 1000  # images a second of plain ResNet-50 training
@@ -130,7 +130,7 @@ def parts(e: dict[str, Any], pair: tuple[str, str], images: float) -> Work:
     yield True, ("kd", *pair), images * (1 - share)
 
 
-OF = {"04": of_04, "05": of_05, "06": of_06, "07": of_07, "08": of_08, "09": of_09, "10": of_10}
+OF = {"04b": of_04, "05b": of_05, "06b": of_06, "07b": of_07, "08b": of_08, "09b": of_09, "10b": of_10}
 
 
 def total(path: Path) -> tuple[int, Counter[Step]]:
@@ -142,7 +142,7 @@ def total(path: Path) -> tuple[int, Counter[Step]]:
         values = {name: parameter.default for name, parameter in schemas[job.notebook].items()} | job.given
         # of several folders that are shared, the one that the fewest jobs share
         start = min(job.starts, key=sharing.__getitem__, default=job.key)
-        for shared, step, times in OF[job.notebook.name[:2]](values):
+        for shared, step, times in OF[job.notebook.name.partition("_")[0]](values):
             if not shared or start not in done:
                 images[step] += times
         done.add(start)
@@ -178,7 +178,7 @@ def seconds(step: Step, repeats: int = 2) -> float:
     return statistics.median(times) / BATCH
 
 
-def table() -> list[readme.Row]:
+def table() -> list[page.Row]:
     """A row for each sweep at paper scale."""
     found = {path.stem: total(path) for path in sorted(Path("notebooks", "sweeps").glob("paper-*.yaml"))}
     steps = dict.fromkeys(step for _, images in found.values() for step in images)
@@ -192,13 +192,13 @@ def table() -> list[readme.Row]:
 
 
 def main() -> None:
-    """Measure the steps, print the table and write it into the README."""
-    readme.place("GPU hours")  # before all is measured
+    """Measure the steps, print the table and write it into docs/costs.md."""
+    page.place("GPU hours")  # before all is measured
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    text = readme.table(("sweep", "jobs", "GPU hours, estimated"), table())
+    text = page.table(("sweep", "jobs", "GPU hours, estimated"), table())
     text += "\n\nBy the time that steps take on two threads, for a GPU that trains ResNet-50 with "
-    readme.write("GPU hours", f"{text}{GPU} images a second; without the time that measuring takes.")
+    page.write("GPU hours", f"{text}{GPU} images a second; without the time that measuring takes.")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from e2lib import datasets, features, models, training
 from e2lib.guidance import Guide
-from tests.bench import readme
+from tests.bench import page
 from tests.bench.guidance import FORMS
 
 EVERYWHERE = ("e2lib.training.loop", "e2lib.training.evaluate", "e2lib.features")
@@ -94,7 +94,7 @@ def main() -> None:
             before, now = (statistics.mean(values[form]) for form in FORMS)
             what = f"{measure}: {train.__doc__.rstrip('.')}"
             rows.append((what, f"{each[0]} → {each[1]}: {now - before:+.2f}", f"± {AT_MOST:.0f}"))
-    print(readme.table(("float32, contiguous → chosen form, by seed", "measured: difference of means", "aim"), rows))
+    print(page.table(("float32, contiguous → chosen form, by seed", "measured: difference of means", "aim"), rows))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from e2lib import Distill, datasets, features, models, training
 from e2lib.guidance import Guide
-from tests.bench import readme
+from tests.bench import page
 
 SIZE, NAME, FOLDER, HOW = 224, "efficientnet_lite0", Path("runs/real"), {"batch_size": 64, "workers": 2}
 MEASURES = ("F1", "mAP", "EPG", "IoU", "agreement", "still named", "control")
@@ -75,7 +75,7 @@ def table(title: str, seeds: int, rows: dict) -> list[float]:
         (name, *(f"{statistics.mean(one[m] for one in scores):.1f}" if m in scores[0] else "–" for m in columns))
         for name, scores in found.items()
     ]
-    print(readme.table((title, *columns), lines), flush=True)
+    print(page.table((title, *columns), lines), flush=True)
     return times
 
 
@@ -119,7 +119,7 @@ def fills() -> None:
     for name, (by, elsewhere) in kinds.items():
         removed = datasets.Without(data, by, elsewhere=elsewhere)
         rows.append((name, f"{training.evaluate(net, data, removed=removed)['still named']:.1f}", f"{len(removed)}"))
-    print(readme.table(("removal on 300 embedded scenes, B-cos network", "still named", "pairs"), rows), flush=True)
+    print(page.table(("removal on 300 embedded scenes, B-cos network", "still named", "pairs"), rows), flush=True)
 
 
 def main() -> None:

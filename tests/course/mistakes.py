@@ -126,8 +126,8 @@ MISTAKES = {
         ('return max(range(len(points)), key=lambda i: points[i]["F1"])', "return None", "None"),
     ],
     "04.4": [
-        ('"b"', '"a"', "gives up"),
-        ('"b"', '"c"', "gone"),
+        ('"b"', '"a"', "background alone"),
+        ('"b"', '"c"', "nothing of objects"),
     ],
     "04.5": [
         ('"b"', '"a"', "slope"),

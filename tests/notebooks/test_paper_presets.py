@@ -16,7 +16,7 @@ from e2lib.guidance import Guide
 from tests.notebooks.test_notebooks import NOTEBOOKS, ROOT
 
 PAPER = ROOT / "notebooks" / "presets" / "paper"
-PRESETS = sorted(PAPER.glob("0[45]*.yaml"))
+PRESETS = sorted(PAPER.glob("0[45]b*.yaml"))
 SMALL = {"size": 64}
 SETS = ("voc", "coco")
 NETWORKS = ("resnet50", "xdnn_resnet50", "bcos_resnet50", "bcos_densenet121", "bcos_simple_vit_s_patch16_224")
@@ -194,14 +194,14 @@ def test_the_papers_pairs_have_presets():
         ("bcos_resnet34", "bcos_resnet18"),
         ("bcos_densenet169", "bcos_resnet18"),
     }
-    birds = {(p["guided_head"]["model"], p["network"]["model"]) for p in map(read, PAPER.glob("08*.yaml"))}
-    assert [path.stem for path in PAPER.glob("08*.yaml") if read(path)["network_schedule"]["rivals"]] == ["08"]
-    assert {p["network_schedule"]["epochs"] for p in map(read, PAPER.glob("08*.yaml"))} == {700}
+    birds = {(p["guided_head"]["model"], p["network"]["model"]) for p in map(read, PAPER.glob("08b*.yaml"))}
+    assert [path.stem for path in PAPER.glob("08b*.yaml") if read(path)["network_schedule"]["rivals"]] == ["08b"]
+    assert {p["network_schedule"]["epochs"] for p in map(read, PAPER.glob("08b*.yaml"))} == {700}
     others = {"convnext_tiny", "efficientnet_b0", "mobilenetv3_large_100", "shufflenet_v2_x1_0"}
     assert birds == {("resnet50", name) for name in {"resnet18"} | others}
 
 
-@pytest.mark.parametrize("path", sorted(PAPER.glob("08*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(PAPER.glob("08b*.yaml")), ids=lambda path: path.stem)
 def test_two_steps_of_the_right_reasons(path, trees, tmp_path):
     for number, correlation in enumerate((1.0, 0.5, 0.5)):
         (tmp_path / "waterbirds").mkdir(exist_ok=True)
@@ -258,7 +258,9 @@ def test_two_steps_of_frozen_explanations(path, folders, tmp_path):
 
 
 def schema(path):
-    return parameters.of(next(notebook for notebook in NOTEBOOKS if notebook.name[:2] == path.stem[:2]))
+    return parameters.of(
+        next(notebook for notebook in NOTEBOOKS if notebook.name.partition("_")[0] == path.stem.partition("-")[0])
+    )
 
 
 def read(path):

@@ -62,7 +62,7 @@ def check_07_4(e2kd):
 
 def check_07_5(mean, least):
     table = load()
-    part = table[(table.run == "07") & (table.data == "scenes")]
+    part = table[(table.run == "07b") & (table.data == "scenes")]
     few, both = (part[part.shots == n].pivot(index="seed", columns="method", values="accuracy") for n in (20, 50))
     fewer, gains = (rows["KD + e²KD"] - rows["KD"] for rows in (few, both))
     shots, alone = "that is the number of 20 shots.", "that is the accuracy of KD + e²KD itself; subtract KD's."
@@ -119,7 +119,7 @@ def distilled(start: torch.Tensor, weight: float) -> torch.Tensor:
 
 def check_08_5(outside, inside):
     table = load()
-    part = table[(table.run == "08-waterbirds") & (table.data == "waterbirds") & (table.task == "heads")]
+    part = table[(table.run == "08b-waterbirds") & (table.data == "waterbirds") & (table.task == "heads")]
     means = part.groupby("method")[["out of distribution", "in distribution"]].mean()
     gain, over_kd = (means.loc["KD + e²KD"] - means.loc[name] for name in ("no teacher", "KD"))
     both = {"outside": (outside, "out of distribution"), "inside": (inside, "in distribution")}
@@ -156,7 +156,7 @@ def check_09_2(alike):
 def check_09_5(always):
     table = load()
     names = ["test_convnext", "mobilenetv3_small_050", "shufflenet_v2_x0_5", "test_efficientnet"]
-    part = table[(table.run == "09") & table.task.isin(names) & (table.method == "KD + e²KD")]
+    part = table[(table.run == "09b") & table.task.isin(names) & (table.method == "KD + e²KD")]
     gains = part.groupby("task")["gain over KD, accuracy"].agg(["min", "mean", "max"])
     if not isinstance(always, set) or not always <= set(names):
         raise Hint(f"always should be a set of some of the names {', '.join(names)}; it may be empty: set().")
