@@ -87,7 +87,7 @@ class Imitate(nn.Module):
 
     def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         done = min(int(self.seen) / (self.rise * self.steps), 1)
-        models.sharpen(student, 1 + (self.b - 1) * done, 1 - done)
+        models.sharpen(student, 1 + (self.b - 1) * done, (1 - done) ** 2)  # the last biases are the hardest to lose
         self.seen += 1
         device = batch.images.device
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
