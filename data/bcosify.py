@@ -87,7 +87,7 @@ class Imitate(nn.Module):
 
     def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         done = min(int(self.seen) / (self.rise * self.steps), 1)
-        models.sharpen(student, 1 + (self.b - 1) * done, 1 - done)
+        models.sharpen(student, 1 + (self.b - 1) * done, (1 - done) ** 2)  # the last biases are the hardest to lose
         self.seen += 1
         device = batch.images.device
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
@@ -167,7 +167,10 @@ def main() -> None:
     result = models.bcosify(teacher, args.b, 0)  # without biases
     fitted = student.state_dict()
     result.load_state_dict({name: fitted[name] for name in result.state_dict()})
-    models.save(result.half(), args.out)  # half precision: half the size
+    for parameter in result.parameters():
+        if parameter.ndim > 1:  # half precision: half the size. Statistics of norms would underflow.
+            parameter.data = parameter.data.half()
+    models.save(result, args.out)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {len(data)} photographs, {args.epochs} epochs")
 
 

@@ -205,7 +205,10 @@ def _convert(net: nn.Module, name: str, module: nn.Module) -> None:
     elif kind in (nn.Linear, timm.layers.Linear):
         module.__class__ = kind if gates else Linear
     elif isinstance(module, nn.BatchNorm2d) and affine and module.track_running_stats:
-        module.__class__ = kind if gates else BatchNorm2d
+        if not gates:  # B > 1 makes small outputs, which must not drown in an eps such as 1e-3
+            var = module.running_var
+            module.weight.data *= ((var + 1e-12) / (var + module.eps)).sqrt()
+            module.__class__, module.eps = BatchNorm2d, 1e-12
     elif isinstance(module, nn.LayerNorm) and affine and module.weight.ndim == 1:
         module.__class__, module.channels = LayerNorm, -3 if isinstance(module, LayerNorm2d) else -1
     elif kind.__module__.startswith(("torch.nn.modules.activation", "timm.layers.activations")) and not affine:
