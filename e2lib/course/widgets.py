@@ -1,13 +1,15 @@
-"""What a reader can touch: a playground for guidance, and explorers of maps, fronts, students and shortcuts.
+"""What a reader can touch: a playground for guidance, and an explorer of explanations.
 
-A plain function draws the state of each as a Figure. A thin panel of ipywidgets calls it again after each change. The
-output also holds the first picture, which a notebook shows where no kernel runs. The panel shows errors.
+A panel of ipywidgets draws its state as a Figure after each change. The output also holds the first picture, which a
+notebook shows where no kernel runs. The panel shows errors.
 """
 
 import base64
 import copy
 import html
 import io
+import itertools
+import json
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,9 +20,7 @@ import anywidget
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
-import torch.nn.functional as F
 import traitlets
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
@@ -30,12 +30,12 @@ from torchvision import tv_tensors
 from e2lib import figures, training
 from e2lib.attribution import METHODS, explain
 from e2lib.boxes import box_mask
-from e2lib.datasets import Sample, Scenes, collate
-from e2lib.datasets.scenes import HOMES
+from e2lib.datasets import Sample, Scenes, Without, collate
+from e2lib.datasets.removal import fill
+from e2lib.disk import write
 from e2lib.guidance import LOSSES, Guide
 from e2lib.metrics import epg
 from e2lib.models import Model
-from e2lib.pareto import ParetoArchive
 
 HERE = Path(__file__).parent
 LEAST = 4  # pixels per side of a box that one can draw; box_canvas.js has the same
@@ -65,54 +65,45 @@ def read_image(name: str, content: bytes, size: int) -> Tensor:
 
 
 def with_box(sample: Sample, c: int, box: Sequence[int]) -> Sample:
-    """The sample with one box (x1, y1, x2, y2) of class `c` instead of its own, and without masks."""
+    """The sample with one box (x1, y1, x2, y2) of class `c` instead of its own, the label `c` too, and no masks."""
     boxes = tv_tensors.wrap(torch.tensor([box], dtype=torch.float32), like=sample.boxes)
-    return replace(sample, boxes=boxes, box_labels=torch.tensor([c]), masks=None)
+    labels = sample.labels.clone()
+    labels[c] = 1
+    return replace(sample, labels=labels, boxes=boxes, box_labels=torch.tensor([c]), masks=None)
 
 
 def guided(
-    model: Model, sample: Sample, loss: str = "energy", at: str = "Input", weight: float = 1.0, steps: int = 10
+    model: Model,
+    sample: Sample,
+    loss: str = "energy",
+    at: str = "Input",
+    weight: float = 1.0,
+    steps: int = 10,
+    each: Callable[[int, Model], Any] = lambda number, learner: None,
 ) -> Model:
-    """A copy of a network, guided by the boxes of one image with `steps` of Adam. The rate falls from 2e-4 to 0.
+    """A copy of a network, guided by the boxes of one image with `steps` of Adam, at rate 1e-4.
 
-    Only what comes after the layer `at` learns. `weight` is λ.
+    Only what comes after the layer `at` learns. `weight` is λ. `each` is called after each step with its number.
     """
-    step = Guide(loss, method_of(model), at, weight)
-    model = copy.deepcopy(model)
+    guide, model = Guide(loss, method_of(model), at, weight), copy.deepcopy(model).eval()
+    batch = collate([sample]).to(next(model.parameters()).device)
     layer = f"{model.depths[at]}."
     before = [i for i, (name, _) in enumerate(model.named_parameters()) if name.startswith(layer)]
-    for i, parameter in enumerate(model.parameters()):  # in the order in which the network is built and run
-        parameter.requires_grad_(i > max(before, default=-1))
-    training.fit(model, [sample], steps, lr=2e-4, batch_size=1, step=step)
+    learning = [*model.parameters()][
+        max(before, default=-1) + 1 :
+    ]  # in the order in which the network is built and run
+    optimizer = torch.optim.Adam(learning, lr=1e-4)
+    for number in range(1, steps + 1):
+        optimizer.zero_grad()
+        sum(guide(model, batch).values()).backward(inputs=learning)
+        optimizer.step()
+        each(number, model)
     return model
 
 
 def method_of(model: Model) -> str:
     """The method that guides a network: contributions for a B-cos network, IxG for others."""
     return "bcos" if model.is_bcos else "ixg"
-
-
-def at_home(scenes: Scenes, i: int) -> bool:
-    """Whether the first object of a scene is at home in its background."""
-    record = scenes.record(i)
-    return scenes.classes[record.objects[0].label] in HOMES[record.context]
-
-
-def by_home(networks: dict[str, Model], scenes: Scenes) -> pd.DataFrame:
-    """Accuracy of networks, by name, on scenes of one object: one row per network, in per cent.
-
-    Columns: "at home" and "elsewhere", nan where there is no scene, and "accuracy". ValueError for several objects.
-    """
-    if scenes.multilabel:
-        raise ValueError(f"scenes have up to {scenes.objects} objects; accuracy needs objects=1")
-    batch = collate([scenes[i] for i in range(len(scenes))])
-    home = torch.tensor([at_home(scenes, i) for i in range(len(scenes))])
-    rows = {}
-    for name, model in networks.items():
-        right = 100 * (_logits(model, batch.images).argmax(1) == batch.labels.argmax(1)).float()
-        parts = {"at home": right[home], "elsewhere": right[~home], "accuracy": right}
-        rows[name] = {part: values.mean().item() for part, values in parts.items()}
-    return pd.DataFrame(rows).T
 
 
 @torch.no_grad()
@@ -145,79 +136,16 @@ def draw_explanation(
     return figure
 
 
-def draw_networks(
-    networks: dict[str, Model], sample: Sample, c: int, classes: Sequence[str], at: str = "Input"
-) -> Figure:
-    """One image as several networks see it at one depth: maps of class `c`, with EPG and cosine to the first map.
-
-    EPG counts the boxes of class `c`. Bars show sigmoid probabilities: of `c`, and where a network gives 10 % or more.
-    """
-    batch, photo = collate([sample]), sample.image.permute(1, 2, 0)
-    boxes = sample.boxes[sample.box_labels == c]
-    target, mask = torch.tensor([c]), box_mask(boxes, batch.size)
-    found = {}
-    for name, model in networks.items():
-        x = batch.images.to(next(model.parameters()).device)
-        logits, maps = explain(model, x, target.to(x.device), method_of(model), at)
-        found[name] = logits[0].sigmoid().cpu(), maps.cpu()
-    shown = [k for k in range(len(classes)) if k == c or max(q[k] for q, _ in found.values()) > 0.1]
-    columns, width = len(found) + 1, 3.1 if len(found) < 3 else 2.6  # inches
-    height = max(width + 0.5, 1 + 0.13 * len(shown) * len(found))  # bars of a width that one can see
-    size, ratios = (width * columns + 3.2, height), [1] * columns + [0.7]
-    figure, (first, *others, bars) = plt.subplots(1, columns + 1, figsize=size, width_ratios=ratios)
-    first.imshow(photo)
-    first.set_title("photograph and box", fontsize=11)
-    (reference, (_, compared)), *_ = found.items()
-    for axis, (name, (_, maps)) in zip(others, found.items(), strict=True):
-        figures.show_map(axis, maps[0, 0], photo.float() / 255)
-        axis.set_title(f"{name}: {classes[c]}", fontsize=11)
-        like = f"\ncosine to {reference}: {F.cosine_similarity(maps.flatten(), compared.flatten(), 0):.2f}"
-        inside = f"EPG {100 * epg(maps, mask[None, None]).item():.0f} %"
-        axis.set_xlabel(inside + like * (name != reference), fontsize=11)
-    for axis in (first, *others):
-        for box in boxes.tolist():
-            figures.add_box(axis, box, "yellow" if axis is first else "black")
-    shares = {name: (100 * q[shown]).numpy() for name, (q, _) in found.items()}
-    table = pd.DataFrame(shares, [classes[k] for k in shown])
-    table.plot.barh(ax=bars, width=0.8, color=figures.COLOURS).invert_yaxis()
-    bars.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
-    bars.set(xlabel="probability, per cent", xlim=(0, 100))
-    _plain(first, *others)
-    return figure
-
-
-def draw_correlation(networks: dict[str, Model], scenes: Scenes) -> Figure:
-    """The first six scenes, and each network's accuracy at home and elsewhere. Arguments are as in `by_home`."""
-    table = by_home(networks, scenes)
-    figure = plt.figure(figsize=(10.5, 5.6))
-    axes = figure.subplot_mosaic([[*range(6)], ["bars"] * 6], height_ratios=[1, 1.8])
-    bars = axes.pop("bars")
-    for i, axis in axes.items():
-        axis.imshow(scenes[i].image.permute(1, 2, 0))
-        where = "at home" if at_home(scenes, i) else "elsewhere"
-        axis.set_title(f"{scenes.classes[scenes[i].box_labels[0]]}\n{where}", fontsize=10)
-    _plain(*axes.values())
-    home = sum(at_home(scenes, i) for i in range(len(scenes)))
-    names = {"at home": f"at home ({home})", "elsewhere": f"elsewhere ({len(scenes) - home})"}
-    table[[*names]].rename(columns=names).plot.bar(ax=bars, rot=0, color=figures.COLOURS, width=0.6)
-    for group in bars.containers:
-        bars.bar_label(group, fmt=lambda height: "" if np.isnan(height) else f"{height:.0f}", fontsize=10)
-    title = f"{len(scenes)} scenes, correlation {scenes.correlation:.1f}"
-    bars.set(ylim=(0, 112), ylabel="accuracy, per cent", title=title)
-    bars.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
 def _plain(*axes: plt.Axes) -> None:
     for axis in axes:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
 
 
-def jpeg(figure: Figure) -> bytes:
+def jpeg(figure: Figure, dpi: int = 144) -> bytes:
     """The bytes of a JPEG file of a figure, which is closed."""
     plt.close(figure)
-    return _file(figure.savefig, format="jpeg", dpi=72, pil_kwargs={"quality": 85})
+    return _file(figure.savefig, format="jpeg", dpi=dpi, pil_kwargs={"quality": 85})
 
 
 def _file(save: Callable, **how: Any) -> bytes:
@@ -243,14 +171,13 @@ class BoxCanvas(anywidget.AnyWidget):
         return box
 
 
-class PictureButtons(anywidget.AnyWidget):
-    """A picture with points, which the reader chooses by click, keyboard, or a mouse that rests on one."""
+class Thumbnails(anywidget.AnyWidget):
+    """A row of small pictures, of which the reader chooses one by click or keyboard."""
 
-    _esm = HERE / "picture_buttons.js"
-    picture = traitlets.Bytes().tag(sync=True)  # a JPEG file
-    text = traitlets.Unicode().tag(sync=True)  # what it shows, for readers who do not see it
-    points = traitlets.List().tag(sync=True)  # "x", "y" from the upper left, in fractions of the picture, and "label"
-    chosen = traitlets.Int().tag(sync=True)  # index of a point
+    _esm = HERE / "thumbnails.js"
+    pictures = traitlets.List(traitlets.Bytes()).tag(sync=True)  # JPEG files
+    labels = traitlets.List(traitlets.Unicode()).tag(sync=True)  # what each shows
+    chosen = traitlets.Int().tag(sync=True)  # index of a picture
 
 
 class Panel(ipywidgets.VBox):
@@ -264,22 +191,26 @@ class Panel(ipywidgets.VBox):
         self.picture = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 480px", min_width="0") if beside else {})
         self.message, self.console = ipywidgets.HTML(), ipywidgets.Output()
         shown = _row(beside, self.picture) if beside else self.picture
-        super().__init__([*controls, self.message, self.console, shown])
+        super().__init__([*controls, self.message, shown, self.console])
 
     def show(self) -> None:
         """Draw the present state."""
-        self.drawn = jpeg(self.draw())
-        source = base64.b64encode(self.drawn).decode()
+        self.put(jpeg(self.draw()))
+
+    def put(self, drawn: bytes) -> None:
+        """Show a JPEG file as wide as there is room."""
+        self.drawn = drawn
         # The Image of ipywidgets has no alternative text.
-        alt, style = html.escape(self.text), "max-width: 100%"
+        alt, style = html.escape(self.text), "width: 100%; max-width: 900px"
+        source = base64.b64encode(drawn).decode()
         self.picture.value = f'<img alt="{alt}" style="{style}" src="data:image/jpeg;base64,{source}">'
 
     def draw(self) -> Figure:
         """The present state as a Figure."""
         raise NotImplementedError
 
-    def when(self, changed: dict[ipywidgets.Widget, str], answer: Callable[[], Any] = lambda: None) -> None:
-        """Call `answer`, then draw, after a reader, not an answer, changed a trait; show errors above the picture."""
+    def when(self, changed: dict[ipywidgets.Widget, str], answer: Callable[[], str | None] = lambda: None) -> None:
+        """Call `answer`, draw, and show its text, after a reader, not an answer, changed a trait; also show errors."""
 
         def call(_) -> None:
             if self._answering:
@@ -289,9 +220,9 @@ class Panel(ipywidgets.VBox):
             with self.console:
                 try:
                     self.message.value = "working …"
-                    answer()
+                    said = answer()
                     self.show()
-                    self.message.value = ""
+                    self.message.value = html.escape(said or "")
                 except Exception as error:
                     text = str(error) if isinstance(error, ValueError) else traceback.format_exc()
                     style = "color: #b00020; white-space: pre-wrap"
@@ -327,84 +258,192 @@ def _row(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
     return ipywidgets.HBox(widgets, layout=ipywidgets.Layout(flex_flow="row wrap", grid_gap="4px 14px"))
 
 
-def _scenes(scenes: Scenes, chosen: int) -> ipywidgets.Dropdown:
-    names = [", ".join(name for name, _ in _present(scenes, i)) for i in range(len(scenes))]
-    return _dropdown([(f"{i}: {name}", i) for i, name in enumerate(names)], "scene", chosen)
-
-
-def _present(scenes: Scenes, i: int) -> list[tuple[str, int]]:
-    """Name and index of each class in a scene."""
-    return [(scenes.classes[c], c) for c in scenes.targets[i].nonzero()[:, 0].tolist()]
-
-
 class Playground(Panel):
-    """Draw a box on one of the scenes, guide a network with it, and see what that changes, here and on other scenes.
+    """Choose a picture, draw a box, guide a network with it, take the object away, and see what that changes.
 
-    `model` knows the classes of the scenes, and stays as it is. Each press of *Guide* takes `steps` of Adam and appends
-    a network to `networks`. F1 and EPG on `others` show what changed there. Scene number `scene` comes first.
+    `model` knows the classes of the scenes, and stays as it is. Readers choose from the scenes numbered `shown`; the
+    first comes first. Each press of *Guide* takes `steps` of Adam, and appends to `networks`, `presses` and `scores`:
+    F1, EPG and the removal test on `others`, in per cent.
     """
 
-    def __init__(self, model: Model, scenes: Scenes, others: Scenes, scene: int = 0, steps: int = 10):
-        self.networks, self.notes, self.steps = [model], [""], steps
-        self.scenes, self.others, self.before = scenes, others, {}
-        self.scene, self.target = _scenes(scenes, scene), _dropdown(_present(scenes, scene), "class")
+    def __init__(self, model: Model, scenes: Scenes, others: Scenes, shown: Sequence[int], steps: int = 10):
+        self.scenes, self.others, self.removed, self.steps = scenes, others, Without(others, by="scene"), steps
+        self.shown, self.samples = [*shown], [scenes[i] for i in shown]
+        self.networks, self.presses, self.scores = [model], [], [self._elsewhere(model)]
+        labels = [", ".join(scenes.classes[c] for c in sample.present()) for sample in self.samples]
+        self.thumbnails = Thumbnails(pictures=[_photo(sample.image) for sample in self.samples], labels=labels)
+        self.upload = ipywidgets.FileUpload(accept=".jpg,.jpeg,.png,.webp", description="Your image")
+        self.target = _dropdown([(name, c) for c, name in enumerate(scenes.classes)], "class")
         self.loss, self.at = _dropdown([*LOSSES], "loss"), _dropdown([*model.depths], "depth")
         self.weight = ipywidgets.FloatLogSlider(1.0, min=-2, max=1, step=0.25, description="λ", readout_format=".2f")
         self.guide = ipywidgets.Button(description="Guide", button_style="primary", tooltip="train with this box")
+        self.remove = ipywidgets.ToggleButton(description="Remove the object", tooltip="and ask the network again")
         self.undo = ipywidgets.Button(description="Undo", tooltip="back to before the last press")
-        side = scenes.size
-        layout = ipywidgets.Layout(width="300px", min_width="220px", margin="0 12px 0 4px")
+        self.reset = ipywidgets.Button(description="Reset", tooltip="back to the network without guidance")
+        self.save = ipywidgets.Button(description="Save", tooltip="picture and state, as a file to hand in")
+        side, layout = scenes.size, ipywidgets.Layout(width="300px", min_width="220px", margin="0 12px 0 4px")
         self.canvas = BoxCanvas(width=side, height=side, box=[0, 0, side, side], layout=layout)
-        rows = [_row(self.scene, self.target, self.loss, self.at, self.weight), _row(self.guide, self.undo)]
-        text = "Playground: a photograph with a box, and a network's explanation before and after guidance with it."
-        super().__init__(rows, text, self.canvas)
-        self.when({self.scene: "value"}, self._choose_scene)
+        buttons = _row(self.guide, self.remove, self.undo, self.reset, self.save, self.upload)
+        text = (
+            "Playground: a picture with a box, a network's evidence before and after guidance, its answers and scores."
+        )
+        controls = [self.thumbnails, _row(self.target, self.loss, self.at, self.weight), buttons]
+        super().__init__(controls, text, self.canvas)
+        self._choose()
+        self.when({self.thumbnails: "chosen"}, self._choose)
         self.when({self.target: "value"}, self._take_box)
-        self.when({self.canvas: "box", self.at: "value"})
-        self.when({self.guide: "click"}, self._guide)
-        self.when({self.undo: "click"}, self._undo)
-        self._choose_scene()
+        self.when({self.canvas: "box", self.at: "value", self.remove: "value"})
+        presses = {self.guide: self._guide, self.undo: self._undo, self.reset: self._reset, self.save: self._save}
+        for button, answer in presses.items():
+            self.when({button: "click"}, answer)
+        self.when({self.upload: "value"}, self._add_image)
         self.show()
 
-    def draw(self) -> Figure:
-        networks = {"before": self.networks[0]} | ({"after": self.networks[-1]} if len(self.networks) > 1 else {})
-        figure = draw_networks(networks, self._sample(), self.target.value, self.scenes.classes, self.at.value)
-        figure.suptitle(self.notes[-1], fontsize=11)
-        self.undo.disabled = len(self.networks) == 1
+    def show(self) -> None:
+        self.canvas.photo = _photo(self._image(self.remove.value), "png")
+        self.undo.disabled = self.reset.disabled = not self.presses
+        super().show()
+
+    def draw(self, learner: Model | None = None, whole: bool = False) -> Figure:
+        """Evidence and answers of the first network and of the last, or of one that learns, and the scores elsewhere.
+
+        The `whole` also has the picture with its box.
+        """
+        c, names, box = self.target.value, self.scenes.classes, self.canvas.box
+        images = torch.stack([self._image(False), self._image(self.remove.value)]).float() / 255
+        shown, mask, photo = {}, box_mask(torch.tensor([box]), images.shape[2:]), images[1].permute(1, 2, 0)
+        for name, model in {"before": self.networks[0], "now": learner or self.networks[-1]}.items():
+            x = images.to(next(model.parameters()).device)
+            logits, maps = explain(model, x, c, method_of(model), self.at.value)
+            shown[name] = 100 * logits[1].detach().sigmoid().cpu(), maps.detach().cpu()
+        limit = shown["before"][1][0].abs().quantile(0.995).item()  # one scale, also without the object
+        rows = [["photo"] * whole + ["before", "now"], ["answers"] * (1 + whole) + ["scores"]]
+        room = {"left": 0.07, "right": 0.99, "bottom": 0.08, "top": 0.95, "wspace": 0.06}  # fixed: no layout to compute
+        figure = plt.figure(figsize=(12.2 if whole else 8.6, 8))
+        axes = figure.subplot_mosaic(rows, height_ratios=[1.3, 1], gridspec_kw=room)
+        if whole:
+            axes["photo"].imshow(photo, interpolation="bicubic")
+            axes["photo"].set_title("object removed" if self.remove.value else "picture and box", fontsize=16)
+        for name, (chances, maps) in shown.items():
+            figures.show_map(axes[name], maps[1, 0], photo, limit)
+            axes[name].set_title(f"{name}: {names[c]} {chances[c]:.0f} %", fontsize=16)
+            share = f"{100 * epg(maps[1:], mask[None, None]).item():.0f} % of the evidence in the box"
+            axes[name].set_xlabel("" if self.remove.value else share)
+        pictures = [axis for name, axis in axes.items() if name not in ("answers", "scores")]
+        for axis in pictures:
+            figures.add_box(axis, box, "yellow" if axis is axes.get("photo") else "black")
+        _plain(*pictures)
+        figures.add_scale(figure, np.array(pictures))
+        top = shown["now"][0].topk(4).indices.tolist()  # always four, so that the picture keeps its shape
+        top = top if c in top else [c, *top[:3]]
+        for shift, (name, (chances, _)) in zip((-0.2, 0.2), shown.items(), strict=True):
+            places = [place + shift for place in range(4)]
+            axes["answers"].barh(places, chances[top], 0.36, label=name, color="0.65" if name == "before" else "C0")
+        axes["answers"].set(
+            xlim=(0, 100), xlabel="answer, per cent", yticks=range(4), yticklabels=[names[k] for k in top]
+        )
+        axes["answers"].invert_yaxis()
+        axes["answers"].legend(loc="lower right")
+        for name in self.scores[0]:
+            axes["scores"].plot([scores[name] for scores in self.scores], "o-", label=name)
+        count, last = len(self.others), max(4, len(self.presses))
+        axes["scores"].set(
+            xlim=(-0.2, last + 0.2), ylim=(0, 125), yticks=range(0, 101, 25), xticks=range(0, last + 1, 1 + last // 8)
+        )
+        axes["scores"].set(xlabel="presses of Guide", title=f"on {count} other scenes, per cent")
+        axes["scores"].legend(loc="upper center", ncols=3, fontsize=10, columnspacing=1)
         return figure
 
-    def _sample(self) -> Sample:
-        return with_box(self.scenes[self.scene.value], self.target.value, self.canvas.box)
+    def still(self) -> bytes:
+        return jpeg(self.draw(whole=True))
 
-    def _choose_scene(self) -> None:
-        self.target.options = _present(self.scenes, self.scene.value)
-        photo = Image.fromarray(self.scenes[self.scene.value].image.permute(1, 2, 0).numpy())
-        self.canvas.photo = _file(photo.save, format="png")
+    def _image(self, removed: bool) -> Tensor:
+        """The chosen picture, uint8 (3, H, W). What is removed from a reader's own is what the box holds."""
+        sample, number = self.samples[self.thumbnails.chosen], self.thumbnails.chosen
+        if removed and number < len(self.shown):
+            sample = self.scenes.without(self.shown[number], self._object(sample))
+        elif removed:
+            return fill(sample.image, box_mask(torch.tensor([self.canvas.box]), sample.image.shape[1:]))
+        return sample.image.as_subclass(Tensor)
+
+    def _object(self, sample: Sample) -> int:
+        """The chosen class if the sample shows it, else the first that it shows."""
+        return self.target.value if sample.labels[self.target.value] else int(sample.box_labels[0])
+
+    def _choose(self) -> str | None:
+        """Take the picture's first class, or the likeliest; say that the network is still the guided one."""
+        sample, self.remove.value = self.samples[self.thumbnails.chosen], False
+        likeliest = _logits(self.networks[-1], sample.image[None].float() / 255)[0].argmax()
+        self.target.value = int(sample.box_labels[0] if len(sample.boxes) else likeliest)
         self._take_box()
+        kept = "The network keeps what it has learned. Reset brings back the one without guidance."
+        return kept if self.presses else None
 
     def _take_box(self) -> None:
-        """Take the scene's first box of the chosen class."""
-        sample = self.scenes[self.scene.value]
-        box = sample.boxes[sample.box_labels == self.target.value][0].int().tolist()
-        self.canvas.box = _at_least(box, self.scenes.size)
+        """Take the picture's first box of the chosen class. Without one, the reader's box stays."""
+        sample = self.samples[self.thumbnails.chosen]
+        if len(boxes := sample.boxes[sample.box_labels == self.target.value]):
+            self.canvas.box = _at_least(boxes[0].int().tolist(), self.scenes.size)
 
     def _guide(self) -> None:
-        at = self.at.value
-        model = guided(self.networks[-1], self._sample(), self.loss.value, at, self.weight.value, self.steps)
-        if at not in self.before:
-            self.before[at] = self._elsewhere(self.networks[0], at)
-        after = self._elsewhere(model, at)
-        changes = ", ".join(f"{name} {old:.0f} → {after[name]:.0f}" for name, old in self.before[at].items())
+        self.remove.value = False
+
+        def each(number: int, learner: Model) -> None:
+            if number % 3 == 0:
+                self.message.value = f"step {number} of {self.steps} …"
+                self.put(jpeg(self.draw(learner), dpi=72))
+
+        settings = {"loss": self.loss.value, "at": self.at.value, "weight": self.weight.value}
+        sample = with_box(self.samples[self.thumbnails.chosen], self.target.value, self.canvas.box)
+        model = guided(self.networks[-1], sample, **settings, steps=self.steps, each=each)
+        self.message.value = f"measuring on {len(self.others)} other scenes …"
+        self.scores.append(self._elsewhere(model))
+        self.presses.append({**self._state(), **settings})
         self.networks.append(model)
-        self.notes.append(f"On {len(self.others)} other scenes, in per cent: {changes} (at {at})")
+
+    def _state(self) -> dict[str, Any]:
+        """What the reader has chosen."""
+        name, names = self.samples[self.thumbnails.chosen].name, self.scenes.classes
+        return {"picture": name, "class": names[self.target.value], "box": self.canvas.box}
 
     def _undo(self) -> None:
-        self.networks.pop()
-        self.notes.pop()
+        for steps in (self.networks, self.presses, self.scores):
+            steps.pop()
 
-    def _elsewhere(self, model: Model, at: str) -> dict[str, float]:
-        scores = training.evaluate(model, self.others, 8, method_of(model), at, threshold=0.05)
-        return {name: scores[name] for name in ("F1", "EPG")}
+    def _reset(self) -> None:
+        while self.presses:
+            self._undo()
+
+    def _save(self) -> str:
+        """Write a page with the picture and the state, under a name that is free."""
+        state = self._state() | {"removed": self.remove.value, "presses": self.presses, "scores": self.scores}
+        names = (f"playground-{number}.html" for number in itertools.count(1))
+        path = next(path for name in names if not (path := Path(name)).exists())
+        image = f'<img alt="{self.text}" src="data:image/jpeg;base64,{base64.b64encode(self.still()).decode()}">'
+        text = html.escape(json.dumps(state, indent=1))
+        write(path, f'<!doctype html><meta charset="utf-8"><title>Playground</title>{image}<pre>{text}</pre>\n')
+        return f"Saved as {path}, beside this notebook."
+
+    def _add_image(self) -> None:
+        (file,) = self.upload.value
+        image = read_image(file["name"], bytes(file["content"]), side := self.scenes.size)
+        sample = Sample(image, torch.zeros(len(self.scenes.classes), dtype=torch.uint8), name=file["name"])
+        self.samples.append(sample)
+        self.thumbnails.labels = [*self.thumbnails.labels, file["name"]]
+        self.thumbnails.pictures = [*self.thumbnails.pictures, _photo(image)]
+        self.canvas.box = [side // 4, side // 4, 3 * side // 4, 3 * side // 4]
+        self.thumbnails.chosen = len(self.samples) - 1
+        self._choose()
+
+    def _elsewhere(self, model: Model) -> dict[str, float]:
+        how = {"method": method_of(model), "threshold": 0.05, "removed": self.removed}
+        scores = training.evaluate(model, self.others, 8, **how)
+        return {name: scores[name] for name in ("F1", "EPG", "still named")}
+
+
+def _photo(image: Tensor, kind: str = "jpeg") -> bytes:
+    """An image file of an image, uint8 (3, H, W)."""
+    return _file(Image.fromarray(image.permute(1, 2, 0).numpy()).save, format=kind)
 
 
 def _at_least(box: list[int], side: int) -> list[int]:
@@ -457,87 +496,3 @@ class Explanations(Panel):
         self.image.options = [*self.images]
         self.image.value = file["name"]
         self._choose_image()
-
-
-class Comparison(Panel):
-    """Several networks on one scene: their maps of a class, how similar these are, and the networks' answers.
-
-    `networks` are by name; the others are compared with the first. The depth `at` and scene number `scene` come first.
-    """
-
-    def __init__(self, networks: dict[str, Model], scenes: Scenes, at: str = "Input", scene: int = 0):
-        self.networks, self.scenes = networks, scenes
-        self.scene, self.target = _scenes(scenes, scene), _dropdown(_present(scenes, scene), "class")
-        self.at = _dropdown([*next(iter(networks.values())).depths], "depth", at)
-        super().__init__([_row(self.scene, self.target, self.at)], "One scene, as several networks explain it.")
-        self.when({self.scene: "value"}, self._choose_scene)
-        self.when({self.target: "value", self.at: "value"})
-        self.show()
-
-    def draw(self) -> Figure:
-        sample = self.scenes[self.scene.value]
-        return draw_networks(self.networks, sample, self.target.value, self.scenes.classes, self.at.value)
-
-    def _choose_scene(self) -> None:
-        self.target.options = _present(self.scenes, self.scene.value)
-
-
-class Front(Comparison):
-    """A Pareto front with at least one point. The chosen point shows the explanations of its network.
-
-    `start` is the network with which the search began, `baseline` its F1 and EPG, in per cent, on the images that the
-    archive was measured on; `scenes`, `at` and `scene` are as in `Comparison`.
-    """
-
-    def __init__(
-        self, archive: ParetoArchive, start: Model, baseline: dict, scenes: Scenes, at: str = "Input", scene: int = 0
-    ):
-        self.points = sorted(archive.front, key=lambda point: point["scores"]["F1"])
-        self.names = ["λ = {weight:g}, epoch {epoch}".format(**point["setting"]) for point in self.points]
-        self.archive, self.start = archive, start
-        figure = figures.show_front(archive.points, baseline, floor=baseline["F1"] - 1)
-        figure.canvas.draw()  # places the axes
-        area, buttons = figure.bbox, []
-        for name, point in zip(self.names, self.points, strict=True):
-            f1, inside = point["scores"]["F1"], point["scores"]["EPG"]
-            x, y = (figure.axes[0].transData.transform((f1, inside)) / area.size).tolist()
-            buttons.append({"x": x, "y": 1 - y, "label": f"{name}: F1 {f1:.1f}, EPG {inside:.1f}"})
-        text = "F1 against EPG of networks."
-        self.buttons = PictureButtons(picture=jpeg(figure), text=text, points=buttons, chosen=0)
-        self.buttons.layout.max_width = f"{area.width:.0f}px"
-        super().__init__({"λ = 0": start}, scenes, at, scene)
-        self.children = [self.buttons, *self.children]
-        self.when({self.buttons: "chosen"})
-
-    def draw(self) -> Figure:
-        chosen = self.buttons.chosen
-        self.networks = {"λ = 0": self.start, self.names[chosen]: self.archive.load(self.points[chosen], self.start)}
-        return super().draw()
-
-    def still(self) -> bytes:
-        """The front above the chosen point's maps, on white."""
-        front, maps = (Image.open(io.BytesIO(file)) for file in (self.buttons.picture, self.drawn))
-        sheet = Image.new("RGB", (max(front.width, maps.width), front.height + maps.height), "white")
-        sheet.paste(front)
-        sheet.paste(maps, (0, front.height))
-        return _file(sheet.save, format="jpeg", quality=85)
-
-
-class Shortcut(Panel):
-    """Accuracy at home and elsewhere, on scenes that are composed anew after each change of the correlation.
-
-    `networks`, by name, know the ten classes of Scenes. `images` is the number of scenes, `size` their pixels per side.
-    """
-
-    def __init__(self, networks: dict[str, Model], size: int, images: int, seed: int = 0):
-        self.networks, self.size, self.images, self.seed = networks, size, images, seed
-        how = {"description": "correlation", "continuous_update": False, "readout_format": ".1f"}
-        self.correlation = ipywidgets.FloatSlider(0.8, min=0, max=1, step=0.1, **how)
-        text = "Accuracy of networks on objects at home in their background, and elsewhere."
-        super().__init__([self.correlation], text)
-        self.when({self.correlation: "value"})
-        self.show()
-
-    def draw(self) -> Figure:
-        scenes = Scenes("test", self.images, self.size, self.correlation.value, self.seed, objects=1)
-        return draw_correlation(self.networks, scenes)

@@ -15,14 +15,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
-
-from e2lib.course.notebook import code_cells
 
 ROOT = Path(__file__).parents[2]
 LONG = 300_000  # milliseconds until the cells have run
 KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
-OTHERS = r"explain\(|heatmap|draw_networks|evaluate"  # in cells that take time, and that no panel needs
+OTHERS = r"explain\(|heatmap|evaluate"  # in cells that take time, and that no panel needs
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +28,6 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     for name, values in {"02_explanation_methods": {"images": 20, "measured": 6}, "12_playground": {}}.items():
         copied_until_widget(name, values, folder)
-    copied_explorers(folder)
     with jupyterlab(folder) as address:
         yield address
 
@@ -97,24 +93,6 @@ def copied_until_widget(name: str, values: dict, folder: Path) -> None:
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
-def copied_explorers(folder: Path) -> None:
-    """Notebook 12 as explorers.ipynb, in its smoke preset but for a front of several points, without the playground."""
-    notebook = nbformat.read(ROOT / "notebooks" / "12_playground.ipynb", as_version=4)
-    cells = [cell for cell in code_cells(notebook) if cell.source]
-    notebook.cells = [cell for cell in cells if not re.search(r"draw_networks|Playground|scores\['F1'\]", cell.source)]
-    values = yaml.safe_load((ROOT / "notebooks" / "presets" / "smoke" / "12.yaml").read_text())
-    values |= {
-        "lambdas: dict[str, list[float]]": {"energy": [0.1, 30.0]},
-        "schedule": {"epochs": 2, "lr": 5e-4, "batch_size": 8},
-        "measured": 16,
-    }
-    for cell in notebook.cells:
-        cell.outputs, cell.execution_count = [], None
-    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    parameters.source += "".join(f"\n{key} = {value!r}" for key, value in values.items())
-    nbformat.write(notebook, folder / "explorers.ipynb")
-
-
 def is_panel(cell) -> bool:
     return bool(re.search(r"^widgets\.(Playground|Explanations)\(", cell.source, re.M))
 
@@ -146,7 +124,7 @@ def run_all(page, address: str, control: str = ".widget-dropdown"):
 
 def picture(panel) -> str:
     """What the panel's picture shows, as text."""
-    return panel.locator("img").first.get_attribute("src")
+    return panel.locator("img").last.get_attribute("src")
 
 
 def changed(panel, before: str, shown=picture, seconds: float = 120) -> str:
@@ -239,38 +217,20 @@ def test_the_playground(lab, page):
     assert f"width {width + 1}," in canvas.get_attribute("aria-label")
     resized = changed(panel, moved)
 
-    panel.get_by_role("button", name="Undo").click()
-    assert changed(panel, resized) != guided
+    remove = panel.get_by_role("button", name="Remove the object")
+    remove.click()
+    removed = changed(panel, resized)
+    remove.click()
+    assert changed(panel, removed) == resized
+
+    panel.get_by_role("button", name="Save").click()
+    panel.get_by_text("Saved as playground-1.html").wait_for()
+    panel.locator(".e2lib-thumbnails button").nth(1).click()
+    other = changed(panel, resized)
+    panel.get_by_text("keeps what it has learned").wait_for()
+    panel.get_by_role("button", name="Reset").click()
+    assert changed(panel, other) != guided
     assert panel.get_by_role("button", name="Undo").is_disabled()
+    upload(page, panel, "one.png", base64.b64decode(ONE_PIXEL))
+    panel.locator(".e2lib-thumbnails button").nth(12).wait_for()
     assert panel.get_by_role("alert").count() == 0
-
-
-def test_the_other_explorers(lab, page):
-    shortcut = run_all(page, lab("explorers"), ".widget-slider")
-    front, comparison = page.locator(".jp-OutputArea-output:has(.widget-dropdown)").all()
-
-    points = front.locator("button[aria-pressed]")
-    assert points.count() > 1
-    first = maps(front)
-    points.last.click()
-    second = changed(front, first, maps)
-    assert points.last.get_attribute("aria-pressed") == "true" and second != first
-
-    whole = maps(comparison)
-    choose(comparison, "depth", "Input")
-    other = changed(comparison, whole, maps)
-    choose(comparison, "scene", comparison.locator("option").nth(3).inner_text())
-    changed(comparison, other, maps)
-
-    bars = maps(shortcut)
-    handle = shortcut.locator(".noUi-handle")
-    handle.focus()
-    page.keyboard.press("ArrowLeft")
-    changed(shortcut, bars, maps)
-    for panel in (front, comparison, shortcut):
-        assert panel.get_by_role("alert").count() == 0
-
-
-def maps(panel) -> str:
-    """What the last picture of a panel shows, as text."""
-    return panel.locator("img").last.get_attribute("src")

@@ -1,6 +1,10 @@
 """Panels answer as a reader would see it: the picture changes, and what goes wrong is said."""
 
+import base64
+import html
 import io
+import json
+import re
 import struct
 import subprocess
 import sys
@@ -8,13 +12,12 @@ import time
 import zlib
 from datetime import UTC, datetime
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 import traitlets
 from PIL import Image
 
-from e2lib import datasets, models, pareto
+from e2lib import datasets, models
 from e2lib.attribution import explain
 from e2lib.course import widgets
 from e2lib.guidance import Guide
@@ -35,7 +38,7 @@ def scenes():
 
 @pytest.fixture
 def playground(network, scenes):
-    return widgets.Playground(network, scenes, datasets.Scenes("test", 4, SIZE, seed=1), scene=1)
+    return widgets.Playground(network, scenes, datasets.Scenes("test", 4, SIZE, seed=1), [1, 2, 0], steps=4)
 
 
 def file(size=(300, 200), kind="JPEG", **options):
@@ -137,33 +140,109 @@ def test_what_lies_behind_the_depth_learns(network, scenes, at, first):
 # ---- the playground
 
 
-def test_a_press_of_guide_answers_soon(playground):
-    before, start = playground.picture.value, time.perf_counter()
+def test_a_press_of_guide_moves_the_picture_and_measures(playground, monkeypatch):
+    seen, start = [], time.perf_counter()
+    playground.picture.observe(lambda change: seen.append(change.new), "value")
     playground.guide.click()
-    assert time.perf_counter() - start < 20  # five seconds on two idle cores at 128 pixels; tests share theirs
+    assert (
+        time.perf_counter() - start < 20
+    )  # 3 seconds for ten steps on two idle cores at 128 pixels; tests share theirs
     assert not playground.message.value
-    assert playground.picture.value != before
-    assert "other scenes" in playground.notes[-1]
+    assert len(set(seen)) == 2  # while it learns, after the third step, and at the end
+    assert len(playground.scores) == len(playground.networks) == 2 and len(playground.presses) == 1
+    assert playground.scores[0].keys() == {"F1", "EPG", "still named"}
+    assert playground.presses[0]["box"] == playground.canvas.box
 
 
-def test_undo_takes_the_last_press_back(playground):
+def test_undo_takes_the_last_press_back_and_reset_all(playground):
     before = playground.picture.value
-    assert playground.undo.disabled
+    assert playground.undo.disabled and playground.reset.disabled
     playground.guide.click()
-    assert not playground.undo.disabled
+    once = playground.picture.value
+    playground.guide.click()
     playground.undo.click()
-    assert playground.undo.disabled and playground.picture.value == before
+    assert playground.picture.value == once != before
+    playground.guide.click()
+    playground.reset.click()
+    assert playground.undo.disabled and playground.reset.disabled and playground.picture.value == before
+    assert len(playground.networks) == len(playground.scores) == 1 and not playground.presses
 
 
-def test_a_scene_brings_its_classes_and_its_box(playground, scenes):
-    playground.scene.value = 2
-    c = scenes[2].box_labels[0].item()
-    assert [value for _, value in playground.target.options] == scenes.targets[2].nonzero()[:, 0].tolist()
-    playground.target.value = c
+def shown(playground):
+    """The photograph on the canvas."""
+    return Image.open(io.BytesIO(playground.canvas.photo))
+
+
+def test_the_object_is_removed_and_comes_back(playground, scenes):
+    before, photo = playground.picture.value, playground.canvas.photo
+    playground.remove.value = True
+    gone = scenes.without(1, int(scenes[1].box_labels[0])).image
+    assert torch.equal(torch.tensor(list(shown(playground).tobytes())).view(SIZE, SIZE, 3), gone.permute(1, 2, 0).int())
+    assert playground.picture.value != before
+    playground.remove.value = False
+    assert (playground.picture.value, playground.canvas.photo) == (before, photo)
+
+
+def test_guidance_brings_the_object_back(playground):
+    playground.remove.value = True
+    playground.guide.click()
+    assert not playground.remove.value and not playground.message.value
+
+
+def test_a_picture_keeps_its_shape(playground):
+    sizes = {Image.open(io.BytesIO(playground.drawn)).size}
+    playground.guide.click()
+    sizes.add(Image.open(io.BytesIO(playground.drawn)).size)
+    playground.remove.value = True
+    assert {*sizes, Image.open(io.BytesIO(playground.drawn)).size} == sizes and len(sizes) == 1
+
+
+def test_a_thumbnail_brings_its_class_and_its_box(playground, scenes):
+    playground.thumbnails.chosen = 1
+    first = scenes[2].box_labels[0].item()
+    assert playground.target.value == first and not playground.message.value
     assert playground.canvas.box == scenes[2].boxes[0].int().tolist()
     before = playground.picture.value
     playground.canvas.box = [0, 0, 20, 20]
     assert playground.picture.value != before and not playground.message.value
+    playground.target.value = next(c for c in range(10) if not scenes[2].labels[c])
+    assert playground.canvas.box == [0, 0, 20, 20]  # no object of this class: the reader's box stays
+
+
+def test_another_picture_says_that_the_network_stays_guided(playground):
+    playground.guide.click()
+    playground.thumbnails.chosen = 2
+    assert "keeps what it has learned" in playground.message.value and len(playground.networks) == 2
+
+
+def test_the_readers_image_is_guided_and_its_box_emptied(playground):
+    upload(playground, "mine.png", file(kind="PNG"))
+    assert playground.thumbnails.chosen == 3 and playground.thumbnails.labels[-1] == "mine.png"
+    assert not playground.message.value
+    playground.guide.click()
+    playground.remove.value = True
+    assert not playground.message.value and playground.presses[0]["picture"] == "mine.png"
+    playground.canvas.box = [0, 0, SIZE, SIZE]
+    assert "mask" in playground.message.value  # nothing is left to fill it from
+
+
+def test_a_wrong_upload_changes_nothing(playground):
+    upload(playground, "mine.txt", b"<script>")
+    assert "mine.txt cannot be read as JPEG, PNG or WEBP" in playground.message.value
+    assert playground.thumbnails.chosen == 0 and len(playground.samples) == 3
+
+
+def test_picture_and_state_are_saved_under_a_free_name(playground, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    playground.save.click()
+    playground.guide.click()
+    playground.save.click()
+    assert "playground-2.html" in playground.message.value
+    first, second = ((tmp_path / f"playground-{number}.html").read_text() for number in (1, 2))
+    state = json.loads(html.unescape(re.search("<pre>(.*)</pre>", second, re.S)[1]))
+    assert state["presses"] == playground.presses and state["scores"] == playground.scores
+    pictures = [base64.b64decode(re.search('base64,([^"]+)"', page)[1]) for page in (first, second)]
+    assert pictures[0] != pictures[1] and Image.open(io.BytesIO(pictures[1])).format == "JPEG"
 
 
 @pytest.mark.parametrize("box", [[0, 0, 3, 30], [0, 0, 10, 65], [-1, 0, 10, 10], [20, 0, 10, 10], [0, 0, 10]])
@@ -181,7 +260,7 @@ def test_a_thin_box_is_widened(box, widened):
 
 
 def test_an_error_is_shown_where_the_reader_looks(playground, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("<out of luck>")
 
     monkeypatch.setattr(widgets, "guided", fail)
@@ -239,82 +318,6 @@ def test_a_wrong_upload_is_said_and_changes_nothing(explorer):
     assert "mine.txt cannot be read as JPEG, PNG or WEBP" in explorer.message.value
     assert "Traceback" not in explorer.message.value
     assert explorer.image.value == "first" and explorer.picture.value == before
-
-
-def test_networks_are_compared(network, scenes):
-    after = models.build("bcos_scenes", 10).eval()
-    panel = widgets.Comparison({"teacher": network, "student": after}, scenes, at="Final")
-    before = panel.picture.value
-    panel.scene.value = 2
-    assert panel.picture.value != before and not panel.message.value
-    figure = widgets.draw_networks({"a": network, "b": network}, scenes[0], 9, scenes.classes)
-    assert "cosine to a: 1.00" in figure.axes[2].get_xlabel()
-    plt.close(figure)
-
-
-def test_points_of_a_front_show_their_networks(network, scenes, tmp_path):
-    archive = pareto.ParetoArchive(tmp_path)
-    for epoch, (f1, where) in enumerate([(80.0, 60.0), (70.0, 70.0), (60.0, 65.0)], 1):
-        setting = {"weight": 1.0, "epoch": epoch}
-        archive.add(network, setting, {"F1": f1, "EPG": where, "IoU": 10.0})
-    panel = widgets.Front(archive, network, {"F1": 80.0, "EPG": 50.0}, scenes, "Input")
-    assert panel.names == ["λ = 1, epoch 2", "λ = 1, epoch 1"]  # the third is beaten, and its network gone
-    assert all(0 < point[side] < 1 for point in panel.buttons.points for side in "xy")
-    left, right = panel.buttons.points
-    assert left["x"] < right["x"] and left["y"] < right["y"]  # a picture's y runs downwards
-    before = panel.picture.value
-    panel.buttons.chosen = 1
-    assert panel.picture.value != before and not panel.message.value
-    assert Image.open(io.BytesIO(panel.still())).height > Image.open(io.BytesIO(panel.drawn)).height + 200
-
-
-def test_a_ring_marks_where_the_button_is(network, scenes, tmp_path):
-    archive = pareto.ParetoArchive(tmp_path)
-    archive.add(network, {"weight": 1.0, "epoch": 1}, {"F1": 80.0, "EPG": 60.0, "IoU": 10.0})
-    panel = widgets.Front(archive, network, {"F1": 70.0, "EPG": 40.0}, scenes, "Input")
-    picture = Image.open(io.BytesIO(panel.buttons.picture)).convert("RGB")
-    (point,) = panel.buttons.points
-    red, green, blue = picture.getpixel((round(point["x"] * picture.width), round(point["y"] * picture.height)))
-    assert blue > red + 80  # the first of the colours
-
-
-def test_accuracy_at_home_and_elsewhere(scenes):
-    class Name(torch.nn.Module):
-        """Says the class whose index the first pixel's red is."""
-
-        def __init__(self):
-            super().__init__()
-            self.scale = torch.nn.Parameter(torch.ones(1))
-
-        def forward(self, x):
-            return torch.nn.functional.one_hot((255 * x[:, 0, 0, 0]).round().long(), 10).float()
-
-    class Marked(datasets.Scenes):
-        """Whose first pixel tells the label, or the wrong one away from home."""
-
-        def __getitem__(self, i):
-            sample = super().__getitem__(i)
-            right = sample.box_labels[0].item()
-            sample.image[0, 0, 0] = right if widgets.at_home(self, i) else (right + 1) % 10
-            return sample
-
-    marked = Marked("test", 12, SIZE, 0.5, objects=1)
-    table = widgets.by_home({"one": Name()}, marked)
-    count = sum(widgets.at_home(marked, i) for i in range(12))
-    assert 0 < count < 12
-    assert table.loc["one"].tolist() == pytest.approx([100, 0, 100 * count / 12])
-    with pytest.raises(ValueError, match="objects=1"):
-        widgets.by_home({"one": Name()}, scenes)
-
-
-def test_the_slider_composes_other_scenes(network):
-    panel = widgets.Shortcut({"network": network}, SIZE, images=8)
-    seen = {panel.picture.value}
-    for value in (0.0, 1.0):  # in both one group is empty
-        panel.correlation.value = value
-        assert not panel.message.value
-        seen.add(panel.picture.value)
-    assert len(seen) == 3
 
 
 # ---- where no kernel runs, and at the start
