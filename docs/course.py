@@ -68,7 +68,8 @@ def compose(app: Sphinx, docname: str, source: list[str]) -> None:
     if docname == "README":
         source[0] = "# Runs, data, scale and cost\n\n" + SECOND + source[0].split(SECOND)[1]
     elif docname == "docs/index":
-        first = (ROOT / "README.md").read_text().split(SECOND)[0]
+        title, first = (ROOT / "README.md").read_text().split(SECOND)[0].split("\n", 1)
+        first = f"{title}\n\n```{{raw}} html\n:file: playground.html\n```\n{first}"
         source[0] = re.sub(r"\]\((?!\w+:)", "](../", first) + source[0]  # its links, as seen from docs/
     elif docname == "notebooks/results":
         source[0] = source[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
