@@ -1,17 +1,15 @@
 // What trains a head: guidance by one box, and distillation. And what is measured on other scenes.
 import * as tf from "./made/tf.js";
 import { forward, variables } from "./model.js";
-import { LOSSES, bce, cosine, epg, kd, masks } from "./losses.js";
+import { LOSSES, bce, cosine, epg, kd, resize } from "./losses.js";
 
 export const STEPS = 20;
-export const RATE = 5e-4; // of Adam
+export const RATE = 1e-3; // of Adam
 export const E2KD = 5; // weight of e²KD beside KD
 
-/** The maps (B, h, h) of one class per image. */
+/** The maps (B, cells) of one class per image. */
 export function mapsOf(maps, classes) {
-  const [images, cells, count] = maps.shape, side = Math.sqrt(cells);
-  const chosen = tf.oneHot(tf.tensor1d(classes, "int32"), count).toFloat().expandDims(1);
-  return tf.mul(maps, chosen).sum(2).reshape([images, side, side]);
+  return tf.mul(maps, tf.oneHot(tf.tensor1d(classes, "int32"), maps.shape[2]).toFloat().expandDims(1)).sum(2);
 }
 
 /** STEPS steps of Adam. `loss` returns { loss, …tensors to see }; `after` gets what it returned, and the step. */
@@ -35,17 +33,15 @@ async function train(net, loss, after) {
 
 /** Guides a head by one box: binary cross-entropy + λ · loss(|map|), on features x (1, cells, channels) of one scene.
  *
- * What `after` sees of a step is the network before it: logits, maps (1, h, h) of class c, and the loss.
+ * What `after` sees of a step is the network before it: logits, map (1, cells) of class c, and the loss.
  */
 export async function guide(net, x, { label, box, c, loss, weight, side }, after) {
-  const inside = masks([box], side);
   await train(net, () => {
     const found = forward(net, x), maps = mapsOf(found.maps, [c]);
     const labels = tf.oneHot(tf.tensor1d([label], "int32"), found.logits.shape[1]).toFloat();
-    const guidance = tf.mul(weight, LOSSES[loss](maps, inside).mean());
+    const guidance = tf.mul(weight, LOSSES[loss](maps, box, side).mean());
     return { loss: tf.add(bce(found.logits, labels), guidance), logits: found.logits, maps };
   }, after);
-  inside.dispose();
 }
 
 /** Distils a teacher into a student on features x of a few scenes, by KD, or by KD + E2KD · e²KD. */
@@ -67,18 +63,18 @@ export async function evaluate(net, others, tops) {
   const found = [], count = others.labels.length;
   for (let k = 0; k < count; k += 10) {
     const labels = others.labels.slice(k, k + 10);
-    const [logits, shares] = tf.tidy(() => {
+    const [logits, maps] = tf.tidy(() => {
       const answer = forward(net, others.x.slice([k, 0, 0], [labels.length, -1, -1]));
-      return [answer.logits, epg(mapsOf(answer.maps, labels), masks(others.boxes.slice(k, k + 10), others.side))];
+      return [answer.logits, mapsOf(answer.maps, labels)];
     });
+    (await maps.array()).forEach((map, i) => (energy += epg(resize(map, others.side), others.side, others.boxes[k + i])));
     (await logits.array()).forEach((row, i) => {
       named += row.filter((value) => value > 0).length;
       right += row[labels[i]] > 0;
       found.push(row.indexOf(Math.max(...row)));
       agreed += tops?.[k + i] === found[k + i];
     });
-    energy += (await shares.data()).reduce((sum, share) => sum + share, 0);
-    tf.dispose([logits, shares]);
+    tf.dispose([logits, maps]);
     await tf.nextFrame();
   }
   const percent = (part, all) => (100 * part) / all;

@@ -1,4 +1,4 @@
-// The second tab: a teacher that was guided with all boxes, and a student that learns from it on a few scenes.
+// The second tab: a teacher that was guided by all boxes, and a student that learns from it on a few scenes.
 import * as tf from "./made/tf.js";
 import { features, forward, head } from "./model.js";
 import { cosine, resize } from "./losses.js";
@@ -10,67 +10,65 @@ const NAMES = { kd: "KD", e2kd: "KD + e²KD" };
 
 /** Sets up the tab. The student begins as the first tab's network did. */
 export async function teach({ data, found, more, others, made, shown }) {
-  const all = await more, teacher = head(all, "teacher."), known = await others;
-  const x = tf.tidy(() => tf.concat(data.lessons.map((k) => features(found.scenes, found, 2 * k, 1))));
-  const greys = await Promise.all(data.lessons.map((k) => picture(new URL(`${k}.webp`, made))));
-  const goal = tf.tidy(() => forward(teacher, x)), tops = [...(await goal.logits.argMax(1).data())];
+  const teacher = head(await more, "teacher."), known = await others, { lessons, side } = data;
+  const x = tf.tidy(() => tf.concat(lessons.map((k) => features(found.scenes, found, 2 * k, 1))));
+  const greys = await Promise.all(lessons.map((k) => picture(new URL(`${k}.webp`, made))));
+  const goal = forward(teacher, x), tops = [...(await goal.logits.argMax(1).data())];
   const goals = mapsOf(goal.maps, tops), right = await evaluate(teacher, known);
-  const rows = {};
-  const paints = (row, maps) => tf.tidy(() => tf.unstack(resize(maps, data.side)))
-    .forEach((one, k) => paint(rows[row][k], greys[k], one.dataSync()));
 
   const row = (title, cell) => {
-    at("lessons").insertAdjacentHTML("beforeend", `<div class="title">${title}</div>${data.lessons.map(cell).join("")}`);
-    return [...at("lessons").children].slice(-data.lessons.length);
+    at("lessons").insertAdjacentHTML("beforeend", `<div class="title">${title}</div>${lessons.map(cell).join("")}`);
+    return [...at("lessons").children].slice(-lessons.length);
   };
   const canvas = (whose) => (k) =>
-    `<canvas width="${data.side}" height="${data.side}" role="img" aria-label="${whose} map of: ${data.scenes[k].text}"></canvas>`;
+    `<canvas width="${side}" height="${side}" role="img" aria-label="${whose} map of: ${data.scenes[k].text}"></canvas>`;
+  const paints = (places, maps) => maps.arraySync().forEach((map, k) => paint(places[k], greys[k], resize(map, side)));
   row("the scenes", (k) => `<img src="${new URL(`${k}.webp`, made)}" alt="${data.scenes[k].text}">`);
-  rows.teacher = row("what the teacher looks at", canvas("The teacher's"));
-  rows.student = row("what the student looks at", canvas("The student's"));
-  paints("teacher", goals);
+  paints(row("what the teacher looks at", canvas("The teacher's")), goals);
+  const places = row("what the student looks at", canvas("The student's"));
 
   let student = head(found, ""), before = null;
-  const see = async (maps) => {
-    paints("student", maps);
-    const alike = tf.tidy(() => cosine(maps, goals, data.side).mean()).dataSync()[0];
-    shown.alike = alike;
-    at("alike").textContent = (before ? `${before.alike.toFixed(2)} → ` : "") + alike.toFixed(2);
+  const show = (id, value, digits) => {
+    shown[id] = value;
+    at(id).textContent = (before ? `${before[id].toFixed(digits)} → ` : "") + value.toFixed(digits);
+  };
+  const see = (maps) => {
+    paints(places, maps);
+    show("alike", tf.tidy(() => cosine(maps, goals, side).mean().dataSync()[0]), 2);
   };
   const measure = async () => {
-    await see(tf.tidy(() => mapsOf(forward(student, x).maps, tops)));
-    const found = await evaluate(student, known, right.tops);
-    for (const [id, key] of [["agreement", "agreement"], ["f1-student", "f1"], ["epg-student", "epg"]]) {
-      shown[id] = found[key];
-      at(id).textContent = (before ? `${before[key].toFixed(1)} → ` : "") + found[key].toFixed(1);
-    }
-    return { ...found, alike: shown.alike };
+    tf.tidy(() => see(mapsOf(forward(student, x).maps, tops)));
+    const { agreement, f1, epg } = await evaluate(student, known, right.tops);
+    const found = { agreement, "f1-student": f1, "epg-student": epg };
+    Object.entries(found).forEach(([id, value]) => show(id, value, 1));
+    before ??= { alike: shown.alike, ...found };
   };
-  const buttons = ["teach-kd", "teach-e2kd", "forget"].map(at);
   const fresh = () => {
     Object.values(student).forEach((tensor) => tensor instanceof tf.Variable && tensor.dispose());
     student = head(found, "");
   };
+  const lock = (all, reset = all) => ["teach-kd", "teach-e2kd", "forget"].forEach((id, k) => (at(id).disabled = k < 2 ? all : reset));
   const lesson = (kind) => async () => {
-    buttons.forEach((button) => (button.disabled = true));
+    lock(true);
     fresh();
-    await distil(student, teacher, x, { kind, side: data.side }, (step, seen) => {
+    await distil(student, teacher, x, { kind, side }, (step, seen) => {
       at("progress-teach").value = step + 1;
-      return see(seen.maps);
+      see(seen.maps);
     });
     await measure();
-    at("lesson").textContent = `${NAMES[kind]}, 20 steps on ${data.lessons.length} scenes. Try the other one, and compare the maps.`;
-    buttons.forEach((button) => (button.disabled = false));
+    at("lesson").textContent = `${NAMES[kind]}, 20 steps on ${lessons.length} scenes. Try the other one, and compare the maps.`;
+    lock(false);
   };
   at("teach-kd").onclick = lesson("kd");
   at("teach-e2kd").onclick = lesson("e2kd");
   at("forget").onclick = async () => {
+    lock(true);
     fresh();
-    before = null;
-    at("progress-teach").value = 0;
-    before = await measure();
-    at("forget").disabled = true;
+    [before, at("progress-teach").value] = [null, 0];
+    await measure();
+    lock(false, true);
   };
-  before = await measure();
-  at("lesson").textContent = "The teacher learned with boxes, and looks at the objects. The student looks elsewhere. Teach it on four scenes.";
+  await measure();
+  at("lesson").textContent = "The teacher learned with boxes: it looks at the objects. The student looks elsewhere. Teach it on these scenes.";
+  lock(false, true);
 }

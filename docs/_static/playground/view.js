@@ -1,18 +1,19 @@
 // The page: what it shows, and what a visitor does. Numbers come from model, losses and guide.
 import * as tf from "./made/tf.js";
 import { features, forward, head, read, remember, restore, start } from "./model.js";
-import { LOSSES, epg, masks, resize } from "./losses.js";
+import { LOSSES, epg, resize } from "./losses.js";
 import { STEPS, evaluate, guide, mapsOf } from "./guide.js";
 import { paint, picture, watch } from "./draw.js";
 import { teach } from "./teach.js";
 
 const MADE = new URL("./made/", import.meta.url);
+const CHOICES = ["loss", "lambda", "class"];
 const at = (id) => document.getElementById(id);
 const percent = (share) => `${Math.round(100 * share)} %`;
 const state = { scene: 0, class: 0, box: [], loss: "energy", lambda: 1, guided: [] };
 const shown = {}; // the numbers on the page, by the ids of their elements
-let data, net, found, more, others, grey, map, before, now, busy = true;
 const kept = []; // the network before each guidance
+let data, net, found, more, others, grey, map, now, taught, busy = true;
 
 /** What the page shows, under the ids of its elements. */
 const report = () => ({ ...state, class: data?.classes[state.class], steps: STEPS * state.guided.length, busy, ...shown });
@@ -24,25 +25,19 @@ function number(id, value, text = percent(value)) {
 
 /** Ask the network: probabilities with and without the object, map and EPG. Then draw. */
 async function look() {
-  const [logits, maps, share] = tf.tidy(() => {
+  const [answers, maps] = tf.tidy(() => {
     const { logits, maps } = forward(net, features(found.scenes, found, 2 * state.scene, 2));
-    const chosen = mapsOf(maps, [state.class, state.class]).slice([0, 0, 0], [1, -1, -1]);
-    return [logits, resize(chosen, data.side), epg(chosen, masks([state.box], data.side))];
+    return [tf.sigmoid(logits), mapsOf(maps, [state.class, state.class])];
   });
-  const [here, gone] = await tf.sigmoid(logits).array();
-  map = await maps.data();
+  const [here, gone] = await answers.array();
+  map = resize((await maps.array())[0], data.side);
+  tf.dispose([answers, maps]);
   number("probability", here[state.class]);
   number("probability-removed", gone[state.class]);
-  number("epg", (await share.data())[0]);
-  tf.dispose([logits, maps, share]);
-  bars(here);
+  number("epg", epg(map, data.side, state.box));
+  at("classes").innerHTML = data.classes.map((name, c) => `<li><span>${name}</span>
+    <span><span class="bar" style="width: ${100 * here[c]}%"></span></span><span>${percent(here[c])}</span></li>`).join("");
   draw();
-}
-
-function bars(probabilities) {
-  const row = (name, c) => `<li><span>${name}</span><span><span class="bar" style="width: ${100 * probabilities[c]}%"></span></span>`
-    + `<span>${percent(probabilities[c])}</span></li>`;
-  at("classes").innerHTML = data.classes.map(row).join("");
 }
 
 function draw() {
@@ -54,61 +49,61 @@ function draw() {
 
 function tell() {
   const name = data.classes[state.class], p = shown.probability, q = shown["probability-removed"];
-  const answers = `The network says “${name}”: ${percent(p)}. With the object removed: ${percent(q)}.`;
   const why = p < 0.5 ? "" : q < 0.5 ? " It needs the object." : " It looks at the background!";
   const next = state.guided.length ? " Other scenes are below." : " Press Guide, and its reasons move into the box.";
-  at("story").textContent = answers + why + next;
+  at("story").textContent = `The network says “${name}”: ${percent(p)}. With the object removed: ${percent(q)}.${why}${next}`;
 }
 
 /** F1 and EPG on the other scenes, before and now. */
 function compare() {
   for (const [id, key] of [["f1-others", "f1"], ["epg-others", "epg"]]) {
-    const [old, value] = [data.before[key], now?.[key] ?? data.before[key]];
-    number(id, value, now ? `${old.toFixed(1)} → ${value.toFixed(1)}` : old.toFixed(1));
+    const old = data.before[key], value = now?.[key] ?? old;
+    number(id, value, (now ? `${old.toFixed(1)} → ` : "") + value.toFixed(1));
   }
 }
 
 function ready(yes) {
   busy = !yes;
-  for (const id of ["guide", "loss", "lambda", "class"]) at(id).disabled = busy;
+  for (const id of ["guide", ...CHOICES]) at(id).disabled = busy;
   for (const id of ["undo", "reset"]) at(id).disabled = busy || !state.guided.length;
   at("guide").textContent = state.guided.length ? "Guide again" : "Guide";
 }
 
 /** The state in the address, so that it can be shared. */
 function save() {
-  const words = new URLSearchParams({ scene: state.scene, class: state.class, box: state.box, loss: state.loss, lambda: state.lambda });
+  const { scene, class: c, box, loss, lambda } = state;
+  const words = new URLSearchParams({ scene, class: c, box, loss, lambda });
   for (const one of state.guided) words.append("guided", [one.scene, one.class, one.loss, one.lambda, ...one.box]);
   history.replaceState(null, "", `?${words}`);
 }
 
-/** What an address holds; what it says wrongly is left out. */
+/** What the address holds; what it says wrongly is left out. */
 function opened() {
   const words = new URLSearchParams(location.search);
-  const right = (one) => data.scenes[one.scene] && data.classes[one.class] && LOSSES[one.loss] && one.lambda >= 0
-    && one.box.length === 4 && one.box.every((value) => value >= 0 && value <= data.side)
-    && one.box[2] > one.box[0] && one.box[3] > one.box[1];
-  const parse = ([scene, c, loss, lambda, ...corners]) =>
-    ({ scene: +scene, class: +c, loss, lambda: +lambda, box: corners.map(Number) });
-  const here = ["scene", "class", "loss", "lambda"].map((name) => words.get(name));
-  const now = parse([...here, ...(words.get("box") ?? "").split(",")]);
-  return { now: right(now) ? now : null, guided: words.getAll("guided").map((text) => parse(text.split(","))).filter(right) };
+  const parse = (text) => {
+    const [scene, c, loss, lambda, ...corners] = text.split(","), box = corners.map(Number), [x1, y1, x2, y2] = box;
+    const inside = box.length === 4 && x1 >= 0 && y1 >= 0 && x1 < x2 && y1 < y2 && x2 <= data.side && y2 <= data.side;
+    const right = inside && data.scenes[scene] && data.classes[c] && Object.hasOwn(LOSSES, loss) && lambda >= 0;
+    return right ? { scene: Number(scene), class: Number(c), loss, lambda: Number(lambda), box } : null;
+  };
+  const here = parse(["scene", "class", "loss", "lambda", "box"].map((name) => words.get(name)).join(","));
+  return { here, guided: words.getAll("guided").map(parse).filter(Boolean) };
 }
 
 async function choose(scene, rest = {}) {
-  const { label, box } = data.scenes[scene];
+  const { label, box, text } = data.scenes[scene];
   Object.assign(state, { scene, class: label, box: [...box] }, rest);
   [at("with").src, at("without").src] = ["", "-without"].map((end) => new URL(`${scene}${end}.webp`, MADE));
-  grey = await picture(at("with").src);
-  if (scene !== state.scene) return; // another one was chosen meanwhile
-  at("with").alt = data.scenes[scene].text;
-  at("without").alt = "The same scene without the object";
+  [at("with").alt, at("without").alt] = [text, `${text}, the object removed`];
   for (const button of at("scenes").children) button.setAttribute("aria-pressed", button.id === `scene-${scene}`);
+  const photo = await picture(at("with").src);
+  if (scene !== state.scene) return; // another one was chosen meanwhile
+  grey = photo;
   await refresh();
 }
 
 async function refresh() {
-  for (const name of ["class", "loss", "lambda"]) at(name).value = state[name];
+  for (const name of CHOICES) at(name).value = state[name];
   for (const place of document.querySelectorAll(".class-name")) place.textContent = data.classes[state.class];
   await look();
   tell();
@@ -119,16 +114,17 @@ async function press(one) {
   ready(false);
   kept.push(remember(net));
   state.guided.push(one);
-  const x = features(found.scenes, found, 2 * one.scene, 1);
-  await guide(net, x, { ...one, label: data.scenes[one.scene].label, c: one.class, weight: one.lambda, side: data.side },
-    async (step, seen) => {
-      at("progress").value = step + 1;
-      at("guide").textContent = `Step ${step + 1}`;
-      if (one.scene !== state.scene || one.class !== state.class) return; // of a link's history
-      map = tf.tidy(() => resize(seen.maps, data.side).dataSync());
-      number("probability", tf.tidy(() => tf.sigmoid(seen.logits).dataSync())[one.class]);
-      draw();
-    });
+  const x = features(found.scenes, found, 2 * one.scene, 1), label = data.scenes[one.scene].label;
+  const job = { label, box: one.box, c: one.class, loss: one.loss, weight: one.lambda, side: data.side };
+  await guide(net, x, job, (step, seen) => {
+    at("progress").value = step + 1;
+    at("guide").textContent = `Step ${step + 1}`;
+    if (one.scene !== state.scene || one.class !== state.class) return; // of a link's history
+    map = resize(seen.maps.dataSync(), data.side);
+    number("epg", epg(map, data.side, state.box));
+    number("probability", tf.tidy(() => tf.sigmoid(seen.logits).dataSync())[one.class]);
+    draw();
+  });
   x.dispose();
 }
 
@@ -144,10 +140,10 @@ async function changed() {
 
 async function back(count) {
   ready(false);
-  const gone = kept.splice(kept.length - count);
+  state.guided.splice(-count);
+  const gone = kept.splice(-count);
   restore(net, gone[0]);
   tf.dispose(gone);
-  state.guided.splice(state.guided.length - count);
   at("progress").value = 0;
   await changed();
 }
@@ -157,12 +153,9 @@ function keep() {
   const canvas = Object.assign(document.createElement("canvas"), { width: 900, height: 500 }), pen = canvas.getContext("2d");
   pen.fillStyle = "white";
   pen.fillRect(0, 0, 900, 500);
-  pen.drawImage(at("box"), 10, 10, 440, 440);
-  pen.drawImage(at("with"), 460, 10, 210, 210);
-  pen.drawImage(at("without"), 680, 10, 210, 210);
-  pen.fillStyle = "black";
-  pen.font = "19px sans-serif";
+  [["box", 10, 440], ["with", 460, 210], ["without", 680, 210]].forEach(([id, x, size]) => pen.drawImage(at(id), x, 10, size, size));
   const [p, q, share] = ["probability", "probability-removed", "epg"].map((id) => percent(shown[id]));
+  [pen.fillStyle, pen.font] = ["black", "19px sans-serif"];
   [`${data.classes[state.class]}: ${p}, object removed: ${q}`, `reasons inside the box (EPG): ${share}`,
     `${report().steps} steps, loss ${state.loss}, λ = ${state.lambda}`, `on ${data.others.labels.length} other scenes:`,
     `F1 ${at("f1-others").textContent}, EPG ${at("epg-others").textContent}`].forEach((line, k) => pen.fillText(line, 465, 255 + 34 * k));
@@ -171,50 +164,43 @@ function keep() {
 
 function listen() {
   at("guide").onclick = async () => {
-    await press({ scene: state.scene, class: state.class, loss: state.loss, lambda: state.lambda, box: [...state.box] });
+    const { scene, class: c, loss, lambda, box } = state;
+    await press({ scene, class: c, loss, lambda, box: [...box] });
     await changed();
   };
   at("undo").onclick = () => back(1);
   at("reset").onclick = () => back(kept.length);
   at("download").onclick = keep;
-  at("share").onclick = async () => {
+  at("share").onclick = () => {
     save();
-    await navigator.clipboard.writeText(location.href).then(() => (at("share").textContent = "Copied"),
-      () => window.prompt("The address of this state", location.href));
+    const copied = navigator.clipboard?.writeText(location.href) ?? Promise.reject();
+    copied.then(() => (at("share").textContent = "Copied"), () => window.prompt("The address of this state", location.href));
   };
-  for (const name of ["loss", "lambda", "class"]) {
-    at(name).onchange = async () => {
+  for (const name of CHOICES) {
+    at(name).onchange = () => {
       state[name] = name === "loss" ? at(name).value : Number(at(name).value);
-      await refresh();
-      save();
+      refresh().then(save);
     };
   }
-  watch(at("box"), data.side, () => state.box, async (next, last) => {
+  watch(at("box"), data.side, () => state.box, (next, last) => {
     if (busy) return;
     state.box = next;
     draw();
-    if (last) {
-      await refresh();
-      save();
-    }
+    if (last) refresh().then(save);
   });
   const tabs = [at("tab-guide"), at("tab-teach")];
-  let taught = null;
   const open = (chosen) => {
-    for (const tab of tabs) {
-      tab.setAttribute("aria-selected", tab === chosen);
-      tab.tabIndex = tab === chosen ? 0 : -1;
-      at(tab.getAttribute("aria-controls")).hidden = tab !== chosen;
-    }
-    if (chosen === tabs[1]) taught ??= teach({ data, found, more, others, made: MADE, shown }).catch(fail);
+    tabs.forEach((tab, k) => {
+      tab.setAttribute("aria-selected", k === chosen);
+      tab.tabIndex = k === chosen ? 0 : -1;
+      at(tab.getAttribute("aria-controls")).hidden = k !== chosen;
+    });
+    if (chosen) taught ??= teach({ data, found, more, others, made: MADE, shown }).catch(fail);
+    tabs[chosen].focus();
   };
   tabs.forEach((tab, k) => {
-    tab.onclick = () => open(tab);
-    tab.onkeydown = (event) => {
-      if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
-      open(tabs[1 - k]);
-      tabs[1 - k].focus();
-    };
+    tab.onclick = () => open(k);
+    tab.onkeydown = ({ key }) => ["ArrowLeft", "ArrowRight"].includes(key) && open(1 - k);
   });
 }
 
@@ -227,27 +213,26 @@ function list() {
 }
 
 async function main() {
-  const wanted = new URLSearchParams(location.search).get("backend");
-  [data, found] = await Promise.all([fetch(new URL("scenes.json", MADE)).then((answer) => answer.json()),
-    start(wanted).then(() => read(new URL("start.safetensors", MADE)))]);
+  await start(new URLSearchParams(location.search).get("backend"));
+  const json = async (name) => (await fetch(new URL(name, MADE))).json();
+  [data, found] = await Promise.all([json("scenes.json"), read(new URL("start.safetensors", MADE))]);
   net = head(found, "");
   list();
   listen();
-  const { now: here, guided } = opened();
-  at("live").hidden = false;
-  at("fallback").hidden = true;
+  const { here, guided } = opened();
+  [at("live").hidden, at("fallback").hidden] = [false, true];
   await choose(here?.scene ?? 0, here ?? {});
   compare();
   more = read(new URL("more.safetensors", MADE));
   others = more.then((all) => ({ ...data.others, side: data.side, x: features(all.others, found) }));
+  others.catch(fail);
   for (const one of guided) await press(one);
   await (guided.length ? changed() : ready(true));
 }
 
 function fail(error) {
   console.error(error);
-  at("live").hidden = true;
-  at("fallback").hidden = false;
+  [at("live").hidden, at("fallback").hidden] = [true, false];
   at("trouble").textContent = `The playground stopped here: ${error.message}. The picture shows what it does. Notebook 12 does it with Python.`;
 }
 
