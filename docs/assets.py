@@ -70,7 +70,7 @@ def networks() -> tuple[nn.Module, nn.Module, nn.Module]:
     torch.manual_seed(0)
     trunk, head = models.split(network("imagenet"), SIDE)
     data = extract(trunk, scenes("train", 800, 1.0, 0), KEPT)
-    heads = learned(head, data, 8, 0.0), learned(head, data, 20, 1.0)
+    heads = learned(head, data, 8, 0.0), learned(head, data, 20, 0.3)
     for one in heads:
         one.net.conv_head.weight.data = one.net.conv_head.weight.data.half().float()
     return trunk, *heads
@@ -166,20 +166,22 @@ def main() -> None:
 
 
 def animation() -> None:
-    """The README's picture: twenty steps with one box on the car."""
+    """The README's picture: twenty steps with one box on the first scene."""
     trunk, head, _ = networks()
     data = scenes("test", 300, 1.0, 3)
-    sample, images = data[CAR], torch.stack(pair(data, CAR)).float() / 255
+    first = pick(data)[0]
+    sample, images = data[first], torch.stack(pair(data, first)).float() / 255
     with torch.no_grad():
         features = trunk(images)
-    batch = Batch.of(features[:1], sample.box_labels, sample.boxes[None], size=(SIDE, SIDE))
+    hot = nn.functional.one_hot(sample.box_labels, len(CATEGORIES))
+    batch = Batch.of(features[:1], hot, sample.boxes, size=(SIDE, SIDE))
     step, optimizer = Guide("energy", weight=1.0, **STEP), torch.optim.Adam(head.parameters(), RATE)
     frames = []
     for count in range(21):
         with torch.no_grad():
             probabilities = head(features).sigmoid()[:, sample.box_labels].flatten().tolist()
         _, maps = explain(head, features[:1], sample.box_labels, "ixg", "Final")
-        frames.append(frame(images, maps[0, 0], sample.boxes[0], probabilities, count))
+        frames.append(frame(images, maps[0, 0].detach(), sample.boxes[0], probabilities, count))
         optimizer.zero_grad()
         sum(step(head, batch).values()).backward()
         optimizer.step()
@@ -189,13 +191,13 @@ def animation() -> None:
 
 
 def frame(images: Tensor, values: Tensor, box: Tensor, probabilities: list[float], step: int) -> Image.Image:
-    """One step: the map with the box, the scene and its probability, the same without the car."""
+    """One step: the map with the box, the scene and its probability, the same without the object."""
     figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.9), dpi=100, layout="constrained")
     photos = images.permute(0, 2, 3, 1)
     figures.show_map(axes[0], values, photos[0])
     figures.add_box(axes[0], box.tolist(), "black")
-    axes[0].set_title(f"step {step}: its reasons for “vehicle”", fontsize=11)
-    for axis, photo, value, name in zip(axes[1:], photos, probabilities, ("with the car", "without"), strict=True):
+    axes[0].set_title(f"step {step}: the map", fontsize=11)
+    for axis, photo, value, name in zip(axes[1:], photos, probabilities, ("bird", "object removed"), strict=True):
         axis.imshow(photo)
         axis.set_title(f"{name}: {value:.0%}", fontsize=11)
     for axis in axes:

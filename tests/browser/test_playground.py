@@ -284,7 +284,7 @@ def test_a_link_opens_the_same_state(visit):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["scene=99", "scene=1&class=0&loss=nothing&lambda=1&box=1,2,3,4", "guided=0,0,energy,1,9,9,1,1", "box=,,,"]
+    "wrong", ["now=99,0,energy,1,1,2,3,4", "now=1,0,nothing,1,1,2,3,4", "guided=0,0,energy,1,9,9,1,1", "now=,,,"]
 )
 def test_a_wrong_link_opens_the_first_scene(visit, wrong):
     shown = state(visit(f"docs/playground.html?{wrong}"))

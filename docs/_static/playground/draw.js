@@ -3,7 +3,7 @@ const FOR = [178, 24, 43], AGAINST = [33, 102, 172];
 const LEAST = 8; // pixels, of a box's side
 const ARROWS = { ArrowLeft: [-4, 0], ArrowRight: [4, 0], ArrowUp: [0, -4], ArrowDown: [0, 4] }; // pixels
 const between = (value, low, high) => Math.max(low, Math.min(high, Math.round(value)));
-const blank = (width, height) => Object.assign(document.createElement("canvas"), { width, height });
+export const blank = (width, height) => Object.assign(document.createElement("canvas"), { width, height });
 
 /** A photograph's grey values, pale, one per pixel. */
 export async function picture(address) {
@@ -46,10 +46,8 @@ function box(x1, y1, x2, y2, side) {
   return [left, top, right, bottom];
 }
 
-function moved([x1, y1, x2, y2], dx, dy, side) {
-  const [x, y] = [between(dx, -x1, side - x2), between(dy, -y1, side - y2)];
-  return [x1 + x, y1 + y, x2 + x, y2 + y];
-}
+const moved = ([x1, y1, x2, y2], dx, dy, side) => [x1, y1, x2, y2].map((value, k) =>
+  value + (k % 2 ? between(dy, -y1, side - y2) : between(dx, -x1, side - x2)));
 
 /** Mouse, finger and keys: a corner is dragged, the inside moves the box, elsewhere a new box begins.
  *
@@ -66,19 +64,19 @@ export function watch(canvas, side, current, changed) {
     const near = [Math.abs(x - x1) < Math.abs(x - x2) ? x1 : x2, Math.abs(y - y1) < Math.abs(y - y2) ? y1 : y2];
     if (Math.hypot(x - near[0], y - near[1]) < reach) drag = (u, v) => box(x1 + x2 - near[0], y1 + y2 - near[1], u, v, side);
     else if (x > x1 && x < x2 && y > y1 && y < y2) drag = (u, v) => moved(old, u - x, v - y, side);
-    else drag = (u, v) => (Math.hypot(u - x, v - y) < 6 ? old : box(x, y, u, v, side));
+    else drag = (u, v) => (Math.hypot(u - x, v - y) < 6 ? old : box(x, y, u, v, side)); // a tap leaves the box
     canvas.setPointerCapture(event.pointerId);
   };
   canvas.onpointermove = (event) => drag && changed(drag(...place(event)), false);
-  canvas.onpointerup = canvas.onpointercancel = () => {
-    if (drag) changed(current(), true);
+  canvas.onlostpointercapture = () => {
     drag = null;
+    changed(current(), true);
   };
   canvas.onkeydown = (event) => {
     const [dx, dy] = ARROWS[event.key] ?? [0, 0], old = current(), [x1, y1, x2, y2] = old;
     if (!dx && !dy) return;
     event.preventDefault();
-    const wider = () => box(x1, y1, Math.max(x1 + LEAST, x2 + dx), Math.max(y1 + LEAST, y2 + dy), side);
-    changed(event.shiftKey ? wider() : moved(old, dx, dy, side), true);
+    const wider = box(x1, y1, Math.max(x1 + LEAST, x2 + dx), Math.max(y1 + LEAST, y2 + dy), side);
+    changed(event.shiftKey ? wider : moved(old, dx, dy, side), true);
   };
 }

@@ -4,8 +4,7 @@ import { forward, variables } from "./model.js";
 import { LOSSES, bce, cosine, epg, kd, resize } from "./losses.js";
 
 export const STEPS = 20;
-export const RATE = 1e-3; // of Adam
-export const E2KD = 5; // weight of e²KD beside KD
+const RATE = 1e-3, E2KD = 5; // of Adam; the weight of e²KD beside KD
 
 /** The maps (B, cells) of one class per image. */
 export function mapsOf(maps, classes) {
@@ -77,7 +76,6 @@ export async function evaluate(net, others, tops) {
     tf.dispose([logits, maps]);
     await tf.nextFrame();
   }
-  const percent = (part, all) => (100 * part) / all;
-  const agreement = tops && percent(agreed, count);
-  return { f1: percent(2 * right, named + count), epg: percent(energy, count), agreement, tops: found };
+  const agreement = tops && (100 * agreed) / count;
+  return { f1: (200 * right) / (named + count), epg: (100 * energy) / count, agreement, tops: found };
 }

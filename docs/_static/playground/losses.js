@@ -1,8 +1,7 @@
 // Losses of maps (B, cells) and scores of one map, as in e2lib.guidance, e2lib.distillation and e2lib.metrics.
 //
-// There a map is first resized to pixels, bilinearly. That is linear: so a sum over pixels is a sum over cells with
-// weights. Maps |A| stay positive when they are resized, and Â = |A| / max |A| stays between 0 and 1. So both guidance
-// losses are exact in cells.
+// There a map is resized to pixels first. That is linear, so a sum over pixels is a weighted sum over cells. As |A| stays
+// positive in it, and Â = |A| / max |A| between 0 and 1, both guidance losses are exact in cells.
 import * as tf from "./made/tf.js";
 
 /** Where a pixel's centre lies between the centres of cells, along an axis, as torch resizes: [lower cell, part of the next]. */
@@ -20,27 +19,23 @@ function shares(cells, side) {
   });
 }
 
-const outer = (rows, columns) => rows.flatMap((row) => columns.map((column) => row * column));
-const sums = (rows) => rows.reduce((total, row) => total.map((value, k) => value + row[k]));
-
 /** What each cell weighs in the sum over the pixels of a box [x1, y1, x2, y2]: (cells, 1). */
 function weights(cells, side, [x1, y1, x2, y2]) {
-  const axis = shares(Math.sqrt(cells), side);
-  return tf.tensor(outer(sums(axis.slice(y1, y2)), sums(axis.slice(x1, x2))), [cells, 1]);
+  const axis = tf.tensor(shares(Math.sqrt(cells), side)), sum = (from, to) => axis.slice([from, 0], [to - from, -1]).sum(0);
+  return tf.outerProduct(sum(y1, y2), sum(x1, x2)).reshape([cells, 1]);
 }
 
 /** The two guidance losses, of |map|, per image. */
 export const LOSSES = {
   energy(maps, box, side) {
-    const size = tf.abs(maps), sum = (where) => tf.matMul(size, weights(maps.shape[1], side, where));
+    const sum = (where) => tf.matMul(tf.abs(maps), weights(maps.shape[1], side, where));
     return tf.sub(1, tf.div(sum(box), tf.maximum(sum([0, 0, side, side]), 1e-30)));
   },
   l1(maps, [x1, y1, x2, y2], side) {
     const size = tf.abs(maps), full = tf.div(size, tf.maximum(size.max(1, true), 1e-30));
     const sum = (where) => tf.matMul(full, weights(maps.shape[1], side, where));
-    const inside = tf.sub((x2 - x1) * (y2 - y1), sum([x1, y1, x2, y2])); // Σ M (1 − Â)
-    const outside = tf.sub(sum([0, 0, side, side]), sum([x1, y1, x2, y2])); // Σ (1 − M) Â
-    return tf.div(tf.add(inside, outside), side * side);
+    const missing = tf.sub((x2 - x1) * (y2 - y1), sum([x1, y1, x2, y2])); // Σ M (1 − Â)
+    return tf.div(tf.add(missing, tf.sub(sum([0, 0, side, side]), sum([x1, y1, x2, y2]))), side * side); // + Σ (1 − M) Â
   },
 };
 
@@ -59,13 +54,10 @@ export function kd(student, teacher) {
 
 /** Cosine of two maps in pixels, per image. e²KD's loss is 1 − this. */
 export function cosine(student, teacher, side) {
-  const cells = student.shape[1], axis = shares(Math.sqrt(cells), side);
-  const products = sums(axis.map((row) => outer(row, row))), size = axis[0].length;
-  const gram = Array.from({ length: cells ** 2 }, (_, k) => {
-    const [i, j] = [Math.floor(k / cells), k % cells], part = (a, b) => products[a * size + b];
-    return part(Math.floor(i / size), Math.floor(j / size)) * part(i % size, j % size);
-  });
-  const inner = (a, b) => tf.mul(tf.matMul(a, tf.tensor(gram, [cells, cells])), b).sum(1);
+  const cells = student.shape[1], size = Math.sqrt(cells), axis = tf.tensor(shares(size, side));
+  const one = tf.matMul(axis, axis, true).flatten(); // products of two cells' shares, along an axis
+  const both = tf.outerProduct(one, one).reshape([size, size, size, size]).transpose([0, 2, 1, 3]).reshape([cells, cells]);
+  const inner = (a, b) => tf.mul(tf.matMul(a, both), b).sum(1);
   return tf.div(inner(student, teacher), tf.sqrt(tf.mul(inner(student, student), inner(teacher, teacher))));
 }
 
@@ -82,11 +74,7 @@ export function resize(map, side) {
 
 /** EPG: the share of positive attribution in the box, of a map in pixels. */
 export function epg(map, side, [x1, y1, x2, y2]) {
-  let [inside, total] = [0, 0];
-  map.forEach((value, k) => {
-    const x = k % side, y = Math.floor(k / side);
-    total += Math.max(0, value);
-    if (x >= x1 && x < x2 && y >= y1 && y < y2) inside += Math.max(0, value);
-  });
-  return total && inside / total;
+  const inside = map.filter((value, k) => k % side >= x1 && k % side < x2 && k >= y1 * side && k < y2 * side);
+  const sum = (values) => values.reduce((total, value) => total + Math.max(0, value), 0), total = sum(map);
+  return total && sum(inside) / total;
 }

@@ -3,11 +3,17 @@ import * as tf from "./made/tf.js";
 
 export const TRAINED = ["convolution", "scale", "shift", "classifier", "bias"];
 
+/** Whether a graphics card draws, and not the processor in its place, which is slower than tfjs alone. */
+function card() {
+  const pen = document.createElement("canvas").getContext("webgl2", { failIfMajorPerformanceCaveat: true });
+  const names = pen?.getExtension("WEBGL_debug_renderer_info");
+  return pen && !/swiftshader|llvmpipe|software/i.test(names ? pen.getParameter(names.UNMASKED_RENDERER_WEBGL) : "");
+}
+
 /** Computes on a graphics card that has float32, else on the processor; or where `backend`, webgl or cpu, says. */
 export async function start(backend) {
-  const card = () => document.createElement("canvas").getContext("webgl2", { failIfMajorPerformanceCaveat: true });
-  if (backend !== "webgl" && (backend === "cpu" || !card())) return tf.setBackend("cpu");
-  const works = (await tf.setBackend("webgl")) && tf.env().getBool("WEBGL_RENDER_FLOAT32_ENABLED");
+  const wanted = backend === "webgl" || (backend !== "cpu" && card());
+  const works = wanted && (await tf.setBackend("webgl")) && tf.env().getBool("WEBGL_RENDER_FLOAT32_ENABLED");
   return works || tf.setBackend("cpu");
 }
 
@@ -16,11 +22,8 @@ function half(bits) {
   return (bits >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction);
 }
 
-const READ = {
-  F32: (bytes) => new Float32Array(bytes),
-  F16: (bytes) => Float32Array.from(new Uint16Array(bytes), half),
-  U8: (bytes) => Float32Array.from(new Uint8Array(bytes)),
-};
+const READ = { F16: (bytes) => Float32Array.from(new Uint16Array(bytes), half), F32: (bytes) => new Float32Array(bytes),
+  U8: (bytes) => Float32Array.from(new Uint8Array(bytes)) };
 
 /** All tensors of a safetensors file, by name, as float32. */
 export async function read(address) {
@@ -42,9 +45,8 @@ export function features(packed, { low, step }, from = 0, count = -1) {
 
 /** A head of a file's tensors, whose names begin with `prefix`. */
 export function head(found, prefix) {
-  const fixed = ["mean", "inverse"].map((name) => [name, found[prefix + name]]);
   const trained = TRAINED.map((name) => [name, tf.variable(found[prefix + name])]);
-  return Object.fromEntries([...fixed, ...trained]);
+  return { mean: found[prefix + "mean"], inverse: found[prefix + "inverse"], ...Object.fromEntries(trained) };
 }
 
 export const variables = (net) => TRAINED.map((name) => net[name]);

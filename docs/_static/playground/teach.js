@@ -6,7 +6,6 @@ import { distil, evaluate, mapsOf } from "./guide.js";
 import { paint, picture } from "./draw.js";
 
 const at = (id) => document.getElementById(id);
-const NAMES = { kd: "KD", e2kd: "KD + e²KD" };
 
 /** Sets up the tab. The student begins as the first tab's network did. */
 export async function teach({ data, found, more, others, made, shown }) {
@@ -29,8 +28,7 @@ export async function teach({ data, found, more, others, made, shown }) {
 
   let student = head(found, ""), before = null;
   const show = (id, value, digits) => {
-    shown[id] = value;
-    at(id).textContent = (before ? `${before[id].toFixed(digits)} → ` : "") + value.toFixed(digits);
+    [shown[id], at(id).textContent] = [value, (before ? `${before[id].toFixed(digits)} → ` : "") + value.toFixed(digits)];
   };
   const see = (maps) => {
     paints(places, maps);
@@ -48,7 +46,7 @@ export async function teach({ data, found, more, others, made, shown }) {
     student = head(found, "");
   };
   const lock = (all, reset = all) => ["teach-kd", "teach-e2kd", "forget"].forEach((id, k) => (at(id).disabled = k < 2 ? all : reset));
-  const lesson = (kind) => async () => {
+  const lesson = (kind, name) => async () => {
     lock(true);
     fresh();
     await distil(student, teacher, x, { kind, side }, (step, seen) => {
@@ -56,19 +54,19 @@ export async function teach({ data, found, more, others, made, shown }) {
       see(seen.maps);
     });
     await measure();
-    at("lesson").textContent = `${NAMES[kind]}, 20 steps on ${lessons.length} scenes. Try the other one, and compare the maps.`;
+    at("lesson").textContent = `${name}, 20 steps on ${lessons.length} scenes. Try the other one, and compare the maps.`;
     lock(false);
   };
-  at("teach-kd").onclick = lesson("kd");
-  at("teach-e2kd").onclick = lesson("e2kd");
-  at("forget").onclick = async () => {
+  at("teach-kd").onclick = lesson("kd", "KD");
+  at("teach-e2kd").onclick = lesson("e2kd", "KD + e²KD");
+  const restart = async () => {
     lock(true);
     fresh();
     [before, at("progress-teach").value] = [null, 0];
     await measure();
+    at("lesson").textContent = "The teacher learned with boxes: it looks at the objects. The student looks elsewhere. Teach it.";
     lock(false, true);
   };
-  await measure();
-  at("lesson").textContent = "The teacher learned with boxes: it looks at the objects. The student looks elsewhere. Teach it on these scenes.";
-  lock(false, true);
+  at("forget").onclick = restart;
+  await restart();
 }

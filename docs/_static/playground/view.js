@@ -3,7 +3,7 @@ import * as tf from "./made/tf.js";
 import { features, forward, head, read, remember, restore, start } from "./model.js";
 import { LOSSES, epg, resize } from "./losses.js";
 import { STEPS, evaluate, guide, mapsOf } from "./guide.js";
-import { paint, picture, watch } from "./draw.js";
+import { blank, paint, picture, watch } from "./draw.js";
 import { teach } from "./teach.js";
 
 const MADE = new URL("./made/", import.meta.url);
@@ -13,52 +13,51 @@ const percent = (share) => `${Math.round(100 * share)} %`;
 const state = { scene: 0, class: 0, box: [], loss: "energy", lambda: 1, guided: [] };
 const shown = {}; // the numbers on the page, by the ids of their elements
 const kept = []; // the network before each guidance
-let data, net, found, more, others, grey, map, now, taught, busy = true;
+let data, net, found, more, others, grey, map, taught, busy = true;
 
 /** What the page shows, under the ids of its elements. */
 const report = () => ({ ...state, class: data?.classes[state.class], steps: STEPS * state.guided.length, busy, ...shown });
 
 function number(id, value, text = percent(value)) {
-  shown[id] = value;
-  at(id).textContent = text;
+  [shown[id], at(id).textContent] = [value, text];
 }
 
-/** Ask the network: probabilities with and without the object, map and EPG. Then draw. */
-async function look() {
-  const [answers, maps] = tf.tidy(() => {
-    const { logits, maps } = forward(net, features(found.scenes, found, 2 * state.scene, 2));
-    return [tf.sigmoid(logits), mapsOf(maps, [state.class, state.class])];
-  });
-  const [here, gone] = await answers.array();
-  map = resize((await maps.array())[0], data.side);
-  tf.dispose([answers, maps]);
-  number("probability", here[state.class]);
-  number("probability-removed", gone[state.class]);
-  number("epg", epg(map, data.side, state.box));
-  at("classes").innerHTML = data.classes.map((name, c) => `<li><span>${name}</span>
-    <span><span class="bar" style="width: ${100 * here[c]}%"></span></span><span>${percent(here[c])}</span></li>`).join("");
-  draw();
-}
-
+/** Draws the map and the box, and says how much of the map is inside. */
 function draw() {
+  number("epg", epg(map, data.side, state.box));
   paint(at("box"), grey, map, state.box);
   const [x1, y1, x2, y2] = state.box;
   at("box").setAttribute("aria-label", `Scene with the network's map, and a box: left ${x1}, top ${y1}, width ${x2 - x1}, `
     + `height ${y2 - y1} of ${data.side} pixels. Arrow keys move the box, with shift they resize it.`);
 }
 
-function tell() {
-  const name = data.classes[state.class], p = shown.probability, q = shown["probability-removed"];
-  const why = p < 0.5 ? "" : q < 0.5 ? " It needs the object." : " It looks at the background!";
+/** Shows the choices, asks the network with the object and without it, and says what it answers. */
+async function refresh() {
+  const c = state.class, name = data.classes[c];
+  for (const choice of CHOICES) at(choice).value = state[choice];
+  for (const place of document.querySelectorAll(".class-name")) place.textContent = name;
+  const [answers, maps] = tf.tidy(() => {
+    const { logits, maps } = forward(net, features(found.scenes, found, 2 * state.scene, 2));
+    return [tf.sigmoid(logits), mapsOf(maps, [c, c])];
+  });
+  const [here, gone] = await answers.array();
+  map = resize((await maps.array())[0], data.side);
+  tf.dispose([answers, maps]);
+  number("probability", here[c]);
+  number("probability-removed", gone[c]);
+  at("classes").innerHTML = data.classes.map((name, k) => `<li><span>${name}</span>
+    <span><span class="bar" style="width: ${100 * here[k]}%"></span></span><span>${percent(here[k])}</span></li>`).join("");
+  draw();
+  const why = here[c] < 0.5 ? "" : gone[c] < 0.5 ? " It needs the object." : " It looks at the background!";
   const next = state.guided.length ? " Other scenes are below." : " Press Guide, and its reasons move into the box.";
-  at("story").textContent = `The network says “${name}”: ${percent(p)}. With the object removed: ${percent(q)}.${why}${next}`;
+  at("story").textContent = `The network says “${name}”: ${percent(here[c])}. With the object removed: ${percent(gone[c])}.${why}${next}`;
 }
 
 /** F1 and EPG on the other scenes, before and now. */
-function compare() {
+function compare(now) {
   for (const [id, key] of [["f1-others", "f1"], ["epg-others", "epg"]]) {
-    const old = data.before[key], value = now?.[key] ?? old;
-    number(id, value, (now ? `${old.toFixed(1)} → ` : "") + value.toFixed(1));
+    const old = data.before[key].toFixed(1);
+    number(id, now?.[key] ?? data.before[key], now ? `${old} → ${now[key].toFixed(1)}` : old);
   }
 }
 
@@ -71,9 +70,8 @@ function ready(yes) {
 
 /** The state in the address, so that it can be shared. */
 function save() {
-  const { scene, class: c, box, loss, lambda } = state;
-  const words = new URLSearchParams({ scene, class: c, box, loss, lambda });
-  for (const one of state.guided) words.append("guided", [one.scene, one.class, one.loss, one.lambda, ...one.box]);
+  const text = (one) => [one.scene, one.class, one.loss, one.lambda, ...one.box].join();
+  const words = new URLSearchParams([["now", text(state)], ...state.guided.map((one) => ["guided", text(one)])]);
   history.replaceState(null, "", `?${words}`);
 }
 
@@ -86,8 +84,7 @@ function opened() {
     const right = inside && data.scenes[scene] && data.classes[c] && Object.hasOwn(LOSSES, loss) && lambda >= 0;
     return right ? { scene: Number(scene), class: Number(c), loss, lambda: Number(lambda), box } : null;
   };
-  const here = parse(["scene", "class", "loss", "lambda", "box"].map((name) => words.get(name)).join(","));
-  return { here, guided: words.getAll("guided").map(parse).filter(Boolean) };
+  return { here: parse(words.get("now") ?? ""), guided: words.getAll("guided").map(parse).filter(Boolean) };
 }
 
 async function choose(scene, rest = {}) {
@@ -102,26 +99,17 @@ async function choose(scene, rest = {}) {
   await refresh();
 }
 
-async function refresh() {
-  for (const name of CHOICES) at(name).value = state[name];
-  for (const place of document.querySelectorAll(".class-name")) place.textContent = data.classes[state.class];
-  await look();
-  tell();
-}
-
 /** Twenty steps with the box of `one`, the map drawn at each. */
 async function press(one) {
   ready(false);
   kept.push(remember(net));
   state.guided.push(one);
-  const x = features(found.scenes, found, 2 * one.scene, 1), label = data.scenes[one.scene].label;
-  const job = { label, box: one.box, c: one.class, loss: one.loss, weight: one.lambda, side: data.side };
-  await guide(net, x, job, (step, seen) => {
+  const x = features(found.scenes, found, 2 * one.scene, 1), { label } = data.scenes[one.scene];
+  await guide(net, x, { ...one, c: one.class, weight: one.lambda, label, side: data.side }, (step, seen) => {
     at("progress").value = step + 1;
     at("guide").textContent = `Step ${step + 1}`;
     if (one.scene !== state.scene || one.class !== state.class) return; // of a link's history
     map = resize(seen.maps.dataSync(), data.side);
-    number("epg", epg(map, data.side, state.box));
     number("probability", tf.tidy(() => tf.sigmoid(seen.logits).dataSync())[one.class]);
     draw();
   });
@@ -133,8 +121,7 @@ async function changed() {
   await refresh();
   save();
   for (const id of ["f1-others", "epg-others"]) at(id).textContent += " …";
-  now = state.guided.length ? await evaluate(net, await others) : null;
-  compare();
+  compare(state.guided.length ? await evaluate(net, await others) : null);
   ready(true);
 }
 
@@ -150,7 +137,7 @@ async function back(count) {
 
 /** What is shown, as a picture to save. */
 function keep() {
-  const canvas = Object.assign(document.createElement("canvas"), { width: 900, height: 500 }), pen = canvas.getContext("2d");
+  const canvas = blank(900, 500), pen = canvas.getContext("2d");
   pen.fillStyle = "white";
   pen.fillRect(0, 0, 900, 500);
   [["box", 10, 440], ["with", 460, 210], ["without", 680, 210]].forEach(([id, x, size]) => pen.drawImage(at(id), x, 10, size, size));
@@ -173,22 +160,20 @@ function listen() {
   at("download").onclick = keep;
   at("share").onclick = () => {
     save();
-    const copied = navigator.clipboard?.writeText(location.href) ?? Promise.reject();
-    copied.then(() => (at("share").textContent = "Copied"), () => window.prompt("The address of this state", location.href));
+    (navigator.clipboard?.writeText(location.href) ?? Promise.reject()).then(() => (at("share").textContent = "Copied"),
+      () => window.prompt("The address of this state", location.href));
   };
-  for (const name of CHOICES) {
-    at(name).onchange = () => {
-      state[name] = name === "loss" ? at(name).value : Number(at(name).value);
-      refresh().then(save);
-    };
-  }
+  for (const name of CHOICES) at(name).onchange = () => {
+    state[name] = name === "loss" ? at(name).value : Number(at(name).value);
+    refresh().then(save);
+  };
   watch(at("box"), data.side, () => state.box, (next, last) => {
     if (busy) return;
     state.box = next;
     draw();
-    if (last) refresh().then(save);
+    if (last) save();
   });
-  const tabs = [at("tab-guide"), at("tab-teach")];
+  const tabs = ["tab-guide", "tab-teach"].map(at);
   const open = (chosen) => {
     tabs.forEach((tab, k) => {
       tab.setAttribute("aria-selected", k === chosen);
@@ -214,8 +199,8 @@ function list() {
 
 async function main() {
   await start(new URLSearchParams(location.search).get("backend"));
-  const json = async (name) => (await fetch(new URL(name, MADE))).json();
-  [data, found] = await Promise.all([json("scenes.json"), read(new URL("start.safetensors", MADE))]);
+  const json = fetch(new URL("scenes.json", MADE)).then((answer) => answer.json());
+  [data, found] = await Promise.all([json, read(new URL("start.safetensors", MADE))]);
   net = head(found, "");
   list();
   listen();
@@ -225,7 +210,7 @@ async function main() {
   compare();
   more = read(new URL("more.safetensors", MADE));
   others = more.then((all) => ({ ...data.others, side: data.side, x: features(all.others, found) }));
-  others.catch(fail);
+  others.catch(fail); // also where nobody waits for them
   for (const one of guided) await press(one);
   await (guided.length ? changed() : ready(true));
 }
