@@ -49,10 +49,7 @@ function box(x1, y1, x2, y2, side) {
 const moved = ([x1, y1, x2, y2], dx, dy, side) => [x1, y1, x2, y2].map((value, k) =>
   value + (k % 2 ? between(dy, -y1, side - y2) : between(dx, -x1, side - x2)));
 
-/** Mouse, finger and keys: a corner is dragged, the inside moves the box, elsewhere a new box begins.
- *
- * `changed` gets the box, and whether the movement is over.
- */
+/** Mouse and finger drag a corner, the box, or a new box; keys move it. `changed` gets the box, and whether this is the end. */
 export function watch(canvas, side, current, changed) {
   let drag = null;
   const place = (event) => {

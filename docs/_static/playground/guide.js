@@ -31,9 +31,7 @@ async function train(net, loss, after) {
 }
 
 /** Guides a head by one box: binary cross-entropy + λ · loss(|map|), on features x (1, cells, channels) of one scene.
- *
- * What `after` sees of a step is the network before it: logits, map (1, cells) of class c, and the loss.
- */
+ * What `after` sees of a step is the network before it: logits, map (1, cells) of class c, and the loss. */
 export async function guide(net, x, { label, box, c, loss, weight, side }, after) {
   await train(net, () => {
     const found = forward(net, x), maps = mapsOf(found.maps, [c]);

@@ -56,7 +56,6 @@ export const remember = (net) => variables(net).map((variable) => variable.clone
 export const restore = (net, kept) => variables(net).forEach((variable, k) => variable.assign(kept[k].clone()));
 
 /** Features (B, cells, channels) to logits (B, classes) and maps (B, cells, classes).
- *
  * The maps are Input x Gradient of each logit at the head's ReLU6, e2lib's depth Final. Behind it come only a mean and
  * a linear layer, so the gradient is classifier / cells, and first derivatives train the map exactly.
  */

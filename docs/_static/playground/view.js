@@ -18,9 +18,7 @@ let data, net, found, more, others, grey, map, taught, busy = true;
 /** What the page shows, under the ids of its elements. */
 const report = () => ({ ...state, class: data?.classes[state.class], steps: STEPS * state.guided.length, busy, ...shown });
 
-function number(id, value, text = percent(value)) {
-  [shown[id], at(id).textContent] = [value, text];
-}
+const number = (id, value, text = percent(value)) => ([shown[id], at(id).textContent] = [value, text]);
 
 /** Draws the map and the box, and says how much of the map is inside. */
 function draw() {
@@ -155,9 +153,7 @@ function listen() {
     await press({ scene, class: c, loss, lambda, box: [...box] });
     await changed();
   };
-  at("undo").onclick = () => back(1);
-  at("reset").onclick = () => back(kept.length);
-  at("download").onclick = keep;
+  [at("undo").onclick, at("reset").onclick, at("download").onclick] = [() => back(1), () => back(kept.length), keep];
   at("share").onclick = () => {
     save();
     (navigator.clipboard?.writeText(location.href) ?? Promise.reject()).then(() => (at("share").textContent = "Copied"),
@@ -199,8 +195,8 @@ function list() {
 
 async function main() {
   await start(new URLSearchParams(location.search).get("backend"));
-  const json = fetch(new URL("scenes.json", MADE)).then((answer) => answer.json());
-  [data, found] = await Promise.all([json, read(new URL("start.safetensors", MADE))]);
+  found = await read(new URL("start.safetensors", MADE));
+  data = await (await fetch(new URL("scenes.json", MADE))).json();
   net = head(found, "");
   list();
   listen();
