@@ -1,6 +1,6 @@
 // What trains a head: guidance by one box, and distillation. And what is measured on other scenes.
 import * as tf from "./made/tf.js";
-import { forward, variables } from "./model.js";
+import { features, forward, variables } from "./model.js";
 import { LOSSES, bce, cosine, epg, kd, resize } from "./losses.js";
 
 export const STEPS = 20;
@@ -61,7 +61,7 @@ export async function evaluate(net, others, tops) {
   for (let k = 0; k < count; k += 10) {
     const labels = others.labels.slice(k, k + 10);
     const [logits, maps] = tf.tidy(() => {
-      const answer = forward(net, others.x.slice([k, 0, 0], [labels.length, -1, -1]));
+      const answer = forward(net, features(others.x, k, labels.length));
       return [answer.logits, mapsOf(answer.maps, labels)];
     });
     (await maps.array()).forEach((map, i) => (energy += epg(resize(map, others.side), others.side, others.boxes[k + i])));

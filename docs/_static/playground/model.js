@@ -22,8 +22,11 @@ function half(bits) {
   return (bits >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction);
 }
 
-const READ = { F16: (bytes) => Float32Array.from(new Uint16Array(bytes), half), F32: (bytes) => new Float32Array(bytes),
-  U8: (bytes) => Float32Array.from(new Uint8Array(bytes)) };
+const HALVES = Float32Array.from({ length: 2 ** 16 }, (_, bits) => half(bits));
+const READ = {
+  F16: (bytes) => Float32Array.from(new Uint16Array(bytes), (bits) => HALVES[bits]),
+  F32: (bytes) => new Float32Array(bytes),
+};
 
 /** All tensors of a safetensors file, by name, as float32. */
 export async function read(address) {
@@ -38,10 +41,8 @@ export async function read(address) {
   }));
 }
 
-/** Features (count, cells, channels) from the tensor `packed` of uint8, by each channel's lowest value and step. */
-export function features(packed, { low, step }, from = 0, count = -1) {
-  return tf.tidy(() => tf.add(tf.mul(packed.slice([from, 0, 0], [count, -1, -1]), step), low));
-}
+/** Features (count, cells, channels) of some of all scenes. */
+export const features = (all, from, count) => all.slice([from, 0, 0], [count, -1, -1]);
 
 /** A head of a file's tensors, whose names begin with `prefix`. */
 export function head(found, prefix) {

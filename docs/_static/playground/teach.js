@@ -10,7 +10,7 @@ const at = (id) => document.getElementById(id);
 /** Sets up the tab. The student begins as the first tab's network did. */
 export async function teach({ data, found, more, others, made, shown }) {
   const teacher = head(await more, "teacher."), known = await others, { lessons, side } = data;
-  const x = tf.tidy(() => tf.concat(lessons.map((k) => features(found.scenes, found, 2 * k, 1))));
+  const x = tf.tidy(() => tf.concat(lessons.map((k) => features(found.scenes, 2 * k, 1))));
   const greys = await Promise.all(lessons.map((k) => picture(new URL(`${k}.webp`, made))));
   const goal = forward(teacher, x), tops = [...(await goal.logits.argMax(1).data())];
   const goals = mapsOf(goal.maps, tops), right = await evaluate(teacher, known);

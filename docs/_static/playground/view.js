@@ -35,7 +35,7 @@ async function refresh() {
   for (const choice of CHOICES) at(choice).value = state[choice];
   for (const place of document.querySelectorAll(".class-name")) place.textContent = name;
   const [answers, maps] = tf.tidy(() => {
-    const { logits, maps } = forward(net, features(found.scenes, found, 2 * state.scene, 2));
+    const { logits, maps } = forward(net, features(found.scenes, 2 * state.scene, 2));
     return [tf.sigmoid(logits), mapsOf(maps, [c, c])];
   });
   const [here, gone] = await answers.array();
@@ -102,7 +102,7 @@ async function press(one) {
   ready(false);
   kept.push(remember(net));
   state.guided.push(one);
-  const x = features(found.scenes, found, 2 * one.scene, 1), { label } = data.scenes[one.scene];
+  const x = features(found.scenes, 2 * one.scene, 1), { label } = data.scenes[one.scene];
   await guide(net, x, { ...one, c: one.class, weight: one.lambda, label, side: data.side }, (step, seen) => {
     at("progress").value = step + 1;
     at("guide").textContent = `Step ${step + 1}`;
@@ -205,7 +205,7 @@ async function main() {
   await choose(here?.scene ?? 0, here ?? {});
   compare();
   more = read(new URL("more.safetensors", MADE));
-  others = more.then((all) => ({ ...data.others, side: data.side, x: features(all.others, found) }));
+  others = more.then((all) => ({ ...data.others, side: data.side, x: all.others }));
   others.catch(fail); // also where nobody waits for them
   for (const one of guided) await press(one);
   await (guided.length ? changed() : ready(true));
