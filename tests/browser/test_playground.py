@@ -152,7 +152,7 @@ def compare(
         assert seen["loss"] == pytest.approx(loss.item(), abs=tolerance)
         largest = logits.abs().max().item() if relative else 1
         torch.testing.assert_close(torch.tensor(seen["logits"]), logits, rtol=0, atol=tolerance * largest)
-        torch.testing.assert_close(torch.tensor(seen["maps"]), maps.flatten(1), rtol=0, atol=tolerance)
+        torch.testing.assert_close(torch.tensor(seen["maps"]), maps.flatten(1), rtol=0, atol=tolerance * largest)
         loss.backward()
         optimizer.step()
     first, last = (torch.tensor(trained[k]["logits"]) for k in (0, -1))
@@ -368,7 +368,7 @@ def test_e2kd_hands_the_teachers_reasons_down_and_kd_does_not(visit):
     assert found["e2kd"]["alike"] > found["kd"]["alike"] + 0.1
     assert found["e2kd"]["alike"] > start["alike"] + 0.1
     page.locator("#forget").click()
-    page.wait_for_function("document.getElementById('forget').disabled")
+    page.wait_for_function("document.getElementById('lesson').textContent.includes('Teach it')")
     assert state(page) == start
 
 

@@ -181,7 +181,7 @@ function listen() {
   };
   tabs.forEach((tab, k) => {
     tab.onclick = () => open(k);
-    tab.onkeydown = ({ key }) => ["ArrowLeft", "ArrowRight"].includes(key) && open(1 - k);
+    tab.onkeydown = ({ key }) => void (["ArrowLeft", "ArrowRight"].includes(key) && open(1 - k)); // false would keep the key
   });
 }
 
