@@ -29,7 +29,7 @@ help:
 	@echo "make bench      measure what guidance and distillation cost, and write the tables of docs/costs.md (20 minutes, nothing beside it)"
 	@echo "make site       build the course site from the executed notebooks, into docs/_build/html"
 	@echo "make slides     build a deck of slides for each lesson, into docs/_build/slides"
-	@echo "make test-browser   open the site, and the widgets in JupyterLab, in Chromium (apt-get install chromium; minutes)"
+	@echo "make test-browser   open the site, and the widgets in JupyterLab, in Chromium (apt-get install chromium npm; minutes)"
 	@echo "make size   count the lines of the library and of the course"
 	@echo "make notebooks  execute in the laptop preset and store the outputs in notebooks/; bring README.md up to date"
 
@@ -84,8 +84,14 @@ bench: setup
 	$(python) -m pip install --constraint constraints.txt --editable ".[site]"
 	@touch $@
 
+docs/node_modules/ready: docs/package-lock.json
+	npm ci --prefix docs --ignore-scripts --no-audit --no-fund
+	@touch $@
+
 # -W, -n: every warning is an error, also a link that leads nowhere
-site: .venv/site
+site: .venv/site docs/node_modules/ready
+	$(python) docs/assets.py
+	cp docs/node_modules/@tensorflow/tfjs/dist/tf.fesm.min.js docs/_static/playground/made/tf.js
 	$(python) -m sphinx -q -b html -W --keep-going -n -c docs -d docs/_build/doctrees . docs/_build/html
 
 slides: .venv/site

@@ -1,4 +1,4 @@
-"""The course site: `make site` builds it of the committed notebooks and texts, executing and fetching nothing."""
+"""The course site: `make site` builds it of the committed notebooks and texts, and of what docs/assets.py has made."""
 
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!e2lib\.).*|e2lib\..*\._.*")]
 html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_css_files = ["site.css", "playground/playground.css"]
 templates_path = [str(ROOT / "docs" / "_templates")]  # autosummary seeks relative ones elsewhere than Sphinx
 html_additional_pages = {"index": "forward.html"}
 html_js_files = [("names.js", {"defer": "defer"})]

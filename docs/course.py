@@ -63,9 +63,11 @@ def _visit_math_block(translator, node: nodes.math_block) -> None:
 
 
 def compose(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the README onto the first page, with its links as seen from docs/; list the presets."""
+    """Put the playground and the README onto the first page, with links as seen from docs/; list the presets."""
     if docname == "docs/index":
-        source[0] = re.sub(r"\]\((?!\w+:)", "](../", (ROOT / "README.md").read_text()) + source[0]
+        title, first = (ROOT / "README.md").read_text().split("\n", 1)
+        first = f"{title}\n\n```{{raw}} html\n:file: playground.html\n```\n{first}"
+        source[0] = re.sub(r"\]\((?!\w+:)", "](../", first) + source[0]
     elif docname == "notebooks/results":
         source[0] = source[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     elif docname == "docs/presets":

@@ -1,0 +1,79 @@
+// Pictures: photographs in grey under a map in red and blue, and the box that a visitor draws.
+const FOR = [178, 24, 43], AGAINST = [33, 102, 172];
+const LEAST = 8; // pixels, of a box's side
+const ARROWS = { ArrowLeft: [-4, 0], ArrowRight: [4, 0], ArrowUp: [0, -4], ArrowDown: [0, 4] }; // pixels
+const between = (value, low, high) => Math.max(low, Math.min(high, Math.round(value)));
+export const blank = (width, height) => Object.assign(document.createElement("canvas"), { width, height });
+
+/** A photograph's grey values, pale, one per pixel. */
+export async function picture(address) {
+  const image = Object.assign(new Image(), { src: address });
+  await image.decode();
+  const pen = blank(image.width, image.height).getContext("2d");
+  pen.drawImage(image, 0, 0);
+  const { data } = pen.getImageData(0, 0, image.width, image.height);
+  return Float32Array.from({ length: data.length / 4 }, (_, k) => 110 + 0.19 * (data[4 * k] + data[4 * k + 1] + data[4 * k + 2]));
+}
+
+/** Draws a map (pixels, row by row) over a grey photograph, its strongest value in full colour, and a box if given. */
+export function paint(canvas, grey, map, box) {
+  const side = Math.sqrt(grey.length), small = new ImageData(side, side), under = blank(side, side);
+  const most = map.reduce((high, value) => Math.max(high, Math.abs(value)), 1e-12);
+  map.forEach((value, k) => {
+    const cover = (0.85 * Math.abs(value)) / most, colour = value > 0 ? FOR : AGAINST;
+    for (let c = 0; c < 3; c++) small.data[4 * k + c] = (1 - cover) * grey[k] + cover * colour[c];
+    small.data[4 * k + 3] = 255;
+  });
+  under.getContext("2d").putImageData(small, 0, 0);
+  const pen = canvas.getContext("2d"), zoom = canvas.width / side;
+  pen.drawImage(under, 0, 0, canvas.width, canvas.height);
+  if (!box) return;
+  const [x1, y1, x2, y2] = box.map((value) => value * zoom);
+  for (const [colour, width] of [["black", 7], ["#ffd84d", 4]]) {
+    [pen.strokeStyle, pen.lineWidth, pen.fillStyle] = [colour, width, colour];
+    pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
+    for (const x of [x1, x2]) for (const y of [y1, y2]) pen.fillRect(x - width - 3, y - width - 3, 2 * width + 6, 2 * width + 6);
+  }
+}
+
+/** A box of two corners: in order, inside, with sides of at least LEAST, in whole pixels. */
+function box(x1, y1, x2, y2, side) {
+  const span = (a, b) => {
+    const low = between(Math.min(a, b), 0, side - LEAST);
+    return [low, between(Math.max(a, b), low + LEAST, side)];
+  };
+  const [[left, right], [top, bottom]] = [span(x1, x2), span(y1, y2)];
+  return [left, top, right, bottom];
+}
+
+const moved = ([x1, y1, x2, y2], dx, dy, side) => [x1, y1, x2, y2].map((value, k) =>
+  value + (k % 2 ? between(dy, -y1, side - y2) : between(dx, -x1, side - x2)));
+
+/** Mouse and finger drag a corner, the box, or a new box; keys move it. `changed` gets the box, and whether this is the end. */
+export function watch(canvas, side, current, changed) {
+  let drag = null;
+  const place = (event) => {
+    const area = canvas.getBoundingClientRect();
+    return [((event.clientX - area.left) / area.width) * side, ((event.clientY - area.top) / area.height) * side];
+  };
+  canvas.onpointerdown = (event) => {
+    const [x, y] = place(event), old = current(), [x1, y1, x2, y2] = old, reach = (18 * side) / canvas.clientWidth;
+    const near = [Math.abs(x - x1) < Math.abs(x - x2) ? x1 : x2, Math.abs(y - y1) < Math.abs(y - y2) ? y1 : y2];
+    if (Math.hypot(x - near[0], y - near[1]) < reach) drag = (u, v) => box(x1 + x2 - near[0], y1 + y2 - near[1], u, v, side);
+    else if (x > x1 && x < x2 && y > y1 && y < y2) drag = (u, v) => moved(old, u - x, v - y, side);
+    else drag = (u, v) => (Math.hypot(u - x, v - y) < 6 ? old : box(x, y, u, v, side)); // a tap leaves the box
+    canvas.setPointerCapture(event.pointerId);
+  };
+  canvas.onpointermove = (event) => drag && changed(drag(...place(event)), false);
+  canvas.onlostpointercapture = () => {
+    drag = null;
+    changed(current(), true);
+  };
+  canvas.onkeydown = (event) => {
+    const [dx, dy] = ARROWS[event.key] ?? [0, 0], old = current(), [x1, y1, x2, y2] = old;
+    if (!dx && !dy) return;
+    event.preventDefault();
+    const wider = box(x1, y1, Math.max(x1 + LEAST, x2 + dx), Math.max(y1 + LEAST, y2 + dy), side);
+    changed(event.shiftKey ? wider : moved(old, dx, dy, side), true);
+  };
+}
