@@ -60,7 +60,8 @@ def read_image(name: str, content: bytes, size: int) -> Tensor:
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}; {most}") from error
     except (OSError, SyntaxError) as error:  # from Pillow, for files that are not images or end too early
-        raise ValueError(f"{name} cannot be read as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}: {error}") from error
+        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise ValueError(f"{name} cannot be read as {kinds}: it has another format or is damaged") from error
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
@@ -318,8 +319,8 @@ class Playground(Panel):
             shown[name] = 100 * logits[1].detach().sigmoid().cpu(), maps.detach().cpu()
         limit = shown["before"][1][0].abs().quantile(0.995).item()  # one scale, also without the object
         rows = [["photo"] * whole + ["before", "now"], ["answers"] * (1 + whole) + ["scores"]]
-        room = {"left": 0.07, "right": 0.99, "bottom": 0.08, "top": 0.95, "wspace": 0.06}  # fixed: no layout to compute
-        figure = plt.figure(figsize=(12.2 if whole else 8.6, 8))
+        room = {"left": 0.08 if whole else 0.11, "right": 0.98, "bottom": 0.08, "top": 0.95, "wspace": 0.15}
+        figure = plt.figure(figsize=(12.2 if whole else 8.6, 7.4), layout="none")
         axes = figure.subplot_mosaic(rows, height_ratios=[1.3, 1], gridspec_kw=room)
         if whole:
             axes["photo"].imshow(photo, interpolation="bicubic")
@@ -419,7 +420,8 @@ class Playground(Panel):
         state = self._state() | {"removed": self.remove.value, "presses": self.presses, "scores": self.scores}
         names = (f"playground-{number}.html" for number in itertools.count(1))
         path = next(path for name in names if not (path := Path(name)).exists())
-        image = f'<img alt="{self.text}" src="data:image/jpeg;base64,{base64.b64encode(self.still()).decode()}">'
+        source = base64.b64encode(self.still()).decode()
+        image = f'<img alt="{self.text}" width="1200" src="data:image/jpeg;base64,{source}">'
         text = html.escape(json.dumps(state, indent=1))
         write(path, f'<!doctype html><meta charset="utf-8"><title>Playground</title>{image}<pre>{text}</pre>\n')
         return f"Saved as {path}, beside this notebook."

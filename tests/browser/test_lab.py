@@ -138,6 +138,13 @@ def changed(panel, before: str, shown=picture, seconds: float = 120) -> str:
     pytest.fail(f"the picture is the same after {seconds} seconds: {panel.inner_text()}")
 
 
+def settled(panel) -> str:
+    """The panel's picture, once the panel does not work any more."""
+    working = re.compile(r"^(working|step|measuring on)")
+    panel.locator(".widget-html-content", has_text=working).first.wait_for(state="detached")
+    return picture(panel)
+
+
 def choose(panel, label: str, value: str) -> None:
     panel.locator(f'.widget-dropdown:has(label:text-is("{label}")) select').select_option(label=value)
 
@@ -204,7 +211,8 @@ def test_the_playground(lab, page):
 
     begun = time.monotonic()
     panel.get_by_role("button", name="Guide").click()
-    guided = changed(panel, boxed)
+    changed(panel, boxed)  # while it learns
+    guided = settled(panel)
     print(f"Guide: {time.monotonic() - begun:.1f} seconds")
 
     canvas.focus()
