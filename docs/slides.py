@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from docutils.utils.math.latex2mathml import tex2mathml
 from markdown_it import MarkdownIt
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -40,7 +41,12 @@ markdown = MarkdownIt("commonmark").enable("table").render
 def of_text(source: str) -> str:
     """A text without folded answers, prerequisites and links, which lead nowhere from a projector."""
     source = re.sub(r"<details>.*?</details>|^\*Prerequisite.*", "", source, flags=re.DOTALL | re.MULTILINE)
+    source = re.sub(r"\$\$(.+?)\$\$|\$(.+?)\$", lambda m: _maths(m[1] or m[2], bool(m[1])), source, flags=re.DOTALL)
     return markdown(re.sub(r"(?<!!)\[([^]]+)\]\([^)]+\)", r"\1", source))
+
+
+def _maths(formula: str, block: bool) -> str:
+    return " ".join(tex2mathml(" ".join(formula.split()), as_block=block).split())
 
 
 def of_code(cell: nbformat.NotebookNode, texts: list[str]) -> str:
