@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 
 from e2lib.attribution.forward import logits_of
 from e2lib.datasets.files import check_value
+from e2lib.disk import keep_memory
 from e2lib.models.bcosify import bcosify, sharpen
 from e2lib.models.parts import Head, split
 from e2lib.models.weights import IMAGENET, fingerprint, head_prefixes, load, save, train_head_only
@@ -86,6 +87,7 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
     a missing file; ImportError for a missing package of weights.
     """
     check_value(num_classes >= 1, "num_classes", num_classes, "at least 1")
+    keep_memory()  # before anything runs: the first passes would be slow
     net = ARCHITECTURES[name](num_classes) if name in ARCHITECTURES else _timm(name, num_classes)
     if weights is not None:
         load(net, name, weights)
