@@ -324,11 +324,22 @@ def test_gpus_are_those_that_the_process_may_use(monkeypatch, named, there, seen
     run.cards.cache_clear()
 
 
+def test_the_laptop_preset_runs_lessons_and_what_goes_on_from_them_by_name(project):
+    for name in ("01_first", "01b_more", "02_second"):
+        write(project / "notebooks" / f"{name}.ipynb", "1")
+    for preset, text in (("laptop", "{}"), ("full", "{}")):
+        file = project / "notebooks" / "presets" / preset / "01b.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    names = [[job.notebook.stem for job in plan(*asked)] for asked in (("laptop",), ("laptop", "1b 2"), ("full",))]
+    assert names == [["01_first", "02_second"], ["01b_more", "02_second"], ["01b_more"]]
+
+
 def test_plan_refuses_by_name(project):
     with pytest.raises(FileNotFoundError, match="no notebook"):
         plan("smoke")
     path = write(project / "notebooks" / "01_first.ipynb", "1")
-    with pytest.raises(ValueError, match="unknown PRESET 'big': choose from smoke, laptop, paper"):
+    with pytest.raises(ValueError, match="unknown PRESET 'big': choose from smoke, laptop, full, paper"):
         plan("big")
     with pytest.raises(ValueError, match="unknown NOTEBOOKS '07': choose from 01"):
         plan("smoke", "01 07")
@@ -349,8 +360,8 @@ def test_plan_refuses_by_name(project):
         plan("smoke")
     twin.unlink()
     (project / "notebooks" / "presets" / "paper" / "01.yaml").unlink()
-    with pytest.raises(FileNotFoundError, match="there is no notebooks/presets/paper/01.yaml"):
-        plan("paper")
+    with pytest.raises(ValueError, match="unknown NOTEBOOKS '01': choose from"):  # not in this preset
+        plan("paper", "01")
     path.write_text(path.read_text().replace("parameters", "other"))
     with pytest.raises(ValueError, match="01_first.ipynb has 0 cells tagged parameters"):
         plan("smoke")

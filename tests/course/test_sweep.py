@@ -149,8 +149,8 @@ def test_every_sweep_of_the_repository_can_be_planned(path, monkeypatch):
 
 def test_the_first_seed_of_the_results_is_the_laptop_presets_run(monkeypatch):
     monkeypatch.chdir(ROOT)
-    jobs = sweep.plan(ROOT / "notebooks" / "sweeps" / "results.yaml", "04 10")
-    assert {job.key for job in run.plan("laptop", "04 10")} < {job.key for job in jobs}
+    jobs = sweep.plan(ROOT / "notebooks" / "sweeps" / "results.yaml", "04b 10b")
+    assert {job.key for job in run.plan("laptop", "04b 10b")} < {job.key for job in jobs}
 
 
 def test_a_sweep_is_run_once_and_shows_test_numbers_when_asked(lesson):

@@ -101,7 +101,7 @@ def export_waterbirds(birds, root, split):
 def test_two_steps_of_the_preset_for_waterbirds(tmp_path):
     for number, correlation in enumerate((1.0, 0.5, 0.5)):
         export_waterbirds(datasets.SceneBirds("train", 8, 64, correlation), tmp_path, number)
-    path = PAPER / "06.yaml"
+    path = PAPER / "06b.yaml"
     p = checked(path, read(path) | {"data_root": str(tmp_path), "size": 64})
     train, val, _ = datasets.load_splits(p.data, p.data_root, p.size, 4, 2, p.seed)
     torch.manual_seed(0)
