@@ -174,7 +174,7 @@ def test_search_opens_by_keyboard(visit):
 
 
 def test_mathematics_is_readable(visit):
-    page = visit("notebooks/07_distilling_with_few_images.html")
+    page = visit("notebooks/07b_students_from_scratch.html")
     assert page.locator("math").count() >= 4
     assert page.locator("math").first.bounding_box()["width"] > 50
     assert "Σ_c a ∂s/∂a" in visit("docs/api/e2lib.attribution.html").inner_text("main")
