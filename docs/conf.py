@@ -11,7 +11,14 @@ import e2lib  # noqa: E402  (the paths come first)
 project = "Training neural networks with their explanations"
 author = copyright = "the e2lib authors"
 version = release = e2lib.__version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx_copybutton", "course"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "course",
+]
 
 # The source folder is the repository, so that links between its files are links between pages.
 root_doc = "docs/index"
