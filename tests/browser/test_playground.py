@@ -2,10 +2,7 @@
 
 import importlib.util
 import json
-import threading
 import time
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -31,25 +28,6 @@ SPEC.loader.exec_module(assets)
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 BOX = [60, 70, 170, 180]  # drawn by nobody: e2lib and the browser get the same
 SLOW = 120_000  # milliseconds: the machine may be busy
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves files, and tells nobody of it."""
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(scope="module")
-def home():
-    """The address of the served site."""
-    if not (CODE / "made" / "scenes.json").is_file():
-        pytest.skip("docs/_build/html has no playground: make site")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=SITE))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture

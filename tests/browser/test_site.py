@@ -2,9 +2,6 @@
 
 import importlib.util
 import re
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
@@ -21,25 +18,6 @@ PAGES = [page for page in PAGES if page != "index.html"]  # which only leads to 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 TYPICAL = ["docs/index.html", "notebooks/04_guiding_with_boxes.html", "notebooks/results.html", "docs/teaching.html"]
 TYPICAL += ["docs/api/e2lib.guidance.html", "docs/presets.html", "search.html"]
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves files, and tells nobody of it."""
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(scope="module")
-def home():
-    """The address of the served site."""
-    if not PAGES:
-        pytest.skip("docs/_build/html is missing: make site")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=SITE))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture
