@@ -103,10 +103,7 @@ def show_removal(
             photo = images[0].permute(1, 2, 0)
             half[0].imshow(photo)
             half[0].set_title(what, fontsize=10)
-            devices = [next(net.parameters()).device for net in networks.values()]
-            said = [
-                explain(net, images.to(d), c, method, at) for net, d in zip(networks.values(), devices, strict=True)
-            ]
+            said = [explain(n, images.to(next(n.parameters()).device), c, method, at) for n in networks.values()]
             limit = max(0.1 * limit, *(_strength(maps[0, 0]) for _, maps in said))
             for axis, name, (logits, maps) in zip(half[1:], networks, said, strict=True):
                 chances = logits[0].float().sigmoid() if dataset.multilabel else logits[0].float().softmax(0)

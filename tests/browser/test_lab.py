@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LONG = 300_000  # milliseconds until the cells have run
 KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
-OTHERS = r"explain\(|heatmap|evaluate"  # in cells that take time, and that no panel needs
+OTHERS = r"explain\(|heatmap|evaluate\(|rank_correlation"  # in cells that take time, and that no panel needs
 
 
 @pytest.fixture(scope="module")
