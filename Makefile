@@ -98,4 +98,5 @@ slides: .venv/site
 	$(python) docs/slides.py
 
 test-browser: site slides
-	$(python) -m pytest -n 2 --dist loadfile tests/browser
+	$(python) -m pytest -n 2 --dist loadfile -m "not alone" tests/browser
+	$(python) -m pytest -m alone tests/browser

@@ -152,8 +152,10 @@ def test_continuous_integration_runs_the_tests():
     assert jobs["site"]["container"] == "debian:12" and " chromium " in install and browse == "make test-browser"
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    run = [line for line in script.read_text().splitlines() if not line.startswith("#")]
-    assert [line for line in run if "make" in line] == ["make test"]
+    assert [line.strip() for line in script.read_text().splitlines() if "make" in line] == [
+        "make test",
+        "make test-browser",
+    ]
 
 
 def test_gpu_workflow_runs_the_laptop_preset_on_a_gpu_runner():
