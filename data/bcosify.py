@@ -1,8 +1,8 @@
 """Make a B-cos network of a pretrained one: `python data/bcosify.py --photographs FOLDER... --out FILE`.
 
 The photographs need no labels. Any folders with images will do; the word "scenes" stands for the embedded photographs.
-`models.bcosify` rewrites the network as a B-cos network at B = 1. While B rises and the biases fade, the new network
-imitates what the old one computes of random crops: its features at all depths, and its class probabilities.
+`models.bcosify` rewrites the network as a B-cos network at B = 1. While B rises, the new network imitates what the
+old one computes of random crops: its last features, and its class probabilities.
 `models.build("bcos_efficientnet_lite0", classes, FILE)` builds the result. After an interruption, the same command goes
 on from the last finished epoch, and writes the same file.
 """
@@ -27,7 +27,7 @@ from e2lib.training.precision import form, has_bfloat16
 
 INDEPENDENT = 0.2  # the correlation at which the context of scenes says nothing about their objects
 CLASSES = 1000  # of the pretrained networks
-BATCH = 8
+BATCH = 32
 
 
 class Photographs(Samples):
@@ -61,18 +61,17 @@ class Photographs(Samples):
 
 
 class Imitate(nn.Module):
-    """The step: the student's B rises to `b` and its biases fade over the first part `rise` of all steps.
+    """The step: the student's B rises to `b` over the first part `rise` of all steps.
 
-    The loss adds, at each depth and before the last convolution, 1 - cosine of the features in each cell and 0.1 of
-    their squared distance relative to the teacher's squares; and 0.1 of KL(teacher's classes || student's), in nats.
+    The loss adds, before the last convolution and behind it, 1 - cosine of the features in each cell and 0.1 of their
+    squared distance relative to the teacher's squares; and 0.1 of KL(teacher's classes || student's), in nats.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, size: int, steps: int, b: float, rise: float):
         super().__init__()
         self.b, self.rise, self.steps, self.size = b, rise, steps, size
         self.teacher = copy.deepcopy(teacher).requires_grad_(False).eval().to(memory_format=form(teacher)[0])
-        depths = {name: path for name, path in teacher.depths.items() if name != "Input"}
-        self.depths = depths | {"last": f"net.{models.split(teacher, size)[0].path}"}  # before the last convolution
+        self.depths = {"last": f"net.{models.split(teacher, size)[0].path}", "Final": teacher.depths["Final"]}
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.caught: dict[str, dict[str, Tensor]] = {"teacher": {}, "student": {}}
         for who, net in (("teacher", self.teacher), ("student", student)):
@@ -87,7 +86,7 @@ class Imitate(nn.Module):
 
     def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         done = min(int(self.seen) / (self.rise * self.steps), 1)
-        models.sharpen(student, 1 + (self.b - 1) * done, (1 - done) ** 2)  # the last biases are the hardest to lose
+        models.sharpen(student, 1 + (self.b - 1) * done)
         self.seen += 1
         device = batch.images.device
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
@@ -102,41 +101,18 @@ class Imitate(nn.Module):
         return terms
 
 
-@torch.no_grad()
-def settle(student: nn.Module, data: Samples, images: int) -> None:
-    """Let the norms' statistics be those of these crops, and scale their weights so that the network stays the same."""
-    norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
-    found: dict[nn.Module, list[Tensor]] = {norm: [] for norm in norms}
-
-    def note(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        found[norm].append(torch.stack([inputs[0].mean((0, 2, 3)), inputs[0].square().mean((0, 2, 3))]))
-
-    hooks = [norm.register_forward_pre_hook(note) for norm in norms]
-    for part in tqdm(torch.randperm(len(data))[:images].split(BATCH), desc="settling"):
-        student.eval()(torch.stack([data[i].image for i in part.tolist()]).float() / 255)
-    for hook in hooks:
-        hook.remove()
-    for norm, (old, var) in zip(norms, before, strict=True):
-        mean, power = torch.stack(found[norm]).mean(0)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(power - mean.square())
-        norm.bias += (mean - old) * norm.weight * (var + norm.eps).rsqrt()
-        norm.weight *= ((norm.running_var + norm.eps) / (var + norm.eps)).sqrt()
-
-
 def main() -> None:
     """Read the photographs, fit, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", nargs="+", required=True, metavar="FOLDER", help="searched recursively")
     parser.add_argument("--out", type=Path, required=True, help="a name that ends in .safetensors")
     parser.add_argument("--model", default="efficientnet_lite0", choices=models.weights.IMAGENET)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--size", type=int, default=112, help="side of the crops in pixels")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
     parser.add_argument("--b", type=float, default=2.0, help="another B than 2 is set by models.sharpen after build")
-    parser.add_argument("--rise", type=float, default=0.5, help="part of the steps in which B rises and biases fade")
+    parser.add_argument("--rise", type=float, default=0.4, help="part of the steps in which B rises")
     parser.add_argument("--scenes", type=int, default=6000, help="number of scenes composed")
-    parser.add_argument("--lr", type=float, default=7e-4, help="largest learning rate")
+    parser.add_argument("--lr", type=float, default=2e-3, help="largest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that read photographs")
     args = parser.parse_args()
@@ -145,7 +121,6 @@ def main() -> None:
     torch.manual_seed(args.seed)
     teacher = models.build(args.model, CLASSES, "imagenet")
     student = models.bcosify(teacher)
-    settle(student, data, 512)
     step = Imitate(teacher, student, size, args.epochs * (len(data) // BATCH), args.b, args.rise)
     history = training.fit(
         student,
@@ -164,13 +139,10 @@ def main() -> None:
     )
     for number, terms in enumerate(history, 1):
         print(f"epoch {number}: " + ", ".join(f"{name} {value:.3f}" for name, value in terms.items()))
-    result = models.bcosify(teacher, args.b, 0)  # without biases
-    fitted = student.state_dict()
-    result.load_state_dict({name: fitted[name] for name in result.state_dict()})
-    for parameter in result.parameters():
+    for parameter in student.parameters():
         if parameter.ndim > 1:  # half precision: half the size. Statistics of norms would underflow.
             parameter.data = parameter.data.half()
-    models.save(result, args.out)
+    models.save(student, args.out)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {len(data)} photographs, {args.epochs} epochs")
 
 

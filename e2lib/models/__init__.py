@@ -72,7 +72,7 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
     """Build a network by its name. Without weights torch's global random numbers initialise it.
 
     Args:
-        name: efficientnet_lite0/1/2; bcos_efficientnet_lite0/1/2 (by `bcosify`, B = 2, no biases); bcos_scenes;
+        name: efficientnet_lite0/1/2; bcos_efficientnet_lite0/1/2 (by `bcosify`, B = 2); bcos_scenes;
             bcos_<net of package bcos>; xdnn_resnet18/34/50/101/152 (no biases, Fixup: net(a x) = a net(x) for a > 0,
             Hesse et al. 2021); shufflenet_v2_x0_5/1_0/1_5/2_0 of torchvision; any other name in `ARCHITECTURES`; any
             name of timm.
@@ -159,9 +159,9 @@ def _bcos(network: Callable[..., nn.Module], num_classes: int) -> nn.Module:
 
 
 def _bcosified(name: str, num_classes: int) -> nn.Module:
-    """The network of this name as a B-cos network with B = 2 and no biases; data/bcosify.py fits its weights."""
+    """The network of this name as a B-cos network with B = 2; data/bcosify.py fits its weights."""
     check_value(num_classes >= 2, "num_classes", num_classes, "at least 2: B-cos networks add -log(num_classes - 1)")
-    return bcosify(Model(name, num_classes, _lite(name, num_classes)), 2, 0).net
+    return bcosify(Model(name, num_classes, _lite(name, num_classes)), 2).net
 
 
 # The small B-cos network that data/train_bcos.py trains.

@@ -1,6 +1,8 @@
-"""Pretrained networks as B-cos networks: the same function at B = 1, until `sharpen` raises B and fades the biases.
+"""Pretrained networks as B-cos networks: the same function at B = 1, until `sharpen` raises B.
 
-B-cosification: Arya, Rao, Böhle, Schiele, NeurIPS 2024.
+B-cosification: Arya, Rao, Böhle, Schiele, NeurIPS 2024. They take the biases away. Here a bias b stays, and is complete
+all the same: it is b · 1, and the 1 is the mean of x + (1 - x) over the pixels that a cell stands for, which is linear
+in the image [x, 1 - x]. In a map, each bias therefore lies evenly on its cell's pixels.
 """
 
 import copy
@@ -20,16 +22,31 @@ from e2lib.models.weights import head_prefixes
 KNOWN = "convolutions, linear layers, batch and layer norms with weight and bias, activations, and gates such as SE's"
 
 
+class Ones:
+    """The 1 of biases while the network explains: (B, 1, H, W), from the stem's input; None at other times."""
+
+    found: Tensor | None = None
+
+
 class Part(DetachableModule):
     """A layer with a weight and a bias. In explanation mode (`detach`) its factors are detached, as in package bcos."""
 
-    detach, b, share = False, 1.0, 1.0  # `sharpen` sets B and the share
+    detach, b = False, 1.0  # `sharpen` sets B
+    channels = -3  # their dimension
+    ones = Ones()  # the network's
 
-    def faded(self) -> Tensor | None:
-        """The share of the bias that is added."""
-        if self.bias is None or self.share == 0:
-            return None
-        return self.bias if self.share == 1 else self.bias * self.share
+    def complete(self, out: Tensor, constant: Tensor | None) -> Tensor:
+        """The output, in which the constant per channel is, in explanation mode, the constant times the image's 1."""
+        ones = self.ones.found
+        if constant is None or not self.detach or ones is None:
+            return out
+        if out.ndim < 4:
+            ones = ones.mean((1, 2, 3)).view(-1, *[1] * (out.ndim - 1))
+        elif self.channels == -1:
+            ones = F.adaptive_avg_pool2d(ones, out.shape[1:3]).movedim(1, -1)
+        else:
+            ones = F.adaptive_avg_pool2d(ones, out.shape[2:])
+        return out + constant.view(-1, *[1] * (-1 - self.channels)) * (ones - 1)  # a zero that has a gradient
 
     def scaled(self) -> Tensor:
         """v = w |w|^(1/B - 1). For u = v · x, u (|u| / |x|)^(B-1) is w · x |cos(x, w)|^(B-1)."""
@@ -42,7 +59,7 @@ class Part(DetachableModule):
         return u * _factor(u, squares, self.b).detach() if self.detach else _Dynamic.apply(u, squares, self.b)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, B={self.b:g}, share of bias={self.share:g}"
+        return f"{super().extra_repr()}, B={self.b:g}"
 
 
 def _factor(u: Tensor, squares: Tensor, b: float) -> Tensor:
@@ -67,25 +84,35 @@ class _Dynamic(torch.autograd.Function):
 
 
 class Linear(Part, nn.Linear):
-    """w · x |cos(x, w)|^(B-1) + share · bias."""
+    """w · x |cos(x, w)|^(B-1) + bias."""
+
+    channels = -1
+    last = False  # whether it is the classifier
 
     def forward(self, x: Tensor) -> Tensor:
         if self.b == 1:
-            return F.linear(x, self.weight, self.faded())
-        out, bias = self.dynamic(F.linear(x, self.scaled()), x.square().sum(-1, keepdim=True)), self.faded()
-        return out if bias is None else out + bias
+            out = F.linear(x, self.weight, self.bias)
+        else:
+            out = self.dynamic(F.linear(x, self.scaled()), x.square().sum(-1, keepdim=True))
+            out = out if self.bias is None else out + self.bias
+        out = self.complete(out, self.bias)
+        if self.last:
+            self.ones.found = None  # of this image; a head on features sees none
+        return out
 
 
 class Conv2d(Part, nn.Conv2d):
-    """w · x |cos(x, w)|^(B-1) + share · bias for each patch x, of the channels of a group."""
+    """w · x |cos(x, w)|^(B-1) + bias for each patch x, of the channels of a group."""
 
-    same = False  # whether it pads as TensorFlow does
+    same = stem = False  # whether it pads as TensorFlow does; whether it sees the image first
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.stem:
+            self.ones.found = 2 * x.mean(1, keepdim=True) if self.detach else None
         x = pad_same(x, self.kernel_size, self.stride, self.dilation) if self.same else x
-        where, bias = (self.stride, self.padding, self.dilation, self.groups), self.faded()
+        where = self.stride, self.padding, self.dilation, self.groups
         if self.b == 1:
-            return F.conv2d(x, self.weight, bias, *where)
+            return self.complete(F.conv2d(x, self.weight, self.bias, *where), self.bias)
         u, squares = F.conv2d(x, self.scaled(), None, *where), x.square()
         if self.groups < self.in_channels:
             squares = squares.unflatten(1, (self.groups, -1)).sum(2)
@@ -93,38 +120,37 @@ class Conv2d(Part, nn.Conv2d):
         if 1 < self.groups < self.out_channels:
             squares = squares.repeat_interleave(self.out_channels // self.groups, 1)
         out = self.dynamic(u, squares)
-        return out if bias is None else out + bias[:, None, None]
+        return self.complete(out if self.bias is None else out + self.bias[:, None, None], self.bias)
 
 
 class BatchNorm2d(Part, nn.BatchNorm2d):
-    """(x - share · mean) / ρ · weight + share · bias, with ρ² the mean of (x - share · mean)² per channel.
-
-    In training mode mean and ρ follow the batches, and are used, so that a network at B = 1 remains what it was.
-    """
+    """(x - mean) / σ · weight + bias, in training mode with mean and σ of the batch. Both count as factors."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            with torch.no_grad():
-                mean = x.mean((0, 2, 3)).to(self.running_mean)
-                var = x.square().mean((0, 2, 3)) - mean.square()  # faster than var_mean in channels_last
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var.clamp(min=0), self.momentum)
-        power = self.running_var + ((1 - self.share) * self.running_mean).square()
-        mean = self.running_mean * self.share
-        out = F.batch_norm(x, mean, power, self.weight, self.faded(), eps=self.eps)
+        if self.detach:
+            mean, var = self.running_mean, self.running_var
+            if self.training:
+                found, axes = x.detach(), (0, 2, 3)
+                mean, var = found.mean(axes), found.var(axes, correction=0)
+                for kept, new in ((self.running_mean, mean), (self.running_var, found.var(axes))):
+                    kept.lerp_(new.detach().to(kept), self.momentum)
+            scale = self.weight * (var + self.eps).rsqrt()
+            shift = self.bias - mean * scale
+            out = self.complete(x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1), shift)
+        else:
+            out = nn.BatchNorm2d.forward(self, x)
         return self.act(out) if hasattr(self, "act") else out  # timm's norms hold the activation
 
 
 class LayerNorm(Part, nn.LayerNorm):
-    """(x - mean) / σ · weight + share · bias. Subtracting the mean is linear, and only 1 / σ is a factor."""
-
-    channels = -1  # their dimension
+    """(x - mean) / σ · weight + bias. Subtracting the mean is linear, and only 1 / σ is a factor."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x - x.mean(self.channels, keepdim=True)
         var, shape = x.square().mean(self.channels, keepdim=True), (-1, *[1] * (-1 - self.channels))
-        x = x * ((var.detach() if self.detach else var) + self.eps).rsqrt() * self.weight.view(shape)
-        return x if (bias := self.faded()) is None else x + bias.view(shape)
+        x = x * ((var.detach() if self.detach else var) + self.eps).rsqrt()
+        x = x * self.weight.view(shape) + self.bias.view(shape)
+        return self.complete(x, self.bias)
 
 
 class Activation(DetachableModule):
@@ -142,21 +168,16 @@ class Activation(DetachableModule):
         return y.detach() if self.gates else x * (y / torch.where(x == 0, 1, x)).detach()
 
 
-def sharpen(model: nn.Module, b: float, share: float) -> nn.Module:
-    """Set B, at least 1, and the share of biases and means, in [0, 1], in a network of `bcosify`; returns the network.
-
-    Layers add their biases times the share. Batch norms subtract their means times the share, and divide by what then
-    is the root of the mean square.
-    """
+def sharpen(model: nn.Module, b: float) -> nn.Module:
+    """Set B, at least 1, of all layers in a network of `bcosify`; returns the network."""
     check_value(b >= 1, "b", b, "at least 1")
-    check_value(0 <= share <= 1, "share", share, "in [0, 1]")
     for part in model.modules():
         if isinstance(part, Part):
-            part.b, part.share = float(b), float(share)
+            part.b = float(b)
     return model
 
 
-def bcosify(model: nn.Module, b: float = 1.0, share: float = 1.0) -> nn.Module:
+def bcosify(model: nn.Module, b: float = 1.0) -> nn.Module:
     """A copy of a CNN of `models.build` as a B-cos network, which computes the same in eval mode at B = 1.
 
     The stem w · (x - m) / s of normalised RGB gets the weights w (1 - m) / s for x and -w m / s for 1 - x. Convolutions
@@ -165,11 +186,10 @@ def bcosify(model: nn.Module, b: float = 1.0, share: float = 1.0) -> nn.Module:
 
     Args:
         model: made of convolutions, linear layers, batch and layer norms, activations, and gates such as SE's.
-        b: as in `sharpen`.
-        share: as in `sharpen`. With 0 the network is made without biases, and so are its files.
+        b: B of all layers.
 
-    Once the share is 0, contributions at Input add up to the logit less `logit_bias`. Raises ValueError for a network
-    with other parts, naming the first, and for one that does not become an equal and complete B-cos network.
+    At every B, contributions at Input add up to the logit less `logit_bias`. Raises ValueError for a network with
+    other parts, naming the first, and for one that does not become an equal and complete B-cos network.
     """
     right = hasattr(model, "preprocess") and not model.is_bcos and model.num_classes > 1
     check_value(right, "model", type(model).__name__, "of models.build, with two classes or more, and no B-cos network")
@@ -179,20 +199,21 @@ def bcosify(model: nn.Module, b: float = 1.0, share: float = 1.0) -> nn.Module:
     check_value(len(stems) == 1, "model", model.name, "of one convolution of RGB images")
     for name, module in [*net.named_modules()]:
         _convert(net, name, module)
+    ones = Ones()
+    for part in net.modules():
+        if isinstance(part, Part):
+            part.ones = ones
     [stem], seen = stems, model.preprocess
     mean, std = (stem.weight.new_tensor(getattr(seen, k, d)).view(-1, 1, 1) for k, d in (("mean", [0]), ("std", [1])))
     w = stem.weight.data / std
-    stem.weight, stem.in_channels = nn.Parameter(torch.cat([w * (1 - mean), -w * mean], 1)), 6
+    stem.weight, stem.in_channels, stem.stem = nn.Parameter(torch.cat([w * (1 - mean), -w * mean], 1)), 6, True
     classifier, bias = net.get_submodule(heads[0][:-1]), -math.log(model.num_classes - 1)
     before = classifier.weight.new_zeros(model.num_classes) if classifier.bias is None else classifier.bias.data
-    classifier.bias = nn.Parameter(before - bias)
+    classifier.bias, classifier.last = nn.Parameter(before - bias), True
     net.set_submodule(heads[0][:-1], nn.Sequential(classifier, LogitLayer(logit_bias=bias)))
     result = type(model)(f"bcos_{model.name}", model.num_classes, net)
     _check(model, result)
-    for part in result.modules() if share == 0 else ():
-        if isinstance(part, Part):
-            part.bias = None
-    return sharpen(result, b, share)
+    return sharpen(result, b)
 
 
 def _convert(net: nn.Module, name: str, module: nn.Module) -> None:
@@ -220,7 +241,7 @@ def _convert(net: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _check(model: nn.Module, result: nn.Module) -> None:
-    """ValueError unless the result equals the model at B = 1, and its contributions are complete without biases."""
+    """ValueError unless the result equals the model at B = 1, and its contributions are complete."""
     weight = next(model.parameters())
     image = torch.linspace(0, 1, 3 * 64**2, device=weight.device, dtype=weight.dtype).view(1, 3, 64, 64)
     with torch.no_grad(), modes_restored(model), modes_restored(result):
@@ -228,7 +249,7 @@ def _check(model: nn.Module, result: nn.Module) -> None:
     right = torch.allclose(old, new, 1e-3, 1e-3 * old.abs().max().item())
     what = f"a network that stays the same; logits differ by {(old - new).abs().max():.3g}"
     check_value(right, "model", model.name, what)
-    logits, maps = explain(sharpen(result, 1, 0), image, 0, method="bcos")
+    logits, maps = explain(result, image, 0, method="bcos")
     missing = (maps.sum() + result.logit_bias - logits[0, 0]).abs()
     what = f"linear for a given image; its contributions miss the logit by {missing:.3g}"
     check_value(bool(missing <= 1e-3 * maps.abs().sum()), "model", model.name, what)

@@ -33,14 +33,14 @@ def test_a_command_writes_the_same_network_after_an_interruption(script, tmp_pat
 
     def run(out):
         command = ["bcosify.py", "--photographs", str(tmp_path / "photographs"), "scenes", "--out", str(out)]
-        monkeypatch.setattr("sys.argv", [*command, "--epochs", "2", "--size", "32", "--scenes", "24"])
+        monkeypatch.setattr("sys.argv", [*command, "--epochs", "2", "--size", "32", "--scenes", "61"])
         script.main()
         return load_file(out)
 
     whole, step = run(tmp_path / "whole.safetensors"), script.Imitate.forward
 
     def interrupted(self, student, batch):
-        if self.seen == 5:  # in the second epoch: 33 photographs are four batches
+        if self.seen == 4:  # in the second epoch: 70 photographs are three batches
             raise KeyboardInterrupt
         return step(self, student, batch)
 
@@ -62,17 +62,3 @@ def test_a_command_writes_the_same_network_after_an_interruption(script, tmp_pat
     assert not torch.allclose(whole["conv_head.weight"].float(), first.net.conv_head.weight, atol=1e-4)
     with pytest.raises(ValueError, match=r"--photographs is .*; it must be folders with images, or scenes"):
         script.Photographs([str(tmp_path / "none")], 32, 1)
-
-
-def test_settled_norms_compute_the_same(script):
-    torch.manual_seed(0)
-    teacher, data = models.build("efficientnet_lite0", 1000, "imagenet"), script.Photographs(["scenes"], 32, 40)
-    student, images = models.bcosify(teacher), torch.rand(2, 3, 64, 64)
-    script.settle(student, data, 40)
-    torch.testing.assert_close(student.eval()(images), teacher.eval()(images), rtol=1e-3, atol=1e-3)
-    norm = student.net.bn1
-    before = norm.running_var.clone()
-    seen = torch.stack([data[i].image for i in range(40)]).float() / 255
-    student.train()(seen)
-    change = (norm.running_var / before).log().abs()
-    assert change.mean() < 0.1 and not torch.equal(norm.running_var, before)  # the same scenes, other crops
