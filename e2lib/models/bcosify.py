@@ -35,10 +35,13 @@ class Part(DetachableModule):
     channels = -3  # their dimension
     ones = Ones()  # the network's
 
-    def complete(self, out: Tensor, constant: Tensor | None) -> Tensor:
-        """The output, in which the constant per channel is, in explanation mode, the constant times the image's 1."""
-        ones = self.ones.found
-        if constant is None or not self.detach or ones is None:
+    def plus(self, out: Tensor, bias: Tensor | None) -> Tensor:
+        """The output plus a bias per channel; in explanation mode the bias is multiplied by the image's 1."""
+        if bias is None:
+            return out
+        bias, ones = bias.view(-1, *[1] * (-1 - self.channels)), self.ones.found
+        out = out + bias
+        if not self.detach or ones is None:
             return out
         if out.ndim < 4:
             ones = ones.mean((1, 2, 3)).view(-1, *[1] * (out.ndim - 1))
@@ -46,7 +49,7 @@ class Part(DetachableModule):
             ones = F.adaptive_avg_pool2d(ones, out.shape[1:3]).movedim(1, -1)
         else:
             ones = F.adaptive_avg_pool2d(ones, out.shape[2:])
-        return out + constant.view(-1, *[1] * (-1 - self.channels)) * (ones - 1)  # a zero that has a gradient
+        return out + bias * (ones - 1)  # a zero that has a gradient
 
     def scaled(self) -> Tensor:
         """v = w |w|^(1/B - 1). For u = v · x, u (|u| / |x|)^(B-1) is w · x |cos(x, w)|^(B-1)."""
@@ -90,12 +93,8 @@ class Linear(Part, nn.Linear):
     last = False  # whether it is the classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.b == 1:
-            out = F.linear(x, self.weight, self.bias)
-        else:
-            out = self.dynamic(F.linear(x, self.scaled()), x.square().sum(-1, keepdim=True))
-            out = out if self.bias is None else out + self.bias
-        out = self.complete(out, self.bias)
+        out = F.linear(x, self.scaled())
+        out = self.plus(out if self.b == 1 else self.dynamic(out, x.square().sum(-1, keepdim=True)), self.bias)
         if self.last:
             self.ones.found = None  # of this image; a head on features sees none
         return out
@@ -111,16 +110,16 @@ class Conv2d(Part, nn.Conv2d):
             self.ones.found = 2 * x.mean(1, keepdim=True) if self.detach else None
         x = pad_same(x, self.kernel_size, self.stride, self.dilation) if self.same else x
         where = self.stride, self.padding, self.dilation, self.groups
+        u = F.conv2d(x, self.scaled(), None, *where)
         if self.b == 1:
-            return self.complete(F.conv2d(x, self.weight, self.bias, *where), self.bias)
-        u, squares = F.conv2d(x, self.scaled(), None, *where), x.square()
+            return self.plus(u, self.bias)
+        squares = x.square()
         if self.groups < self.in_channels:
             squares = squares.unflatten(1, (self.groups, -1)).sum(2)
         squares = F.conv2d(squares, x.new_ones(self.groups, 1, *self.kernel_size), None, *where)
         if 1 < self.groups < self.out_channels:
             squares = squares.repeat_interleave(self.out_channels // self.groups, 1)
-        out = self.dynamic(u, squares)
-        return self.complete(out if self.bias is None else out + self.bias[:, None, None], self.bias)
+        return self.plus(self.dynamic(u, squares), self.bias)
 
 
 class BatchNorm2d(Part, nn.BatchNorm2d):
@@ -135,8 +134,7 @@ class BatchNorm2d(Part, nn.BatchNorm2d):
                 for kept, new in ((self.running_mean, mean), (self.running_var, found.var(axes))):
                     kept.lerp_(new.detach().to(kept), self.momentum)
             scale = self.weight * (var + self.eps).rsqrt()
-            shift = self.bias - mean * scale
-            out = self.complete(x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1), shift)
+            out = self.plus(x * scale.view(-1, 1, 1), self.bias - mean * scale)
         else:
             out = nn.BatchNorm2d.forward(self, x)
         return self.act(out) if hasattr(self, "act") else out  # timm's norms hold the activation
@@ -147,10 +145,9 @@ class LayerNorm(Part, nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x - x.mean(self.channels, keepdim=True)
-        var, shape = x.square().mean(self.channels, keepdim=True), (-1, *[1] * (-1 - self.channels))
+        var = x.square().mean(self.channels, keepdim=True)
         x = x * ((var.detach() if self.detach else var) + self.eps).rsqrt()
-        x = x * self.weight.view(shape) + self.bias.view(shape)
-        return self.complete(x, self.bias)
+        return self.plus(x * self.weight.view(-1, *[1] * (-1 - self.channels)), self.bias)
 
 
 class Activation(DetachableModule):
