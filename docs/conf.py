@@ -6,7 +6,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-import e2lib  # noqa: E402  (the paths come first)
+import picture  # noqa: E402  (the paths come first)
+
+import e2lib  # noqa: E402
 
 project = "Training neural networks with their explanations"
 author = copyright = "the e2lib authors"
@@ -59,3 +61,13 @@ html_theme_options = {
     "navigation_with_keys": False,
     "navbar_persistent": [],  # the search button has its place in the side bar
 }
+if picture.repository():  # buttons that open a notebook on machines of others
+    html_theme_options |= {
+        "repository_url": f"https://github.com/{picture.repository()}",
+        "repository_branch": "main",
+        "launch_buttons": {
+            "binderhub_url": "https://mybinder.org",
+            "colab_url": "https://colab.research.google.com",
+            "notebook_interface": "jupyterlab",
+        },
+    }

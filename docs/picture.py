@@ -1,11 +1,12 @@
 """`python docs/picture.py` brings README.md up to date with the executed notebooks and results.csv.
 
-It writes the two pictures, the lines of results and the table of lessons.
+It writes the two pictures, the lines of results, the table of lessons, and links that launch the lessons elsewhere.
 """
 
 import base64
 import math
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -68,13 +69,30 @@ def lessons(folder: Path) -> str:
     return "\n".join(rows)
 
 
+def repository() -> str:
+    """OWNER/NAME on GitHub, from `Repository` among the links in pyproject.toml; empty where there is none."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
+    return urls.get("Repository", "").removeprefix("https://github.com/").strip("/")
+
+
+def launch(name: str) -> str:
+    """The line that opens the first lesson on machines of others; empty without a repository."""
+    lesson = "notebooks/01_meet_the_data.ipynb"
+    binder = f"https://mybinder.org/v2/gh/{name}/main?labpath={lesson}"
+    colab = f"https://colab.research.google.com/github/{name}/blob/main/{lesson}"
+    return (
+        f"Nothing to install: open lesson 01 in [Binder]({binder}) or [Colab]({colab}) ([how](docs/colab.md))."
+        * bool(name)
+    )
+
+
 def filled(text: str) -> str:
-    """README's text with the present results and lessons between its marks."""
-    tables = {"results": results(pd.read_csv(ROOT / "notebooks" / "results.csv", keep_default_na=False))}
-    for name, table in (tables | {"lessons": lessons(ROOT / "notebooks")}).items():
-        text = re.sub(
-            f"(?s)(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", lambda _, table=table: f"{table}\n", text, count=1
-        )
+    """README's text with the present results, lessons and links between its marks."""
+    found = {"results": results(pd.read_csv(ROOT / "notebooks" / "results.csv", keep_default_na=False))}
+    found |= {"lessons": lessons(ROOT / "notebooks"), "launch": launch(repository())}
+    for name, part in found.items():
+        block = f"{part}\n" if part else ""
+        text = re.sub(f"(?s)(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", lambda _, block=block: block, text, count=1)
     return text
 
 

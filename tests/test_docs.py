@@ -43,6 +43,15 @@ def test_the_readme_has_the_results_of_results_csv(picture):
     assert picture.filled(README).partition("<!-- lessons -->")[0] == README.partition("<!-- lessons -->")[0]
 
 
+def test_lessons_are_launched_elsewhere_once_the_repository_is_named(picture, monkeypatch, tmp_path):
+    assert not picture.launch("") and "mybinder.org" not in README or picture.repository()
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://github.com/us/course/"\n')
+    monkeypatch.setattr(picture, "ROOT", tmp_path)
+    assert picture.repository() == "us/course"
+    line = picture.launch(picture.repository())
+    assert "/gh/us/course/main?labpath=notebooks/01" in line and "/github/us/course/blob/main/notebooks/01" in line
+
+
 def test_a_result_is_the_mean_over_seeds(picture, monkeypatch):
     monkeypatch.setattr(picture, "RESULTS", {("birds", "06", "task=bird", "accuracy", "KD", "ours"): "boxes"})
     rows = [("KD", 30.0, "n=1; task=bird"), ("KD", 34.4, "n=1; task=bird"), ("ours", 71.0, "n=1; task=bird")]
