@@ -81,8 +81,9 @@ def launch(name: str) -> str:
     binder = f"https://mybinder.org/v2/gh/{name}/main?labpath={lesson}"
     colab = f"https://colab.research.google.com/github/{name}/blob/main/{lesson}"
     return (
-        f"Nothing to install: open lesson 01 in [Binder]({binder}) or [Colab]({colab}) ([how](docs/colab.md))."
-        * bool(name)
+        f"On other machines: lesson 01 in [Binder]({binder}) or [Colab]({colab}) ([how](docs/colab.md))."
+        if name
+        else ""
     )
 
 
