@@ -80,11 +80,8 @@ def launch(name: str) -> str:
     lesson = "notebooks/01_meet_the_data.ipynb"
     binder = f"https://mybinder.org/v2/gh/{name}/main?labpath={lesson}"
     colab = f"https://colab.research.google.com/github/{name}/blob/main/{lesson}"
-    return (
-        f"On other machines: lesson 01 in [Binder]({binder}) or [Colab]({colab}) ([how](docs/colab.md))."
-        if name
-        else ""
-    )
+    line = f"On other machines: lesson 01 in [Binder]({binder}) or [Colab]({colab}) ([how](docs/colab.md))."
+    return line if name else ""
 
 
 def filled(text: str) -> str:

@@ -385,6 +385,26 @@ def test_a_phone_shows_it_whole_and_guides_by_touch(visit):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_a_finger_draws_the_box(visit):
+    page = visit(**PHONE)
+    canvas = page.locator("#box")
+    canvas.scroll_into_view_if_needed()
+    area, fingers = canvas.bounding_box(), page.context.new_cdp_session(page)
+    place = [
+        {"x": area["x"] + area["width"] * part, "y": area["y"] + area["height"] * part} for part in (0.1, 0.3, 0.5)
+    ]
+    scrolled = page.evaluate("scrollY")
+    for kind, points in (
+        ("touchStart", place[:1]),
+        ("touchMove", place[1:2]),
+        ("touchMove", place[2:]),
+        ("touchEnd", []),
+    ):
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    assert state(page)["box"] == pytest.approx([22, 22, 112, 112], abs=2)
+    assert page.evaluate("scrollY") == scrolled
+
+
 def test_without_script_a_picture_and_a_sentence_stay(visit):
     page = visit(wait=False, java_script_enabled=False)
     assert page.locator("#fallback img").is_visible() and "needs JavaScript" in page.locator("#trouble").inner_text()
