@@ -1,8 +1,7 @@
 """Pretrained networks as B-cos networks: the same function at B = 1, until `sharpen` raises B.
 
-B-cosification: Arya, Rao, Böhle, Schiele, NeurIPS 2024. They take the biases away. Here a bias b stays, and is complete
-all the same: it is b · 1, and the 1 is the mean of x + (1 - x) over the pixels that a cell stands for, which is linear
-in the image [x, 1 - x]. In a map, each bias therefore lies evenly on its cell's pixels.
+B-cosification: Arya, Rao, Böhle, Schiele, NeurIPS 2024. They take the biases away. Here a bias b stays, and maps are
+complete all the same: b = b |x| / |x|, whose denominator is a factor. So a layer's strong inputs account for its bias.
 """
 
 import copy
@@ -22,34 +21,21 @@ from e2lib.models.weights import head_prefixes
 KNOWN = "convolutions, linear layers, batch and layer norms with weight and bias, activations, and gates such as SE's"
 
 
-class Ones:
-    """The 1 of biases while the network explains: (B, 1, H, W), from the stem's input; None at other times."""
-
-    found: Tensor | None = None
-
-
 class Part(DetachableModule):
     """A layer with a weight and a bias. In explanation mode (`detach`) its factors are detached, as in package bcos."""
 
     detach, b = False, 1.0  # `sharpen` sets B
     channels = -3  # their dimension
-    ones = Ones()  # the network's
 
-    def plus(self, out: Tensor, bias: Tensor | None) -> Tensor:
-        """The output plus a bias per channel; in explanation mode the bias is multiplied by the image's 1."""
+    def plus(self, out: Tensor, bias: Tensor | None, squares: Tensor) -> Tensor:
+        """The output plus a bias per channel. `squares` of the inputs, of all channels, are for explanation mode."""
         if bias is None:
             return out
-        bias, ones = bias.view(-1, *[1] * (-1 - self.channels)), self.ones.found
-        out = out + bias
-        if not self.detach or ones is None:
-            return out
-        if out.ndim < 4:
-            ones = ones.mean((1, 2, 3)).view(-1, *[1] * (out.ndim - 1))
-        elif self.channels == -1:
-            ones = F.adaptive_avg_pool2d(ones, out.shape[1:3]).movedim(1, -1)
-        else:
-            ones = F.adaptive_avg_pool2d(ones, out.shape[2:])
-        return out + bias * (ones - 1)  # a zero that has a gradient
+        bias = bias.view(-1, *[1] * (-1 - self.channels))
+        if not self.detach:
+            return out + bias
+        norm = squares.sum(self.channels, keepdim=True).clamp(min=1e-24).sqrt()
+        return out + bias * (norm / norm.detach())
 
     def scaled(self) -> Tensor:
         """v = w |w|^(1/B - 1). For u = v · x, u (|u| / |x|)^(B-1) is w · x |cos(x, w)|^(B-1)."""
@@ -90,36 +76,33 @@ class Linear(Part, nn.Linear):
     """w · x |cos(x, w)|^(B-1) + bias."""
 
     channels = -1
-    last = False  # whether it is the classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.linear(x, self.scaled())
-        out = self.plus(out if self.b == 1 else self.dynamic(out, x.square().sum(-1, keepdim=True)), self.bias)
-        if self.last:
-            self.ones.found = None  # of this image; a head on features sees none
-        return out
+        out, squares = F.linear(x, self.scaled()), x.square()
+        out = out if self.b == 1 else self.dynamic(out, squares.sum(-1, keepdim=True))
+        return self.plus(out, self.bias, squares)
 
 
 class Conv2d(Part, nn.Conv2d):
     """w · x |cos(x, w)|^(B-1) + bias for each patch x, of the channels of a group."""
 
-    same = stem = False  # whether it pads as TensorFlow does; whether it sees the image first
+    same = False  # whether it pads as TensorFlow does
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.stem:
-            self.ones.found = 2 * x.mean(1, keepdim=True) if self.detach else None
         x = pad_same(x, self.kernel_size, self.stride, self.dilation) if self.same else x
         where = self.stride, self.padding, self.dilation, self.groups
-        u = F.conv2d(x, self.scaled(), None, *where)
-        if self.b == 1:
-            return self.plus(u, self.bias)
-        squares = x.square()
+        if self.b == 1 and not self.detach:
+            return F.conv2d(x, self.weight, self.bias, *where)
+        u, squares = F.conv2d(x, self.scaled(), None, *where), x.square()
         if self.groups < self.in_channels:
             squares = squares.unflatten(1, (self.groups, -1)).sum(2)
         squares = F.conv2d(squares, x.new_ones(self.groups, 1, *self.kernel_size), None, *where)
+        if self.b == 1:
+            return self.plus(u, self.bias, squares)
+        wide = squares
         if 1 < self.groups < self.out_channels:
-            squares = squares.repeat_interleave(self.out_channels // self.groups, 1)
-        return self.plus(self.dynamic(u, squares), self.bias)
+            wide = squares.repeat_interleave(self.out_channels // self.groups, 1)
+        return self.plus(self.dynamic(u, wide), self.bias, squares)
 
 
 class BatchNorm2d(Part, nn.BatchNorm2d):
@@ -134,7 +117,7 @@ class BatchNorm2d(Part, nn.BatchNorm2d):
                 for kept, new in ((self.running_mean, mean), (self.running_var, found.var(axes))):
                     kept.lerp_(new.detach().to(kept), self.momentum)
             scale = self.weight * (var + self.eps).rsqrt()
-            out = self.plus(x * scale.view(-1, 1, 1), self.bias - mean * scale)
+            out = self.plus(x * scale.view(-1, 1, 1), self.bias - mean * scale, x.square())
         else:
             out = nn.BatchNorm2d.forward(self, x)
         return self.act(out) if hasattr(self, "act") else out  # timm's norms hold the activation
@@ -147,7 +130,7 @@ class LayerNorm(Part, nn.LayerNorm):
         x = x - x.mean(self.channels, keepdim=True)
         var = x.square().mean(self.channels, keepdim=True)
         x = x * ((var.detach() if self.detach else var) + self.eps).rsqrt()
-        return self.plus(x * self.weight.view(-1, *[1] * (-1 - self.channels)), self.bias)
+        return self.plus(x * self.weight.view(-1, *[1] * (-1 - self.channels)), self.bias, x.square())
 
 
 class Activation(DetachableModule):
@@ -185,7 +168,7 @@ def bcosify(model: nn.Module, b: float = 1.0) -> nn.Module:
         model: made of convolutions, linear layers, batch and layer norms, activations, and gates such as SE's.
         b: B of all layers.
 
-    At every B, contributions at Input add up to the logit less `logit_bias`. Raises ValueError for a network with
+    At every B and depth, contributions add up to the logit less `logit_bias`. Raises ValueError for a network with
     other parts, naming the first, and for one that does not become an equal and complete B-cos network.
     """
     right = hasattr(model, "preprocess") and not model.is_bcos and model.num_classes > 1
@@ -196,17 +179,13 @@ def bcosify(model: nn.Module, b: float = 1.0) -> nn.Module:
     check_value(len(stems) == 1, "model", model.name, "of one convolution of RGB images")
     for name, module in [*net.named_modules()]:
         _convert(net, name, module)
-    ones = Ones()
-    for part in net.modules():
-        if isinstance(part, Part):
-            part.ones = ones
     [stem], seen = stems, model.preprocess
     mean, std = (stem.weight.new_tensor(getattr(seen, k, d)).view(-1, 1, 1) for k, d in (("mean", [0]), ("std", [1])))
     w = stem.weight.data / std
-    stem.weight, stem.in_channels, stem.stem = nn.Parameter(torch.cat([w * (1 - mean), -w * mean], 1)), 6, True
+    stem.weight, stem.in_channels = nn.Parameter(torch.cat([w * (1 - mean), -w * mean], 1)), 6
     classifier, bias = net.get_submodule(heads[0][:-1]), -math.log(model.num_classes - 1)
     before = classifier.weight.new_zeros(model.num_classes) if classifier.bias is None else classifier.bias.data
-    classifier.bias, classifier.last = nn.Parameter(before - bias), True
+    classifier.bias = nn.Parameter(before - bias)
     net.set_submodule(heads[0][:-1], nn.Sequential(classifier, LogitLayer(logit_bias=bias)))
     result = type(model)(f"bcos_{model.name}", model.num_classes, net)
     _check(model, result)

@@ -57,7 +57,7 @@ def test_a_command_writes_the_same_network_after_an_interruption(script, tmp_pat
         torch.rand(1, 3, 64, 64),
     )
     logits, maps = explain(model, images, 3, "bcos")
-    torch.testing.assert_close(maps.sum() + model.logit_bias, logits[0, 3])
+    assert (maps.sum() + model.logit_bias - logits[0, 3]).abs() < 1e-4 * maps.abs().sum()
     first = models.build("efficientnet_lite0", 1000, "imagenet")
     assert not torch.allclose(whole["conv_head.weight"].float(), first.net.conv_head.weight, atol=1e-4)
     with pytest.raises(ValueError, match=r"--photographs is .*; it must be folders with images, or scenes"):

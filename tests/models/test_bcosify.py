@@ -78,32 +78,24 @@ def test_contributions_are_complete_with_biases(name, b):
     assert chosen.abs().min() > 0
 
 
-def test_a_bias_lies_evenly_on_the_pixels_of_its_cell():
-    torch.manual_seed(0)
-    model = models.bcosify(models.build("own", 3).double().eval(), 2)
-    for parameter in model.parameters():
-        nn.init.zeros_(parameter)
-    stem, last = model.net[0], model.net[-1][0]
-    nn.init.constant_(stem.bias, 4)
-    for conv in (model.net[2], last):
-        nn.init.constant_(conv.weight, 1)
-    for module in model.net:
-        if isinstance(module, BatchNorm2d):
-            nn.init.ones_(module.weight)
-    image = torch.rand(1, 3, 32, 32, dtype=torch.double)
-    logits, w = dynamic_weights(model, image, 0)
-    cells = w[:, :1, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(w, cells.expand_as(w))  # the same for x and 1 - x, and for all pixels of a cell
-    assert logits[0, 0] - model.logit_bias > 1
+@pytest.mark.parametrize("at", ["Mid2", "Final"])
+def test_contributions_are_complete_at_every_depth(at):
+    model, images = sharp("test_efficientnet")
+    logits, maps = explain(model, images, [0, 2], "bcos", at, resize=False)
+    torch.testing.assert_close(maps.sum((1, 2, 3)) + model.logit_bias, logits[[0, 1], [0, 2]])
 
 
-def test_a_head_on_features_has_plain_biases():
-    model, images = sharp("efficientnet_lite0")
-    trunk, head = models.split(model, SIZE)
-    features = trunk(images)
-    explain(model, images[:1], 0, "bcos")  # of other images
-    maps = explain(head, features, 1, "bcos", "Final").maps
-    torch.testing.assert_close(maps, explain(model, images, 1, "bcos", "Final").maps)
+@pytest.mark.parametrize("b", [1, 2])
+def test_inputs_account_for_a_bias_by_their_squares(b):
+    layer = nn.Conv2d(2, 3, (1, 2)).double()
+    nn.init.zeros_(layer.weight)
+    layer.__class__, layer.b, layer.detach = Conv2d, b, True
+    x = torch.tensor([3.0, 4.0, 0.0, 12.0], dtype=torch.double).view(1, 2, 1, 2).requires_grad_()
+    out = layer(x)
+    torch.testing.assert_close(out[0, :, 0, 0], layer.bias)
+    (gradient,) = torch.autograd.grad(out[0, 1, 0, 0], x)
+    torch.testing.assert_close((x * gradient).flatten(), layer.bias[1] * torch.tensor([9, 16, 0, 144]).double() / 169)
+    assert layer(0 * x).isfinite().all()
 
 
 @pytest.mark.parametrize("at", ["Input", "Final"])
