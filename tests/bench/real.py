@@ -3,6 +3,7 @@
 `python -m tests.bench.real` prints what fills do on scenes, a table of guided heads, one of guided heads on scenes with
 the exact removal test, and one of distilled heads. It keeps features in runs/real, and says so where --root has no
 voc2007/VOCdevkit. λ has been looked at on test images: these numbers check the road, and choose nothing.
+With --bcos FILE it compares a network of data/bcosify.py with its original instead, on validation images.
 """
 
 import argparse
@@ -109,6 +110,23 @@ def distilled(seeds: int, train, test, teachers) -> list[float]:
     return table("distilled, VOC2007, half of test", seeds, rows)
 
 
+def fitted(file: Path, seeds: int, train, val) -> list[float]:
+    """Heads on a B-cos network of data/bcosify.py, and on its original, after twenty epochs."""
+
+    def row(name, weights, method):
+        def scores(seed):
+            torch.manual_seed(seed)
+            trunk, head = models.split(models.build(name, len(train.classes), weights), SIZE)
+            on_train, on_val = (features.extract(trunk, part, FOLDER, **HOW) for part in (train, val))
+            training.fit(head, on_train, 20, 3e-3, 64, seed, Guide(at="Final", weight=0))
+            return training.evaluate(head, on_val, 64, method, "Final")
+
+        return scores
+
+    rows = {"original": row(NAME, "imagenet", "ixg"), f"B-cos, {file.name}": row(f"bcos_{NAME}", file, "bcos")}
+    return table("VOC2007, validation images", seeds, rows)
+
+
 def fills() -> None:
     """What fills do where the truth is known: on embedded scenes, removal is exact."""
     data = datasets.Scenes("test", 300, 128, correlation=1.0)
@@ -127,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("../shared/data"), help="holds voc2007/VOCdevkit")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--bcos", type=Path, help="a file of data/bcosify.py")
     given, begin, times = parser.parse_args(), time.perf_counter(), {}
 
     def clock(name: str, found):
@@ -137,6 +156,10 @@ def main() -> None:
     place = given.root / "voc2007"
     if not (place / "VOCdevkit").exists():
         print(f"skipped: {place} holds no VOCdevkit")
+        return
+    if given.bcos:
+        parts = (datasets.load("voc", place, split, SIZE) for split in ("train", "val"))
+        clock("heads on both networks", fitted(given.bcos, given.seeds, *parts))
         return
     clock("fills on scenes", fills())
     train, test = (datasets.load("voc", place, split, SIZE) for split in ("train", "test"))
