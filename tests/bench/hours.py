@@ -197,8 +197,8 @@ def main() -> None:
     torch.set_num_threads(2)
     torch.manual_seed(0)
     text = page.table(("sweep", "jobs", "GPU hours, estimated"), table())
-    text += "\n\nBy the time that steps take on two threads, for a GPU that trains ResNet-50 with "
-    page.write("GPU hours", f"{text}{GPU} images a second; without the time that measuring takes.")
+    text += "\n\nThe times of steps on two threads are scaled to a GPU that trains ResNet-50 with "
+    page.write("GPU hours", f"{text}{GPU} images per second. Measuring is not included.")
 
 
 if __name__ == "__main__":
