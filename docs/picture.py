@@ -89,8 +89,8 @@ def filled(text: str) -> str:
     found = {"results": results(pd.read_csv(ROOT / "notebooks" / "results.csv", keep_default_na=False))}
     found |= {"lessons": lessons(ROOT / "notebooks"), "launch": launch(repository())}
     for name, part in found.items():
-        block = f"{part}\n" if part else ""
-        text = re.sub(f"(?s)(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", lambda _, block=block: block, text, count=1)
+        block = f"\n{part}\n" if part else ""
+        text = re.sub(f"(?s)(?<=<!-- {name} -->).*?(?=<!-- end -->)", lambda _, block=block: block, text, count=1)
     return text
 
 

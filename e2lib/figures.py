@@ -91,21 +91,23 @@ def show_removal(
     """One row per pair in `which`, positions in `removed`: what each network says and why, with the object and without.
 
     The photograph stands before the maps of the networks, by name, which explain the pair's class by `method` at the
-    depth `at`. Below a map is the probability of that class. The maps of a photograph share one scale, so that what is
-    left without the object can be seen. Its full colour is at least a tenth of that with the object.
+    depth `at`. Below a map is the probability of that class. The maps of a row share one scale.
     """
     figure, axes = _grid(len(which), 2 + 2 * len(networks))
     for row, j in zip(axes, which, strict=True):
         i, c = removed.pairs[j].tolist()
-        halves, limit = row.reshape(2, -1), 0.0
-        for half, sample, what in zip(halves, (dataset[i], removed[j]), (dataset.classes[c], "without"), strict=True):
-            images = collate([sample]).images
+        halves, titles = row.reshape(2, -1), (dataset.classes[c], "without")
+        batches = [collate([sample]).images for sample in (dataset[i], removed[j])]
+        said = [
+            [explain(net, images.to(next(net.parameters()).device), c, method, at) for net in networks.values()]
+            for images in batches
+        ]
+        limit = max(_strength(maps[0, 0]) for half in said for _, maps in half)
+        for half, images, title, answers in zip(halves, batches, titles, said, strict=True):
             photo = images[0].permute(1, 2, 0)
             half[0].imshow(photo)
-            half[0].set_title(what, fontsize=10)
-            said = [explain(n, images.to(next(n.parameters()).device), c, method, at) for n in networks.values()]
-            limit = max(0.1 * limit, *(_strength(maps[0, 0]) for _, maps in said))
-            for axis, name, (logits, maps) in zip(half[1:], networks, said, strict=True):
+            half[0].set_title(title, fontsize=10)
+            for axis, name, (logits, maps) in zip(half[1:], networks, answers, strict=True):
                 chances = logits[0].float().sigmoid() if dataset.multilabel else logits[0].float().softmax(0)
                 show_map(axis, maps[0, 0], photo, limit)
                 axis.set_title(name if j == which[0] else "", fontsize=10)
