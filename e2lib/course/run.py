@@ -31,7 +31,7 @@ from tqdm import tqdm
 from e2lib.course import notebook, parameters
 from e2lib.disk import digest, digest_of_files, replacing, write
 
-PRESETS = ("smoke", "laptop", "full", "paper")
+PRESETS = ("smoke", "laptop", "full", "paper", "real")
 FILES = {"results": "results.csv", "claims": "claims.yaml"}  # parameter -> what None means: a file beside notebooks
 KEPT = Path("runs", ".kept")  # hidden, because the notebooks of a sweep show test numbers
 PROFILES = Path("notebooks", "sweeps", "profiles")
@@ -110,7 +110,8 @@ class Job:
     @classmethod
     def of(cls, path: Path, given: Mapping, place: Path, name: str = "", read: list | None = None, **about) -> "Job":
         """The job of the notebook in `path`; "{key}" in `place` is filled in. ValueError names each wrong parameter."""
-        given = json.loads(json.dumps(given))  # as the job reads them from JSON: keys are texts
+        # As the job reads them from JSON: keys are texts. Paths may begin with a variable, such as $E2LIB_REAL.
+        given = json.loads(os.path.expandvars(json.dumps(given)))
         schema, origin, sharing = _read(path, *_state(path))
         values = parameters.check(schema, given)
         kept = {name: value for name, value in values.items() if name != "work"}  # the work folder changes no number
