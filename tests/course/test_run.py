@@ -335,6 +335,17 @@ def test_the_laptop_preset_runs_lessons_and_what_goes_on_from_them_by_name(proje
     assert names == [["01_first", "02_second"], ["01b_more", "02_second"], ["01b_more"]]
 
 
+def test_a_path_among_parameters_may_begin_with_a_variable(project, monkeypatch):
+    write(project / "notebooks" / "01_first.ipynb", "1", first="# Parameters: a\nroot = None")
+    (project / "notebooks" / "presets" / "smoke" / "01.yaml").write_text("root: $E2LIB_REAL/voc2007")
+    monkeypatch.setenv("E2LIB_REAL", "elsewhere")
+    [here] = plan("smoke")
+    monkeypatch.setenv("E2LIB_REAL", "there")
+    [there] = plan("smoke")
+    assert [job.given["root"] for job in (here, there)] == ["elsewhere/voc2007", "there/voc2007"]
+    assert here.key != there.key
+
+
 def test_plan_refuses_by_name(project):
     with pytest.raises(FileNotFoundError, match="no notebook"):
         plan("smoke")
