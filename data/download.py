@@ -54,7 +54,7 @@ class Source:
 VOC, COCO = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007/", "http://images.cocodataset.org/"
 SOURCES = {
     "voc2007": Source(
-        "voc",
+        "voc2007",
         [
             Archive(
                 VOC + "VOCtrainval_06-Nov-2007.tar",

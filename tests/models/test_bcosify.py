@@ -111,6 +111,19 @@ def test_maps_have_exact_gradients(name, b, at):
         assert_exact(model, value, lambda: value(True))
 
 
+def test_a_network_in_training_mode_learns_the_same_while_it_explains():
+    model, images = sharp("test_efficientnet")
+    found = []
+    for explained in (False, True):
+        net = copy.deepcopy(model).train()
+        how = {"create_graph": True, "keep_modes": True}
+        logits = explain(net, images, [0, 2], "bcos", **how).logits if explained else net(images)
+        logits.square().sum().backward()
+        found.append({name: p.grad for name, p in net.named_parameters()} | dict(net.named_buffers()))
+    for name in (name for name in found[0] if not name.endswith("num_batches_tracked")):
+        torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "test_convnext", "densenet121"])
 def test_split_makes_the_network(name):
     model, images = sharp(name)

@@ -204,9 +204,9 @@ def test_the_papers_pairs_have_presets():
 @pytest.mark.parametrize("path", sorted(PAPER.glob("08b*.yaml")), ids=lambda path: path.stem)
 def test_two_steps_of_the_right_reasons(path, trees, tmp_path):
     for number, correlation in enumerate((1.0, 0.5, 0.5)):
-        (tmp_path / "waterbirds").mkdir(exist_ok=True)
-        export_waterbirds(datasets.SceneBirds("train", 8, 64, correlation), tmp_path / "waterbirds", number)
-    (tmp_path / "voc").symlink_to(trees / "voc")
+        (tmp_path / "waterbirds100").mkdir(exist_ok=True)
+        export_waterbirds(datasets.SceneBirds("train", 8, 64, correlation), tmp_path / "waterbirds100", number)
+    (tmp_path / "voc2007").symlink_to(trees / "voc")
     p = prepared(path, tmp_path)
     train, _, test = datasets.load_splits(p.data, p.data_root, p.size, 4, 2, p.seed)
     plain, how = datasets.with_transform(train, datasets.eval_transform(p.size)), {"method": "ixg", "at": "Final"}
