@@ -25,7 +25,7 @@ from tests.bench.guidance import SIZE, rounds, trainer
 
 GPU = 1000  # images a second of plain ResNet-50 training
 # Training images; of those without a validation split of their own a tenth is for validation
-IMAGES = {"voc2007": 2501, "coco2014": 74_505, "waterbirds100": 4795, "imagenet": 1_153_050, "sun397": 100_000}
+IMAGES = {"voc2007": 2501, "coco": 74_505, "waterbirds100": 4795, "imagenet": 1_153_050, "sun397": 100_000}
 KD, E2KD = {"kd": 1.0}, {"kd": 1.0, "e2kd": 1.0}
 BATCH = 4
 Step = tuple[Any, ...]  # ("plain", network), ("guided", network, depth), ("kd", teacher, student), ...
