@@ -1,7 +1,7 @@
-"""Explanations as maps one can train through.
+"""Explanations as maps that one can train through.
 
-`methods` holds the methods, each a short function. `forward` runs a network and hands out a layer; `double_backward`
-makes second derivatives exact and fast.
+`methods` has one short function per method, `forward` one pass that hands out a layer, and `double_backward` exact and
+fast second derivatives.
 """
 
 import math
@@ -56,40 +56,40 @@ def explain(
     | `integrated_gradients` | Σ_c a ∫₀¹ ∂s/∂a (αa) dα, by Gauss-Legendre quadrature | Sundararajan et al. 2017 |
     | `gradcam` | ReLU(Σ_c a mean_hw(∂s/∂a)) | Selvaraju et al. 2017 |
     | `bcos` | contribution map Σ_c [Wᵀ(x)]_s a of a B-cos network, its dynamic weights held fixed | Böhle et al. 2022 |
-    | `gradcam++` | Grad-CAM with weights per pixel (evaluation only) | Chattopadhay et al. 2018 |
-    | `occlusion` | score lost under a grey window, a quarter of the image wide (evaluation only) | Zeiler 2014 |
+    | `gradcam++` | Grad-CAM with a weight per position (evaluation only) | Chattopadhay et al. 2018 |
+    | `occlusion` | score lost under a zero window, a quarter of the image wide (evaluation only) | Zeiler 2014 |
     | `deeplift` | rescale rule against the zero input (evaluation only) | Shrikumar et al. 2017 |
     | `gradient_shap` | expected gradients from the zero input, noise 0.09 (evaluation only) | Lundberg, Lee 2017 |
-    | `attention_rollout` | mean attention of a ViT multiplied up, one for all targets (evaluation only) | Abnar 2020 |
+    | `attention_rollout` | product of a ViT's mean attentions, whatever the target (evaluation only) | Abnar 2020 |
 
-    The network runs in eval mode, so that a map depends on its image alone. Modes, hooks, random number generators and
-    `.grad` fields are restored, also after an exception.
+    The network runs in eval mode, so that a map depends on its image alone. Modes, hooks and `.grad` fields are
+    restored, also after an exception. Methods marked "evaluation only" draw from seed 0, and restore the generators.
 
     Args:
-        model: from images to logits (B, C). One of `models.build` or `models.wrap` has names of depths.
-        images: (B, 3, H, W) float; networks of `models.build` want the type of their parameters, and values in [0, 1].
+        model: a network from images to logits (B, C). `models.build` and `models.wrap` name its depths.
+        images: float (B, 3, H, W). Networks of `models.build` want the type of their parameters, and values in [0, 1].
         targets: a class for all images; classes (B,) or (B, K), where -1 means none (a zero map); or floats (B, C) or
-            (B, K, C), the weights of the logits in the explained score. Tensors, lists, arrays, or a function that
-            makes one of the detached logits: `lambda z: z.argmax(1)` for the top class.
+            (B, K, C), the weights of the logits in the explained score. Give a tensor, a list, an array, or a function
+            of the detached logits that returns one: `lambda z: z.argmax(1)` gives the top class.
         method: one of `METHODS`, or a `Method` of your own.
         at: a name of `model.depths` (Input, Mid1, Mid2, Mid3, Final), or the path of a module whose output is
-            (B, C, h, w), or tokens (B, N, C). Methods `of_score` explain the input.
+            (B, C, h, w), or tokens (B, N, C). Methods `of_score`, such as the last four, explain Input only.
         create_graph: keep the graph, to train through the maps. Otherwise logits and maps are detached.
         steps: quadrature points of Integrated Gradients, samples of Gradient SHAP.
-        keep_modes: leave each module in train or eval mode, for networks whose norms are still learning. Norm layers in
-            train mode use the batch's statistics, and learn them; dropout is random.
+        keep_modes: leave each module in its mode, for networks whose norm layers still learn. In train mode these use
+            and learn the batch's statistics, and dropout is random.
         resize: bring maps bilinearly to the images' size. Otherwise they have one value per cell of the layer.
 
-    K targets cost K backward passes, Integrated Gradients `steps` further forward passes. Raises ValueError for an
-    argument of a wrong shape, type or value, for images that are not finite, and for what has no gradients:
-    torch.compile, and gradient checkpointing, reentrant or (with create_graph) behind the explained layer.
+    K targets cost K backward passes. Integrated Gradients takes `steps` further forward passes, and K backward passes
+    for each. Raises ValueError for an argument of a wrong shape, type or value, for images that are not finite, for
+    torch.compile, for reentrant gradient checkpointing, and with create_graph for any checkpointing behind the
+    explained layer; ImportError for a method that needs captum, where it is missing.
 
     Notes:
         The map of a B-cos network has the exact parameter gradient: the dynamic weights stay fixed only while the
         explanation's backward pass runs. Detaching them in the forward pass, as package `bcos` does, gives the same map
         but another gradient. Contributions at Input add up to the logit less `model.logit_bias` in networks without
-        other additive terms (position embeddings, centred norms). The zero of Integrated Gradients is that of the
-        normalised image.
+        other additive terms (position embeddings, centred norms). Zero inputs and windows are zero after normalisation.
     """
     keep_memory()
     chosen = _checked_method(model, method, at, create_graph, steps, keep_modes)
@@ -120,7 +120,7 @@ def explain(
 def against_others(classes: Tensor, count: int) -> Tensor:
     """Targets for `explain`, float32 (B, K, C): each class's logit less the mean of the other logits.
 
-    `classes` are int64 (B,) or (B, K), -1 for none. The network has `count`, at least 2. Else ValueError.
+    `classes` are int64 (B,) or (B, K), -1 for none; `count`, at least 2, is the number of all classes. Else ValueError.
     """
     check_value(count >= 2, "count", count, "at least 2; one class has no others to be set against")
     wrong = classes[(classes < -1) | (classes >= count)]
@@ -132,9 +132,9 @@ def against_others(classes: Tensor, count: int) -> Tensor:
 def dynamic_weights(model: nn.Module, images: Tensor, targets: Targets, **how: bool) -> tuple[Tensor, Tensor]:
     """Logits (B, C), and the rows (B, 6, H, W) of W(x) that a B-cos network applies to its input for `targets`.
 
-    The explained score is s = Σ [W(x)]_s · x + bias (Böhle et al., CVPR 2022, eq. 13), with x of the channels (r, g, b,
-    1-r, 1-g, 1-b): `W * x` summed over channels is the contribution map. There is one target per image. `how`, which is
-    create_graph and keep_modes, and the rest are as in `explain`.
+    The explained score is s = Σ [W(x)]_s · x + bias (Böhle et al., CVPR 2022, eq. 13), where x has the channels (r, g,
+    b, 1-r, 1-g, 1-b). `W * x` summed over channels is the contribution map. ValueError for several targets per image.
+    The rest, and `how` (create_graph, keep_modes), are as in `explain`.
     """
     logits, w = explain(model, images, targets, Method(lambda a, g: g, dynamic=True), **how)
     if w.shape[1] != 6:
@@ -157,7 +157,7 @@ def _checked_method(model, method, at, create_graph, steps, keep_modes) -> Metho
 
 
 def check_images(model: nn.Module, images: Tensor) -> None:
-    """Raises ValueError unless images are what `explain` wants; in autocast, any float type will do."""
+    """Raises ValueError unless `explain` takes these images. Under autocast, any float type will do."""
     ours = hasattr(bare(model), "preprocess") and hasattr(bare(model), "is_bcos")  # a `models.Model`
     types = {p.dtype for p in model.parameters()} if ours and not torch.is_autocast_enabled(images.device.type) else ()
     if images.ndim != 4 or not images.is_floating_point() or (types and images.dtype not in types):
@@ -201,7 +201,7 @@ def _score_weights(targets: Targets, logits: Tensor) -> Tensor:
     if len(wrong):
         raise ValueError(f"targets hold class {wrong[0]}; they must lie in 0..{classes - 1}, or be -1 for none")
     if shape[1:] == (classes,) and ((targets == 0) | (targets == 1)).all() and (targets.diff() <= 0).any():
-        # A class twice; or classes [1, 0] of a network of two, which are one-hot more often.
+        # Valid as classes if one comes twice, or as [1, 0] of two; far more often such rows are one-hot.
         cure = "give the classes, targets.argmax(1), or weights of the logits, targets.float()"
         raise ValueError(f"targets {shape} of 0 and 1 look like one value per class; {cure}")
     return F.one_hot(targets + 1, classes + 1)[..., 1:].to(logits.dtype)

@@ -1,4 +1,4 @@
-"""Exact and fast gradients of explanations, second ones too: maps are made of gradients, and a loss needs theirs."""
+"""Exact and fast gradients of explanations, second ones too: maps are gradients, and a loss differentiates maps."""
 
 from functools import partial
 
@@ -14,25 +14,25 @@ _NORMS = {F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm}
 
 
 class Exact(TorchFunctionMode):
-    """While active, gradients of what a network computes are exact, and explanations can be trained through.
+    """While active, a network's gradients are exact, and one can train through its explanations.
 
-    Always: batch and instance norm have the right gradient for one image. On a CPU, torch's own reads such a batch in
-    the wrong memory format where a `flatten` and a `transpose` follow the norm.
+    Always: batch and instance norm have the right gradient for one image. On a CPU, torch's own backward pass reads
+    such a batch in the wrong memory format where a `flatten` and a `transpose` follow the norm.
 
-    Behind the explained layer (`found`), to train through maps (`twice`): `_FORMS`. torch's second derivative of conv2d
-    convolves with kernels as large as the images, one group at a time; that of batch norm does the work of train mode;
-    hardsigmoid and fused attention have none.
+    To train through maps (`twice`), `_FORMS` replace functions behind the explained layer (once it is `found`). torch's
+    second derivative of conv2d convolves with kernels as large as the images, one group at a time. That of batch norm
+    does the work of train mode. Hardsigmoid and fused attention have none.
 
-    In B-cos networks that explain (`dynamic`): their modules detach the factors of the dynamic weights. Here `detach`
-    only marks a tensor, and what is computed from marked tensors alone is marked too. Where a marked tensor meets
-    another, it passes a gate, which stops its gradient while `gradients` runs.
+    B-cos networks that explain (`dynamic`) detach the factors of their dynamic weights. Here `detach` only marks a
+    tensor, and results of marked tensors alone are marked too. Where a marked tensor meets another, it passes a gate,
+    which stops its gradient while `gradients` runs.
     """
 
     def __init__(self, twice: bool = False, dynamic: bool = False):
         super().__init__()
         self.twice, self.dynamic = twice, dynamic
         self.found = self.closed = False
-        self.start = None  # of the graph behind the explained layer, where the explanation alone wants its gradient
+        self.start = None  # where the graph behind the explained layer starts, if only maps need the layer's gradient
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -107,10 +107,10 @@ def _batch_norm(
 
 
 def _norm(function, input: Tensor, *args, **kwargs) -> Tensor:
-    """A norm of torch's whose backward pass is given the gradient in the memory format that it takes it to be in."""
+    """torch's norm. Its backward pass gets the gradient in the memory format that it assumes."""
     result = function(input, *args, **kwargs)
     by_batch = function in (F.batch_norm, torch.batch_norm)
-    if (len(input) == 1 or not by_batch) and result.requires_grad:  # instance norm takes any batch for a single image
+    if (len(input) == 1 or not by_batch) and result.requires_grad:  # instance norm treats any batch as one image
         layout = _layout(input) if by_batch else torch.contiguous_format
         result.register_hook(lambda grad: grad.contiguous(memory_format=layout))
     return result
@@ -154,7 +154,7 @@ class _Gate(torch.autograd.Function):
 
 
 class _Convolution(torch.autograd.Function):
-    """conv2d; the gradient for the weights goes by way of `weights`, so that it is only computed where it is wanted."""
+    """conv2d; the gradient for the weights goes through `weights`, so that it is computed only where it is wanted."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, weights: Tensor, where: tuple, switch) -> Tensor:
@@ -170,7 +170,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _Weights(torch.autograd.Function):
-    """Zeros, like the result of the convolution, whose gradient is that for its weights."""
+    """Zeros in the shape of conv2d's result. Their backward pass gives the gradients for its weights and bias."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, bias: Tensor | None, x: list[Tensor], where: tuple) -> Tensor:

@@ -1,4 +1,4 @@
-"""One forward pass that hands out a layer, and what is read of a network besides its logits: see `models.wrap`."""
+"""One forward pass that hands out a layer, and access to what `models.wrap` says of a network."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ def refuse_distributed(model: nn.Module) -> None:
 
 
 def module_at(model: nn.Module, at: str) -> nn.Module:
-    """The module whose output is the layer `at`, a depth or path; else ValueError, also where `at` is the image."""
+    """The module whose output is the layer `at`, a depth or path. ValueError for no module, and for the image."""
     net, path = bare(model), _path(model, at)
     if path == "":
         cure = "models.wrap(net, depths={'Input': path}) names the module that normalises it, if there is one"
@@ -72,7 +72,7 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
 @contextmanager
 def modes_restored(model: nn.Module) -> Iterator[None]:
-    """Put each module of `model` back into its mode, train or eval, at the end, also after an exception."""
+    """At the end, also after an exception, put each module of `model` back into its mode, train or eval."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield
@@ -83,7 +83,7 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def explaining(model: nn.Module, dynamic=False, create_graph=False, keep_modes=False) -> Iterator[Exact]:
-    """Eval mode, gradients on and exact, B-cos networks explaining if `dynamic`; all restored."""
+    """Gradients on and exact, eval mode unless `keep_modes`, B-cos layers explaining if `dynamic`; all restored."""
     detachable = {m: m.detach for m in model.modules() if hasattr(m, "set_explanation_mode") and hasattr(m, "detach")}
     check_value(detachable or not dynamic, "method", "bcos", "another, as the network has no B-cos layers")
     with modes_restored(model), torch.inference_mode(False), torch.enable_grad():
@@ -97,20 +97,20 @@ def explaining(model: nn.Module, dynamic=False, create_graph=False, keep_modes=F
         finally:
             for module, detach in detachable.items():
                 module.detach = detach
-            for buffer in model.buffers():  # B-cos norms update theirs with `.detach()`, which only marks: it would
-                if buffer.grad_fn is not None:  # keep the graph of every step so far
+            for buffer in model.buffers():
+                if buffer.grad_fn is not None:  # of B-cos norms, whose `.detach()` only marked: graphs would pile up
                     buffer.detach_()
 
 
 def outside_inference(x):
-    """`x`, or a copy that gradients can go through where it was made in `torch.inference_mode`: a tensor or network."""
+    """A tensor or network `x`, or a copy that can have gradients if `x` was made in `torch.inference_mode`."""
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x
     return copy.deepcopy(x) if any(t.is_inference() for t in (*x.parameters(), *x.buffers())) else x
 
 
 def forward(model: nn.Module, images: Tensor, at: str, mode: Exact, replace=None) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) and the activations of the layer `at`, which are the tensor `replace` instead where given."""
+    """Logits (B, C) and the activations of the layer `at`. The tensor `replace`, if given, takes their place."""
     net, before = bare(model), _path(model, at) == ""
     found, mode.found = [], False
 
@@ -137,7 +137,7 @@ def forward(model: nn.Module, images: Tensor, at: str, mode: Exact, replace=None
 
 
 class Score(nn.Module):
-    """Σ_c weights · logits (B,) as a function of the network's input as it sees it; weights (B, C)."""
+    """Σ_c weights · logits (B,), with weights (B, C), as a function of the (normalised) image that a network sees."""
 
     def __init__(self, model: nn.Module, images: Tensor, weights: Tensor, mode: Exact):
         super().__init__()
@@ -155,8 +155,7 @@ def _check_layer(layer, net, images, at) -> None:
     if not isinstance(layer, Tensor) or layer.ndim not in (3, 4):
         raise ValueError(f"{what} is no (B, C, h, w) or (B, N, C) tensor")
     if layer.ndim == 4 and getattr(net, "reshape", None) is None:
-        # A grid has the aspect of the images, up to rounding.
-        shapes = layer.shape[2:], layer.shape[1:3]
+        shapes = layer.shape[2:], layer.shape[1:3]  # a grid has the aspect of the images, up to rounding
         first, last = (abs(h * width - w * height) <= height + width for h, w in shapes)
         if last and not first:
             cure = "(B, C, h, w) or (B, N, C) is wanted: models.wrap(net, reshape=lambda a: a.permute(0, 3, 1, 2))"
@@ -164,7 +163,7 @@ def _check_layer(layer, net, images, at) -> None:
 
 
 def as_grid(layer: Tensor, model: nn.Module, images: Tensor) -> Tensor:
-    """A layer behind the input as (B, C, h, w): by the network's `reshape`, or tokens row by row; else ValueError."""
+    """Any layer but the input as (B, C, h, w): by the network's `reshape`, or tokens row by row; else ValueError."""
     if (reshape := getattr(bare(model), "reshape", None)) is not None:
         grid = reshape(layer)
         if grid.ndim != 4 or len(grid) != len(layer):
@@ -183,7 +182,7 @@ def as_grid(layer: Tensor, model: nn.Module, images: Tensor) -> Tensor:
 
 
 def grid_size(model: nn.Module, images: Tensor, at: str) -> tuple[int, int]:
-    """Height and width of the activations at depth `at` for `images` (B, 3, H, W): of the maps before resizing."""
+    """Height and width of activations at the depth `at`, and so of maps before resizing, for images (B, 3, H, W)."""
     with explaining(model) as mode:
         layer = forward(model, images, at, mode)[1]
         return tuple((layer if is_input(model, at) else as_grid(layer, model, images)).shape[2:])

@@ -1,4 +1,4 @@
-"""The methods, one short function and one line in `METHODS` each: how activations and gradients make a map."""
+"""The methods: how activations and gradients make a map. Each is a short function and a line in `METHODS`."""
 
 import copy
 import warnings
@@ -25,7 +25,7 @@ def gradcam(a: Tensor, g: Tensor) -> Tensor:
 
 
 def gradcam_plus_plus(a: Tensor, g: Tensor) -> Tensor:
-    """Grad-CAM with a weight per position with positive gradient (Chattopadhay et al., WACV 2018, eq. 19; 0/0 is 0)."""
+    """Grad-CAM with a weight α at each positive gradient (Chattopadhay et al., WACV 2018, eq. 19; 0/0 is 0)."""
     denominator = 2 * g**2 + (a * g**3).sum((2, 3), keepdim=True)
     alpha = torch.where(denominator != 0, g**2 / torch.where(denominator != 0, denominator, 1), 0)
     return F.relu(((alpha * F.relu(g)).sum((2, 3), keepdim=True) * a).sum(1, keepdim=True))
@@ -38,8 +38,8 @@ def straight_line(a: Tensor, steps: int) -> Iterable[tuple[Tensor, float]]:
 
 
 def occlusion(score: Score, x: Tensor, steps: int) -> Tensor:
-    """What the score loses under a zero window, a quarter of the image wide, averaged over the windows on a pixel."""
-    # Channels are hidden together, so each of them holds the whole loss.
+    """The score lost under a zero window, a quarter of the image wide, averaged over the windows that hide a pixel."""
+    # A window hides all channels, so each of them holds the whole loss.
     window, stride = ((x.shape[1], *(max(1, s // part) for s in x.shape[2:])) for part in (4, 8))
     with torch.no_grad():
         return _captum().Occlusion(score).attribute(x, window, stride, baselines=0)[:, :1]
@@ -48,13 +48,13 @@ def occlusion(score: Score, x: Tensor, steps: int) -> Tensor:
 def deeplift(score: Score, x: Tensor, steps: int) -> Tensor:
     """The rescale rule against the zero input; ValueError where the map misses the score's difference by over 5 %."""
     zero, model = torch.zeros_like(x), copy.deepcopy(score.model)
-    for module in model.modules():  # captum can hook no rectifier in place; the rule of ReLU suits ReLU6 too
+    for module in model.modules():  # captum cannot hook in-place modules; ReLU's rule suits ReLU6
         if hasattr(module, "inplace"):
             module.inplace = False
         if isinstance(module, nn.ReLU6):
             module.__class__, module.forward = nn.ReLU, F.relu6
     parts = _captum().DeepLift(Score(model, score.images, score.weights, score.mode)).attribute(x, zero)
-    # Complete by definition; captum silently passes the plain gradient through layers it has no rule for.
+    # DeepLIFT is complete, but captum silently passes the plain gradient through layers for which it has no rule.
     with torch.no_grad():
         difference = score(x) - score(zero)
     error = (parts.sum((1, 2, 3)) - difference).abs()
@@ -85,7 +85,7 @@ def _captum():
 
 @torch.no_grad()
 def attention_rollout(score: Score, x: Tensor, steps: int) -> Tensor:
-    """Product over blocks of (A + I) / 2, read at the token(s) that the head pools, whatever the score."""
+    """Product of (A + I) / 2 over the blocks, read at the token(s) that the head pools, whatever the score."""
     net, attentions = copy.deepcopy(score.model), []
     for layer in net.modules():
         if hasattr(layer, "fused_attn") and hasattr(layer, "attn_drop"):
@@ -108,7 +108,7 @@ def reproducible() -> Iterator[None]:
     """Random numbers from seed 0, of torch and NumPy (Gradient SHAP draws from both); restored at the end."""
     state = np.random.get_state()
     with torch.random.fork_rng(range(torch.cuda.device_count())), warnings.catch_warnings():
-        # captum tells of the hooks it sets, and of gradients it asks for
+        # captum warns of its own hooks, and of gradients that it asks for
         warnings.filterwarnings("ignore", category=UserWarning, module="captum")
         try:
             torch.manual_seed(0)
@@ -121,16 +121,16 @@ def reproducible() -> Iterator[None]:
 class Method(NamedTuple):
     """How `explain` makes a map."""
 
-    # (a, g), the layer's activations and the gradient of the score, both (B, C, h, w), tokens on their grid -> signed
-    # (B, 1, h, w). Where `of_score`: (score, x, steps), where score is a module from the network's input x to (B,).
+    # A function of (a, g), the layer's activations and the score's gradient, both (B, C, h, w), tokens on their grid.
+    # If `of_score`: of (score, x, steps), with a Module from the network's input x to (B,). Gives signed (B, 1, h, w).
     map: Callable[..., Tensor]
-    # (layer, steps) -> pairs (point like layer, weight). g is taken at each point, and the maps' weighted sum is the
-    # map. The point None is the layer, without a further forward pass.
+    # (layer, steps) -> pairs (point like layer, weight). Each point has a g and a map; the maps' weighted sum counts.
+    # The point None is the layer itself, without a further forward pass.
     path: Callable[[Tensor, int], Iterable[tuple[Tensor | None, float]]] = lambda layer, steps: [(None, 1)]
-    dynamic: bool = False  # hold the dynamic weights of a B-cos network fixed
-    trainable: bool = True  # allow create_graph=True; other methods draw random numbers from seed 0
+    dynamic: bool = False  # holds the dynamic weights of a B-cos network fixed
+    trainable: bool = True  # allows create_graph=True; other methods draw random numbers from seed 0
     wants_layer: bool = False  # says little at the input
-    of_score: bool = False  # explains the input by the score alone
+    of_score: bool = False  # explains Input, by the score alone
 
 
 METHODS: dict[str, Method] = {
