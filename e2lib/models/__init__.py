@@ -37,7 +37,7 @@ STAGES = {
     "BcosConvNeXt": ("features.2", "features.4", "features.6", "features.8"),
     "ShuffleNetV2": ("maxpool", "stage2", "stage3", "conv5"),
 }
-# The stages of these stand in timm's feature_info, except a last 1x1 convolution.
+# timm's feature_info lists the stages of these, but not a last 1x1 convolution, which `_FINAL` names.
 _TIMM_CNNS = ("ResNet", "DenseNet", "EfficientNet", "MobileNetV3", "ConvNeXt", "RegNet", "ByobNet", "VGG")
 _FINAL = {"EfficientNet": "bn2", "RegNet": "final_conv"}
 
@@ -69,15 +69,14 @@ class Model(nn.Module):
 
 
 def build(name: str, num_classes: int, weights: str | Path | None = None) -> Model:
-    """Build a network by its name. Without weights torch's global random numbers initialise it.
+    """Build a network by its name. Without `weights`, torch's global generator initialises it.
 
     Args:
-        name: efficientnet_lite0/1/2; bcos_efficientnet_lite0/1/2 (by `bcosify`, B = 2); bcos_scenes;
-            bcos_<net of package bcos>; xdnn_resnet18/34/50/101/152 (no biases, Fixup: net(a x) = a net(x) for a > 0,
-            Hesse et al. 2021); shufflenet_v2_x0_5/1_0/1_5/2_0 of torchvision; any other name in `ARCHITECTURES`; any
-            name of timm.
+        name: efficientnet_lite0/1/2; bcos_efficientnet_lite0/1/2 (by `bcosify`, B = 2); bcos_scenes; bcos_<net of
+            package bcos>; xdnn_resnet18/34/50/101/152 (no biases, Fixup: net(a x) = a net(x) for a > 0, Hesse et al.
+            2021); shufflenet_v2_x0_5/1_0/1_5/2_0 of torchvision; any other name in `ARCHITECTURES`; any name of timm.
         num_classes: number of logits, at least 2 for B-cos networks.
-        weights: "imagenet" (efficientnet_lite*), "scenes" (bcos_scenes), or a file of the net's tensors. A head of
+        weights: "imagenet" (efficientnet_lite*), "scenes" (bcos_scenes), or a file of the net's tensors. A head for
             another number of classes is not loaded.
 
     The depths are "Input", "Mid1", "Mid2", "Mid3" and "Final"; an unknown architecture has "Input" only. For X-DNNs,
@@ -159,7 +158,7 @@ def _bcos(network: Callable[..., nn.Module], num_classes: int) -> nn.Module:
 
 
 def _bcosified(name: str, num_classes: int) -> nn.Module:
-    """The network of this name as a B-cos network with B = 2; data/bcosify.py fits its weights."""
+    """The network of this name as a B-cos network with B = 2, whose weights data/bcosify.py fits."""
     check_value(num_classes >= 2, "num_classes", num_classes, "at least 2: B-cos networks add -log(num_classes - 1)")
     return bcosify(Model(name, num_classes, _lite(name, num_classes)), 2).net
 
@@ -170,8 +169,8 @@ _scenes = partial(
     BcosResNet, BasicBlock, [2, 2, 2, 2], inplanes=32, norm_layer=_no_bias, conv_layer=BcosConv2d, logit_temperature=0.1
 )
 
-# Name -> function from the number of classes to a network. Add your own. Its images are float (B, 3, H, W) in [0, 1],
-# normalised if it has a `pretrained_cfg`, as networks of timm have. B-cos networks get [x, 1 - x].
+# Name -> function from the number of classes to a network. Add your own. It gets images, float (B, 3, H, W) in [0, 1],
+# which are normalised if it has a `pretrained_cfg`, as networks of timm have. B-cos networks get [x, 1 - x].
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     **{name: partial(_lite, name) for name in IMAGENET},
     **{f"bcos_{n}": partial(_bcos, getattr(bcos_nets, n)) for n in bcos_nets.list_available() if "standard_" not in n},
@@ -183,16 +182,16 @@ ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
 
 
 class Wrapped(nn.Module):
-    """Any network, with the attributes that `explain`, `Guide`, `Distill` and `evaluate` read. Parameters are shared.
+    """Any network, with the attributes that `explain`, `Guide`, `Distill` and `evaluate` read; it shares parameters.
 
     Args:
         net: a network that takes images (B, 3, H, W).
         depths: {name: path of a module of `net`}, for example {"Final": "layer4"}; ValueError for a wrong path.
             "Input" is the image that `net` gets. If a module in `net` normalises it, give that module's path.
         prefix_tokens: number of tokens before the patch tokens in outputs (B, N, C); 1 for a class token.
-        reshape: a function from a layer's output to (B, C, h, w), for other layouts than this and patch tokens in rows.
-            For channels last: `lambda a: a.permute(0, 3, 1, 2)`. It applies to every layer but the input.
-        logits: a function (net, images) -> logits (B, C), for a network with a second input, a text encoder or a
+        reshape: a function from a layer's output to (B, C, h, w), needed unless the output has this shape or is patch
+            tokens row by row. For channels last: `lambda a: a.permute(0, 3, 1, 2)`. It applies to all layers but Input.
+        logits: a function (net, images) -> logits (B, C), for a network with a second input or a text encoder, or for
             segmentation. A tensor, `.logits`, ["logits"] and the first of a tuple are understood without it.
     """
 

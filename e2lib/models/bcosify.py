@@ -1,7 +1,7 @@
 """Pretrained networks as B-cos networks: the same function at B = 1, until `sharpen` raises B.
 
-B-cosification: Arya, Rao, Böhle, Schiele, NeurIPS 2024. They take the biases away. Here a bias b stays, and maps are
-complete all the same: b = b |x| / |x|, whose denominator is a factor. So a layer's strong inputs account for its bias.
+B-cosification: Arya, Rao, Böhle, Schiele, NeurIPS 2024. They remove the biases. Here a bias b stays, and maps are still
+complete: b = b |x| / |x|, and the denominator counts as constant. So a layer's strong inputs account for its bias.
 """
 
 import copy
@@ -25,10 +25,10 @@ class Part(DetachableModule):
     """A layer with a weight and a bias. In explanation mode (`detach`) its factors are detached, as in package bcos."""
 
     detach, b = False, 1.0  # `sharpen` sets B
-    channels = -3  # their dimension
+    channels = -3  # the dimension that holds them
 
     def plus(self, out: Tensor, bias: Tensor | None, squares: Tensor) -> Tensor:
-        """The output plus a bias per channel. `squares` of the inputs, of all channels, are for explanation mode."""
+        """The output plus a bias per channel. Explanation mode needs the `squares` of the inputs in all channels."""
         if bias is None:
             return out
         bias = bias.view(-1, *[1] * (-1 - self.channels))
@@ -86,7 +86,7 @@ class Linear(Part, nn.Linear):
 class Conv2d(Part, nn.Conv2d):
     """w · x |cos(x, w)|^(B-1) + bias for each patch x, of the channels of a group."""
 
-    same = False  # whether it pads as TensorFlow does
+    same = False  # True: it pads as TensorFlow does
 
     def forward(self, x: Tensor) -> Tensor:
         x = pad_same(x, self.kernel_size, self.stride, self.dilation) if self.same else x
@@ -134,7 +134,7 @@ class LayerNorm(Part, nn.LayerNorm):
 
 
 class Activation(DetachableModule):
-    """f(x), in explanation mode x · f(x)/x with the factor detached. The gates of `Gate` are factors as a whole."""
+    """f(x), in explanation mode x · f(x)/x with the factor detached. A gate, with f(0) ≠ 0, is a factor as a whole."""
 
     def __init__(self, function: nn.Module):
         super().__init__()
@@ -164,12 +164,9 @@ def bcosify(model: nn.Module, b: float = 1.0) -> nn.Module:
     and linear layers gain |cos|^(B-1). The classifier's bias gains log(num_classes - 1), and the logits lose it again,
     as those of other B-cos networks do.
 
-    Args:
-        model: made of convolutions, linear layers, batch and layer norms, activations, and gates such as SE's.
-        b: B of all layers.
-
-    At every B and depth, contributions add up to the logit less `logit_bias`. Raises ValueError for a network with
-    other parts, naming the first, and for one that does not become an equal and complete B-cos network.
+    `model` has two classes or more, one classifier, and no parts but convolutions, linear layers, batch norms, layer
+    norms, activations, and gates such as SE's. `b` is B of all layers. At every B and depth, contributions add up to
+    the logit less `logit_bias`. ValueError for another network, and for one that gives no equal B-cos network.
     """
     right = hasattr(model, "preprocess") and not model.is_bcos and model.num_classes > 1
     check_value(right, "model", type(model).__name__, "of models.build, with two classes or more, and no B-cos network")
@@ -195,7 +192,7 @@ def bcosify(model: nn.Module, b: float = 1.0) -> nn.Module:
 def _convert(net: nn.Module, name: str, module: nn.Module) -> None:
     """Turn the layer of this name into its B-cos twin; ValueError for a layer of an unknown kind."""
     kind, above = type(module), [net.get_submodule(name[:k]) for k, c in enumerate(name) if c == "."]
-    gates = any(hasattr(parent, "gate") for parent in above)  # what computes a gate stays as it is
+    gates = any(hasattr(parent, "gate") for parent in above)  # layers that compute a gate stay as they are
     affine = getattr(module, "weight", None) is not None and getattr(module, "bias", None) is not None
     if kind in (nn.Conv2d, Conv2dSame) and module.padding_mode == "zeros":
         module.__class__, module.same = (kind if gates else Conv2d), kind is Conv2dSame
@@ -217,7 +214,7 @@ def _convert(net: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _check(model: nn.Module, result: nn.Module) -> None:
-    """ValueError unless the result equals the model at B = 1, and its contributions are complete."""
+    """ValueError unless the result equals the model at B = 1, and its contributions add up to the logit."""
     weight = next(model.parameters())
     image = torch.linspace(0, 1, 3 * 64**2, device=weight.device, dtype=weight.dtype).view(1, 3, 64, 64)
     with torch.no_grad(), modes_restored(model), modes_restored(result):

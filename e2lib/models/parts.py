@@ -18,14 +18,14 @@ class _Reached(Exception):
 
 
 class _Same(nn.Identity):
-    """Stands for a module that is gone; blocks of an Eva are also given rotations."""
+    """Replaces a removed module. An Eva also passes rotations to its blocks."""
 
     def forward(self, x: Tensor, **_) -> Tensor:
         return x
 
 
 class Trunk(nn.Module):
-    """What a network computes of images (B, 3, H, W) up to the module at `path` of its `net`; made by `split`."""
+    """A network from images (B, 3, H, W) up to the module at `path` of its `net`; made by `split`."""
 
     def __init__(self, model: nn.Module, path: str):
         super().__init__()
@@ -44,12 +44,12 @@ class Trunk(nn.Module):
             handle.remove()
         if found.ndim == 4:
             return found
-        side = math.isqrt(found.shape[1])  # with tokens of its own besides the patches, a transformer fills no grid
+        side = math.isqrt(found.shape[1])  # tokens fill no square if some are no patches
         return found.transpose(1, 2).unflatten(2, (side, side) if side**2 == found.shape[1] else (-1, 1))
 
 
 class Head(nn.Module):
-    """The end of a network, made by `split`: from features (B, C, h, w) to logits, with the depths that it holds.
+    """The end of a network, from features (B, C, h, w) to logits, with the depths that it holds; made by `split`.
 
     `explain` resizes maps to `explained_size`, in pixels. The head reads only the slice `channels` of the features.
     """
@@ -81,7 +81,7 @@ def split(model: nn.Module, size: int, at: str | None = None) -> tuple[Trunk, He
 
     Images have `size` x `size` pixels. Features are the output at the depth `at`, Mid1 to Final; by default at Mid3, in
     EfficientNets before the last 1x1 convolution. The head explains depths from there on. Training it trains the
-    network, whose modules it shares. ValueError for a network that does not compute these parts one after the other.
+    network, whose modules it shares. ValueError for a network that does not run these parts one after the other.
     """
     net = getattr(model, "net", None)
     places = {depth: path[4:] for depth, path in getattr(model, "depths", {}).items() if path.startswith("net.")}
@@ -101,10 +101,7 @@ def split(model: nn.Module, size: int, at: str | None = None) -> tuple[Trunk, He
 
 
 def _part(module: nn.Module, path: str, before: bool) -> nn.Module:
-    """The module with `_Same` in place of all behind the one at `path`, or of that one and all before it.
-
-    A shallow copy: parameters and the remaining modules are shared.
-    """
+    """A shallow copy of the module up to and with the one at `path` if `before`, else of all behind it."""
     name, _, inner = path.partition(".")
     result, names = copy.copy(module), list(module._modules)
     position = names.index(name)
@@ -114,7 +111,7 @@ def _part(module: nn.Module, path: str, before: bool) -> nn.Module:
         result._modules[name] = _part(module._modules[name], inner, before)
     elif not before:
         result._modules[name] = _Same()
-    if not before and isinstance(module, VisionTransformer | SimpleViT | Eva):  # the features have their positions
+    if not before and isinstance(module, VisionTransformer | SimpleViT | Eva):  # the features contain positions
         placed = MethodType(_rotated, result) if isinstance(module, Eva) else nn.Identity()
         result.__dict__["_pos_embed"] = placed  # hides timm's method
         result.__dict__["positional_embedding"] = lambda tokens: 0
@@ -123,6 +120,6 @@ def _part(module: nn.Module, path: str, before: bool) -> nn.Module:
 
 
 def _rotated(net: Eva, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The tokens as they are, and the rotations by their places, which each block gets."""
+    """The tokens, unchanged, and the rotations by their places, which each block gets."""
     side = math.isqrt(tokens.shape[1] - net.num_prefix_tokens)
     return tokens, None if net.rope is None else net.rope.get_embed(shape=(side, side))

@@ -1,4 +1,4 @@
-"""Files of weights, which are read without running code and checked tensor by tensor; and fingerprints of networks."""
+"""Files of weights, read without running code and checked tensor by tensor; and fingerprints of networks."""
 
 import hashlib
 import importlib.util
@@ -29,7 +29,7 @@ IMAGENET = {
 
 
 def load(net: nn.Module, name: str, weights: str | Path) -> None:
-    """Load weights into the net of the architecture `name`, as `models.build` says."""
+    """Load weights into the net of the architecture `name`, as described in `models.build`."""
     path, expected, head = _path(name, weights), net.state_dict(), head_prefixes(net)
     state = _read(path, IMAGENET[name] if weights == "imagenet" else None)
     if weights == "imagenet":  # the same tensors in the same order, under other names
@@ -56,8 +56,8 @@ def fingerprint(value: Any) -> str:
     """Sixteen hex digits that identify a network, a function or any other value, the same in every process.
 
     A network counts by repr, `Wrapped`'s attributes, parameters and buffers, without wrappers such as DataParallel. A
-    function counts by code, closure and defaults, not by globals; a tensor by its bytes; a dataclass by the fields of
-    `__init__`. Any other object counts by its fingerprint(), or by type and attributes.
+    function counts by code (with its docstring), closure and defaults, not by globals; an array by type, shape and
+    bytes; a dataclass by the fields of `__init__`. Any other object counts by fingerprint(), or by type and attributes.
     """
     return digest(_parts(value, ()))
 
