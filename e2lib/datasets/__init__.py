@@ -15,8 +15,8 @@ from e2lib.datasets.subsets import Selection, at_most, dilated, few_shot, random
 from e2lib.datasets.voc import VOC, VOC_CLASSES, export_voc
 from e2lib.datasets.waterbirds import Waterbirds
 
-# Data sets by name, to which you may add your own. A class with `layout`, which says what its folder holds, is called
-# as kind(root, split, transform=…, …); one without it is embedded: kind(split, length=…, size=…, seed=…, …).
+# Data sets by name; you may add your own. A class with a `layout`, which says what its folder holds, is called as
+# kind(root, split, transform=…, …). A class without it is embedded: kind(split, length=…, size=…, seed=…, …).
 DATASETS: dict[str, Callable[..., Samples]] = {"scenes": Scenes, "birds": SceneBirds}
 DATASETS |= {"voc": VOC, "coco": COCO, "waterbirds": Waterbirds, "imagefolder": ImageFolder}
 
@@ -39,10 +39,10 @@ def crop_transform(size: int) -> Joint:
 def load(
     data: str, root: Folder | None, split: str, size: int, length: int | None = None, seed: int = 0, **kwargs
 ) -> Samples:
-    """Data set by name, all images of `size` x `size` pixels.
+    """Data set by name, with images of `size` x `size` pixels.
 
-    Data on disk is resized, and at most `length` of its images are taken, at random. Embedded data, whose root is None,
-    is composed, `length` images. `seed` is that of the choice or the composition. kwargs go to the data set.
+    Data on disk is resized, and at most `length` of its images are drawn at random. Of embedded data, whose root is
+    None, `length` images are composed. `seed` is for this choice or composition. kwargs go to the data set.
     Raises ValueError for an unknown name, a missing or superfluous root, a missing length.
     """
     if data not in DATASETS:
@@ -65,8 +65,8 @@ def load_splits(
 
     Arguments are those of `load`. There are at most `length` training images, which `seed` composes or chooses, and at
     most `held_out` images each for validation and test, always the same ones. Training images are flipped at random,
-    and with `crops` are random crops. Half of the embedded birds for validation and test are at the other place, as in
-    Waterbirds: `correlation` is that of the training images.
+    and with `crops` cropped too. `correlation` of the embedded birds is that of the training images; half of the birds
+    for validation and test are at the other place, as in Waterbirds.
 
     Notes: where the labels of the test images are not public (`test_split` of the class is "val", as in COCO and
     ImageNet), the val images are for the test, and a tenth of the train images, chosen by seed 0, for validation.

@@ -13,7 +13,7 @@ from e2lib.datasets.files import FileDataset, Folder, Item, check_unique, need
 from e2lib.datasets.sample import Transform, check_value
 
 ID, NUMBER, TEXT, LIST = (int, str), (int, float), (str,), (list,)
-LARGE = 1e9  # no size or coordinate is, and NaN is not below it
+LARGE = 1e9  # every size and coordinate is below; NaN is not
 MUST = {ID: "a whole number or a text", NUMBER: f"a number below {LARGE:g}", TEXT: "a text", LIST: "a list"}
 FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "categories": {"id": ID, "name": TEXT},
@@ -31,7 +31,7 @@ class COCO(FileDataset):
     40,504 images; 2017: 118,287 and 5,000, the same photographs. Source: cocodataset.org; annotations CC BY 4.0, the
     photographs under Flickr's terms of use.
 
-    `year` is by default the only one of which root has both annotations and images. ValueError for two, as train2017
+    By default `year` is the only one for which root has both annotations and images. ValueError for two, as train2017
     holds most of val2014. `annotations` and `images` name another JSON file of instances and another image folder,
     relative to root. A segmentation is checked when its image is read.
 
@@ -147,7 +147,7 @@ def _decode(shape: list | dict, size: tuple[int, int], where: str) -> np.ndarray
 
 
 def _runs(text: str) -> list[int]:
-    """The counts of a compressed RLE: 5 bits per character, signed, from the third on as the change by two counts."""
+    """The counts of a compressed RLE: signed, 5 bits per character; from the fourth on less the count two before."""
     counts: list[int] = []
     value = shift = 0
     for code in (ord(letter) - 48 for letter in text):

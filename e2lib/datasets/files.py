@@ -1,7 +1,7 @@
-"""What the data sets on disk have in common: files of images, boxes known beforehand. The plainest is ImageFolder.
+"""The common part of data sets on disk: image files with boxes known beforehand. The simplest is ImageFolder.
 
-All that is known is held in a few arrays. DataLoader workers share arrays, whereas a touch of a Python object's
-reference count copies its memory page into each worker.
+A few arrays hold all that is known. DataLoader workers share arrays, whereas reading a Python object changes its
+reference count, which copies its memory page into each worker.
 """
 
 import csv
@@ -29,21 +29,21 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
 def need(path: Path, layout: str) -> Path:
-    """Return `path`. Raises FileNotFoundError that says what the data folder must hold."""
+    """Return `path`; FileNotFoundError, with what the data folder must hold, if it does not exist."""
     if not os.path.exists(path):  # Path.exists would raise OSError for a name too long for the disk
         raise FileNotFoundError(f"{path} does not exist; the data folder must hold {layout}")
     return path
 
 
 def check_unique(names: Sequence[str], where: str) -> None:
-    """Raises ValueError that says `where` and which name occurs twice."""
+    """ValueError, with `where`, if a name occurs twice."""
     check_value(not isinstance(names, str), where, names, "a list of names")
     if len({*names}) < len(names):
         raise ValueError(f"{where}: {Counter(names).most_common(1)[0][0]!r} occurs twice; once is right")
 
 
 def read_text(path: Path) -> str:
-    """A text without its byte order mark. Raises ValueError naming the file where it is not in UTF-8."""
+    """A text file's content without a byte order mark. ValueError, with the path, for a file that is not UTF-8."""
     try:
         if "\0" not in (text := path.read_text(encoding="utf-8-sig")):
             return text
@@ -60,7 +60,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_rows(path: Path, columns: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, str]]:
-    """Rows of a CSV file. `columns` must be there, with one of their values; any text will do where none is given."""
+    """Rows of a CSV file. Each of `columns` must be there once, with the values listed, or with any text for none."""
     reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
     try:
         rows = [(f"{path} line {reader.line_num}", row) for row in reader]
@@ -91,7 +91,7 @@ def open_image(path: Path) -> Image.Image:
 def read_image(path: Path) -> tv_tensors.Image:
     """Pixels as the file stores them: uint8 (3, H, W) RGB. Raises FileNotFoundError or ValueError naming the file.
 
-    EXIF orientation and transparency are left out of account. 16-bit grey values give their upper 8 bits.
+    EXIF orientation and transparency are ignored. 16-bit grey values give their upper 8 bits.
     """
     image = open_image(path)
     if image.mode.startswith("I;16"):
@@ -115,9 +115,9 @@ class Item:
 
 
 class FileDataset(Samples):
-    """Images under `folder`, each read from disk anew.
+    """Images under `folder`, read from disk at each access.
 
-    Raises FileNotFoundError naming what is missing, ValueError naming the file and the entry that is wrong.
+    Raises FileNotFoundError for a missing file, and ValueError that names the file and the entry that is wrong.
     """
 
     layout: str  # what the data folder must hold
@@ -164,7 +164,7 @@ class FileDataset(Samples):
         return [self.folder / self.item(i).file]
 
     def fingerprint(self) -> str:
-        """Like that of Samples, but with the files' names, sizes and times for their pixels."""
+        """Like that of Samples, but with names, sizes and times of files in place of pixels."""
         stats = [path.stat() if path.exists() else None for i in range(len(self)) for path in self.sources(i)]
         stats = np.array([(s.st_size, s.st_mtime_ns) if s else (-1, -1) for s in stats])
         about = [self.classes, self.groups, self.multilabel, self.boxed, self.transform]
@@ -196,10 +196,10 @@ class ImageFolder(FileDataset):
     """Images sorted into class folders, as ImageNet, Imagenette and SUN397 are; no boxes, no groups.
 
     A class is a folder with images, named by its path: b/balcony/exterior (SUN397). A folder with a WordNet id of
-    ImageNet is named by ImageNet's first word for it: n01440764 is tench. Files with other suffixes are not data, nor
-    is anything hidden or in __MACOSX. By default `classes`, the folders in order, are those of all splits (the folders
-    beside `split`), sorted, so that a class has one index in every split. An unknown class, a class folder without
-    images, and an image outside a class folder raise ValueError.
+    ImageNet is named by ImageNet's first word for it: n01440764 is tench. Files of other types are ignored, and so is
+    anything hidden or in __MACOSX. `classes` are the folders in order, by default those of all splits (the folders
+    beside `split`), sorted, so that a class has one index in every split. ValueError for an unknown class, a class
+    folder without images, and an image outside a class folder.
     """
 
     layout = "<split>/<class>/*.jpg, or <class>/*.jpg without a split"
@@ -227,7 +227,7 @@ class ImageFolder(FileDataset):
 
 
 def _words(folders: list[str]) -> list[str]:
-    """ImageNet's words for WordNet ids. Two classes are "crane", and two "maillot": the id tells them apart."""
+    """ImageNet's words for WordNet ids. Two classes are "crane", and two "maillot"; ids tell them apart."""
     from timm.data import ImageNetInfo  # takes a second
 
     known = ImageNetInfo().label_descriptions(as_dict=True)

@@ -1,4 +1,4 @@
-"""Pictures without their objects of one class: what the removal test shows a network."""
+"""Pictures without their objects of one class, for the removal test."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,8 @@ from e2lib.datasets.files import check_value
 from e2lib.datasets.sample import Sample, Samples
 from e2lib.disk import digest, essence
 
-SHIFTS = 8  # places along each side where the control looks for room
-RIM = 2  # pixels around segmentation masks that are filled too
+SHIFTS = 8  # positions along each side where the control looks for room
+RIM = 2  # width, in pixels, of the rim around segmentation masks that is filled too
 SMOOTHED = 32  # times that each filled pixel becomes the mean of its neighbours
 
 
@@ -26,13 +26,13 @@ class Without(Samples):
         dataset: images with boxes or, for "scene", `Scenes`, `SceneBirds` or a `Selection` of them. Its transform must
             not be random.
         by: "scene" composes the scene again without these objects, which is exact. "boxes" and "segments" fill the
-            class's boxes, or its segmentation masks, smoothly from what surrounds them. A fill leaves traces, and can
+            class's boxes, or its segmentation masks, smoothly from their surroundings. A fill leaves traces, and can
             be evidence itself.
-        limit: pairs are left out whose boxes or masks cover more than this share of the image.
-        elsewhere: fill as large a part of the same shape where no object of the class is: the control. Pairs without
+        limit: leave out pairs whose boxes or masks cover more than this share of the image; "scene" keeps them.
+        elsewhere: as a control, fill a part of the same size and shape where no object of the class is. Pairs without
             room for it are left out.
 
-    `pairs` is int64 (len, 2): the position in `dataset`, and the class. ValueError where none is left.
+    `pairs` is int64 (len, 2): the position in `dataset`, and the class. ValueError if none is left.
     """
 
     groups, multilabel = (), True
@@ -79,7 +79,7 @@ class Without(Samples):
         return digest([self.dataset.fingerprint(), self.by, self.limit, self.elsewhere, code])
 
     def _masks(self, sample: Sample) -> dict[int, Tensor | None]:
-        """What is filled, bool (H, W), of each class in a sample; None where the control has no room."""
+        """The pixels to fill, bool (H, W), by class of a sample; None where the control has no room."""
         size, result = sample.image.shape[-2:], {}
         for c in sample.box_labels.unique().tolist():
             own = sample.box_labels == c
@@ -94,7 +94,7 @@ class Without(Samples):
 
 
 def _elsewhere(mask: Tensor, taken: Tensor) -> Tensor | None:
-    """The mask, moved as far as possible to where it covers nothing of `taken`; None without room."""
+    """The mask, moved as far as possible, to where it covers nothing of `taken`; None without room."""
     x1, y1, x2, y2 = mask_box(mask).tolist()
     part, (height, width) = mask[y1:y2, x1:x2], mask.shape
     tops, lefts = (torch.linspace(0, room, SHIFTS).long().tolist() for room in (height - (y2 - y1), width - (x2 - x1)))
@@ -111,8 +111,8 @@ def _elsewhere(mask: Tensor, taken: Tensor) -> Tensor | None:
 def fill(image: Tensor, mask: Tensor) -> Tensor:
     """The image (C, H, W) with the pixels of `mask`, bool (H, W), filled smoothly from those around them.
 
-    Each filled pixel is the mean of its neighbours, repeated, from coarse to fine. The dtype stays; ValueError for a
-    mask that covers all.
+    From coarse to fine, each filled pixel repeatedly becomes the mean of its neighbours. The dtype stays. ValueError
+    for a mask that covers all.
     """
     check_value(not mask.all(), "mask", "all of the image", "smaller: nothing is left to fill from")
     pixels, known = image.as_subclass(Tensor).float(), ~mask.as_subclass(Tensor)

@@ -1,4 +1,4 @@
-"""What every data set gives: one Sample per image. Transforms move its parts together, `collate` makes Batches."""
+"""Every data set gives one Sample per image. Transforms move its parts together, and `collate` makes Batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from e2lib.boxes import box_masks, check_boxes, corners, mask_box
 from e2lib.disk import digest
 
-ROUNDING = 1e-3  # by which resized float images may leave [0, 1]
+ROUNDING = 1e-3  # resized float images may leave [0, 1] by this much
 
 
 def check_value(right: bool, name: str, value: object, must: str) -> None:
@@ -31,7 +31,7 @@ class Sample:
     """One image and what is known about it; image and labels are enough.
 
     Boxes of another format (XYWH, CXCYWH) become xyxy; plain tensors count as xyxy in pixels of the image. Masks
-    without boxes get the boxes around them. Without `box_labels` every box shows the image's only class.
+    without boxes get the boxes around them. Without `box_labels`, every box is of the image's only class.
     Raises ValueError for boxes without a class, unequal numbers of boxes and masks, and values outside the ranges.
     """
 
@@ -75,7 +75,7 @@ Transform = Callable[[Sample], Sample] | None
 
 
 def _xyxy(boxes: Tensor, size: Sequence[int]) -> tv_tensors.BoundingBoxes:
-    """Boxes of any format as xyxy, a plain tensor as boxes in an image of size (H, W)."""
+    """Boxes of any format, or a plain tensor of xyxy in an image of size (H, W), as xyxy BoundingBoxes."""
     size = getattr(boxes, "canvas_size", tuple(size))
     return tv_tensors.BoundingBoxes(corners(boxes).float(), format="XYXY", canvas_size=size)
 
@@ -84,16 +84,16 @@ def _xyxy(boxes: Tensor, size: Sequence[int]) -> tv_tensors.BoundingBoxes:
 class Joint:
     """Apply a torchvision v2 transform to image, boxes, masks and maps at once.
 
-    It is given what torchvision's transforms of detection data are: image, {boxes, labels, masks, maps}, with the
-    label of each box. A box that leaves the image is dropped with its mask and label. The image keeps its class labels,
-    although a random crop may not show the object any more.
+    The transform gets what torchvision's transforms of detection data get: image, {boxes, labels, masks, maps}, with
+    one label per box. A box that leaves the image is dropped with its mask and label. The image keeps its class labels,
+    although a random crop may no longer show the object.
     Raises ValueError where the transform drops boxes without their labels, or returns no tv_tensors.BoundingBoxes.
     """
 
     steps: v2.Transform
 
     def __call__(self, sample: Sample) -> Sample:
-        # Of plain tensors torchvision would transform the first alone, or none.
+        # torchvision would transform only the first of plain tensors, or none.
         parts = ((tv_tensors.Image, sample.image), (tv_tensors.Mask, sample.masks), (tv_tensors.Image, sample.maps))
         image, masks, maps = (part if part is None else kind(part) for kind, part in parts)
         target = {"boxes": sample.boxes, "labels": sample.box_labels, "masks": masks, "maps": maps}
@@ -113,7 +113,7 @@ class Joint:
 
 
 def check_transform(transform: Transform) -> Transform:
-    """Return it. Raises ValueError for one of torchvision's, which would leave Samples as they are."""
+    """Return the transform. ValueError for one of torchvision's, which would not change Samples: `Joint` applies it."""
     check_value(not isinstance(transform, v2.Transform), "transform", transform, "a function of a Sample, Joint(it)")
     return transform
 
@@ -121,15 +121,15 @@ def check_transform(transform: Transform) -> Transform:
 class Samples(Dataset):
     """A data set of your own: `classes`, `__len__` and `__getitem__(i) -> Sample` are enough.
 
-    The rest is derived here by reading every item once, unless a data set defines its own. `with_transform` replaces
-    an attribute `transform`, a callable Sample -> Sample or None, which `__getitem__` applies.
+    Unless a data set defines its own, the rest is derived here by reading every item once. `with_transform` replaces
+    the attribute `transform`, a callable Sample -> Sample or None, which `__getitem__` applies.
     """
 
     classes: Sequence[str]  # names
     groups: Sequence[str] = ()  # names; none where the data has no groups
-    annotated: np.ndarray | None = None  # bool (len,), which images may use their boxes; None where only Samples tell
+    annotated: np.ndarray | None = None  # bool (len,), whose boxes may be used; None if only Samples tell
 
-    def __iter__(self) -> Iterator[Sample]:  # without it, Python takes an IndexError in an item for the end
+    def __iter__(self) -> Iterator[Sample]:  # without it, an IndexError in an item would end the loop
         return (self[i] for i in range(len(self)))
 
     @cached_property
@@ -159,7 +159,7 @@ class Samples(Dataset):
 
 @dataclass
 class Batch:
-    """Samples of one size, stacked. `collate` makes it of Samples, `Batch.of` of tensors."""
+    """Samples of one size, stacked: by `collate` from Samples, by `Batch.of` from tensors."""
 
     images: Tensor  # float32 (B, 3, H, W) in [0, 1]; or features (B, C, h, w) of any range
     labels: Tensor  # uint8 (B, C), multi-hot; or class indices int64 (B,)
@@ -189,8 +189,8 @@ class Batch:
         """A Batch of tensors, for a training loop of your own; images and labels are enough.
 
         Each argument has one entry per image, as in a Sample, or None. Boxes may also be (B, 4), one per image, or
-        (B, N, 4), and masks (B, H, W), where an empty one means none. Images may be uint8. Features need `size`, the
-        (H, W) of their images. Names are positions by default.
+        (B, N, 4), and masks (B, H, W), where an empty mask means none. Images may be uint8. Features need `size`, the
+        (H, W) of their images. By default names are positions.
         Raises ValueError for an argument of another length than `images`, and for what Sample and `collate` refuse.
         """
         size, count = tuple(size or images.shape[-2:]), len(images)
@@ -216,7 +216,7 @@ class Batch:
         return Batch(**tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), vars(self)))
 
     def hot(self, count: int) -> Tensor:
-        """Labels for a network of `count` classes: float32 (B, count) of 0 and 1. Raises ValueError for others."""
+        """Labels for a network of `count` classes: float32 (B, count) of 0 and 1. ValueError for other labels."""
         index = self.labels.ndim == 1
         if index and ((self.labels < 0) | (self.labels >= count)).any() or not index and self.labels.shape[1] != count:
             found = f"{self.labels.min()} to {self.labels.max()}" if index else tuple(self.labels.shape)
@@ -224,7 +224,7 @@ class Batch:
         return F.one_hot(self.labels, count).float() if index else self.labels.float()
 
     def present(self) -> Tensor:
-        """The classes in each image: int64 (B, K), filled up with -1. K is that of the fullest image, at least 1."""
+        """The classes in each image, filled up with -1: int64 (B, K), K of the image with most classes, at least 1."""
         if self.labels.ndim == 1:
             return self.labels[:, None]
         found = [labels.nonzero()[:, 0] for labels in self.labels]
@@ -249,7 +249,7 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a Batch. Raises ValueError naming an image that cannot be in it, and why; also for none."""
+    """Stack samples into a Batch. ValueError for an image that does not fit, with its name and why, and for no sample."""
     check_value(len(samples) > 0, "the number of images in a batch", len(samples), "at least 1")
     shape, size = samples[0].image.shape, samples[0].boxes.canvas_size
     pixels = samples[0].image.dtype == torch.uint8

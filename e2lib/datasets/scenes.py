@@ -1,10 +1,10 @@
 """The embedded data: scenes and birds, composed from photographic cut-outs and backgrounds (data/README.md).
 
-A scene is a function of (seed, split, index) alone. They seed NumPy's PCG64, and integer arithmetic makes the pixels.
-So a scene is the same on every machine, in every order of access and, but for its size, at every size.
+A scene depends on (seed, split, index) alone. They seed NumPy's PCG64, and integer arithmetic makes the pixels. So a
+scene is the same on every machine, in every order of access and, apart from its resolution, at every size.
 
-Each background photograph is divided along its longer axis into one region each for train, val and test. About a fifth
-of the cut-outs of each category appear in test_unseen alone, on the regions of test. The other splits share the others.
+Each background photograph is divided along its longer axis into regions for train, val and test. About a fifth of the
+cut-outs of each category appear only in test_unseen, on the regions of test. The other splits share the rest.
 """
 
 import copy
@@ -31,8 +31,8 @@ HOMES |= {"indoor": ["music", "tool"], "open": ["hoofed", "vehicle"]}
 CATEGORIES = ["bird", "sea", "insect", "hoofed", "furry", "flower", "fruit", "music", "vehicle", "tool"]
 REGIONS = {"train": (0.0, 0.38), "val": (0.38, 0.66), "test": (0.66, 1.0)}  # of a background's longer axis
 SPLITS = {"train": "train", "val": "val", "test": "test", "test_unseen": "test"}  # split -> region
-CROP = (0.75, 1.0)  # side of a background crop, of the region's shorter side
-LONGEST = 0.55  # largest longest side of an object, of the image side
+CROP = (0.75, 1.0)  # side of a background crop, as part of the region's shorter side
+LONGEST = 0.55  # largest longest side of an object, as part of the image's side
 NATIVE = 128  # image side at which no cut-out is enlarged
 COVERED = 0.4  # largest part of an object's area under the boxes of later objects; in pixels it stays below half
 BRIGHTNESS = (80, 121)  # of a cut-out's colours, in per cent
@@ -45,7 +45,7 @@ class SceneObject:
     cutout: int  # index into cutouts(...)
     label: int  # index into the data set's classes
     place: tuple[float, float, float, float]  # x, y, width, height
-    area: float  # opaque, of the image's area
+    area: float  # the opaque part, as part of the image's area
     flip: bool
     brightness: int  # in per cent
 
@@ -57,14 +57,14 @@ class SceneObject:
         return x, y, x + w, y + h
 
     def overlap(self, other: "SceneObject") -> float:
-        """Area that the boxes of two objects share, of the image's area."""
+        """Area that the boxes of two objects share, as part of the image's area."""
         (x, y, w, h), (x2, y2, w2, h2) = self.place, other.place
         return max(min(x + w, x2 + w2) - max(x, x2), 0) * max(min(y + h, y2 + h2) - max(y, y2), 0)
 
 
 @dataclass(frozen=True)
 class SceneRecord:
-    """What a scene is made of."""
+    """All that a scene is made of."""
 
     background: int  # row of backgrounds.csv
     crop: tuple[int, int, int, int]  # xyxy, in pixels of the photograph
@@ -94,7 +94,7 @@ def _pool(part: str | None = None, **wanted: str) -> list[int]:
 
 @lru_cache
 def _made_of() -> str:
-    """Hash of what all scenes are made by and of: this file's code, the lists and the photographs."""
+    """Hash of all that scenes depend on: this file's code, the lists and the photographs."""
     files = sorted([*DATA.glob("*.csv"), *DATA.rglob("*.webp")])
     return digest([essence(Path(__file__).read_text(encoding="utf-8")), digest_of_files(files)])
 
@@ -113,7 +113,7 @@ def _region(photograph: Image.Image, region: str) -> tuple[int, int, int, int]:
 
 @lru_cache
 def _levels(part: str) -> list[tuple[list[Image.Image], float, float]]:
-    """Of each cut-out: premultiplied pictures of full, half and quarter size, elongation, largest longest side."""
+    """For each cut-out: premultiplied pictures of full, half and quarter size, elongation, largest longest side."""
     result = []
     for row in cutouts(part):
         picture = Image.open(DATA / "cutouts" / row["category"] / f"{row['name']}.webp").convert("RGBA")
@@ -138,9 +138,9 @@ def _between(bounds, u):
 
 @dataclass(eq=False)
 class _Composed(Samples):
-    """What Scenes and SceneBirds share. `_choose` gives backgrounds, context, cut-outs and labels, group.
+    """The common part of Scenes and SceneBirds. `_choose` gives backgrounds, context, (cut-outs, label) pairs, group.
 
-    Each sets `kind`, the first part of every item's name; `stream`, that no other's random numbers have; `area`, bounds
+    Each class sets `kind`, the first part of every item's name; `stream`, for random numbers of its own; `area`, bounds
     of the square root of an object's opaque area, as parts of the image side; `least`, the lowest `correlation`.
     """
 
@@ -198,12 +198,12 @@ class _Composed(Samples):
                 hidden = [sum(map(one.overlap, tried[k + 1 :])) for k, one in enumerate(tried)]
                 if all(part <= COVERED * one.area for part, one in zip(hidden, tried, strict=True)):
                     break
-                longest *= 0.98  # so that the search ends also in a crowded scene
+                longest *= 0.98  # so that the search ends in a crowded scene too
             placed = tried
         return placed
 
     def record(self, i: int) -> SceneRecord:
-        """What scene i is made of: all but its pixels."""
+        """Scene i before it is composed."""
         random = self._random(range(self.length)[i])
         pool, context, objects, group = self._choose(random)
         background = _pick(pool, random())
@@ -214,7 +214,7 @@ class _Composed(Samples):
         return SceneRecord(background, crop, flip, context, tuple(self._place(objects, random)), group)
 
     def without(self, i: int, label: int) -> Sample:
-        """Scene i composed without its objects of a class. Wherever they were not, it stays as it is."""
+        """Scene i composed without its objects of one class; all else stays as it is."""
         record = self.record(i)
         kept = tuple(thing for thing in record.objects if thing.label != label)
         sample = self._compose(i, replace(record, objects=kept))
@@ -245,7 +245,7 @@ class _Composed(Samples):
         i = range(self.length)[i]
         if i not in self._cache:
             self._cache[i] = self._compose(i)
-        sample = copy.deepcopy(self._cache[i])  # as a transform may write into what it is given
+        sample = copy.deepcopy(self._cache[i])  # a transform may write into its input
         return sample if self.transform is None else self.transform(sample)
 
 
@@ -256,7 +256,7 @@ class Scenes(_Composed):
     The background's group g is drawn uniformly from HOMES, then each object's category: with probability `correlation`
     one of the two at home in g, else one of the other eight, uniformly. So every category is equally frequent, and
     P(g is the category's home) = correlation: 0.2 is independence, 1 a perfect shortcut, 0 its reverse.
-    Each object stays at least half visible. A process keeps what it has composed, 3 size² bytes per image and size² per
+    Each object stays at least half visible. A process keeps composed scenes, 3 size² bytes per image and size² per
     object, besides 90 MB of photographs. Raises ValueError for a value outside the ranges beside the fields.
     """
 

@@ -1,6 +1,6 @@
-"""Data sets made of others: fewer images, boxes for some of them, wider boxes, other transforms.
+"""Data sets made from others: fewer images, boxes for some of them, wider boxes, other transforms.
 
-Selections depend on the seed and on the order of the data set alone: NumPy keeps the stream of raw PCG64 numbers.
+Selections depend only on the seed and the order of the data set: NumPy keeps the stream of raw PCG64 numbers.
 """
 
 import copy
@@ -19,7 +19,7 @@ from e2lib.disk import digest
 
 
 class Selection(Samples):
-    """The images of a data set at `indices`, int (n,); `annotated`, bool (n,), says which may use their boxes."""
+    """The images of a data set at `indices`, int (n,); `annotated`, bool (n,), says whose boxes may be used."""
 
     def __init__(self, dataset: Samples, indices: np.ndarray, annotated: np.ndarray | None = None):
         if getattr(dataset, "annotated", None) is not None:
@@ -32,7 +32,7 @@ class Selection(Samples):
 
     @property
     def without(self) -> Callable[[int, int], Sample]:
-        """That of the data set, such as `Scenes.without`. AttributeError where it has none."""
+        """The data set's method of this name, such as that of Scenes; AttributeError if it has none."""
         of_whole = self.dataset.without
         return lambda i, label: of_whole(int(self.indices[i]), label)
 
@@ -65,9 +65,9 @@ def at_most(dataset: Samples, length: int, seed: int = 0) -> Samples:
 
 
 def few_shot(dataset: Samples, per_class: int, seed: int = 0) -> Selection:
-    """For each class the first `per_class` images, in a random order, that contain it; 10 shots contain 5 shots.
+    """For each class the first `per_class` images that show it, in a random order; 10 shots include the 5 shots.
 
-    Multi-label images count for every class in them. Raises ValueError naming a class with fewer images.
+    Multi-label images count for every class in them. ValueError names a class with fewer images.
     """
     check_value(per_class >= 1, "per_class", per_class, "at least 1")
     rank, chosen = np.argsort(random_order(len(dataset), seed)), []  # each image's place in the random order
@@ -80,9 +80,9 @@ def few_shot(dataset: Samples, per_class: int, seed: int = 0) -> Selection:
 
 
 def with_boxes(dataset: Samples, fraction: float, seed: int = 0, repeats: int = 1) -> Selection:
-    """All images, of which round(fraction * len), at least one, stay `annotated`; 10 % contain the 1 %.
+    """All images, of which round(fraction * len), at least one, stay `annotated`; the 10 % include the 1 %.
 
-    Each of these comes `repeats` times in an epoch, lest the few steps that see a box are lost among the others.
+    Each of these comes `repeats` times per epoch, so that steps with boxes are less rare.
     """
     check_value(0 < fraction <= 1, "box fraction", fraction, "in (0, 1]: 0.01 keeps the boxes of 1 % of the images")
     check_value(repeats >= 1, "repeats", repeats, "at least 1")
@@ -92,7 +92,7 @@ def with_boxes(dataset: Samples, fraction: float, seed: int = 0, repeats: int = 
 
 
 def with_transform(dataset: Samples, transform: Transform) -> Samples:
-    """The data set with another transform. Raises ValueError for a data set that has none."""
+    """The data set with another transform. ValueError for a data set without one."""
     if isinstance(dataset, Selection):
         return Selection(with_transform(dataset.dataset, transform), dataset.indices, dataset.annotated)
     if not hasattr(dataset, "transform"):

@@ -1,4 +1,4 @@
-"""PASCAL VOC, and any folder in its format; any data set of Samples, written in it."""
+"""PASCAL VOC, any folder in its format, and the export of any data set to it."""
 
 import os
 import re
@@ -41,12 +41,12 @@ class VOC(FileDataset):
     are under Flickr's terms of use.
 
     root holds VOCdevkit/VOC2007, or itself JPEGImages, Annotations and ImageSets/Main, as VOCdevkit/VOC2012 does; split
-    is any list in the last. By default `classes` are the lines of classes.txt beside Annotations, where `export_voc`
+    is any list in the latter. By default `classes` are the lines of classes.txt beside Annotations, where `export_voc`
     writes it, else VOC's own. SegmentationClass numbers them from 1. Without `difficult`, the objects that VOC marks as
-    difficult give no box and no label, as in VOC's own evaluation. An image of no other objects then has no label.
+    difficult give no box and no label, as in VOC's own evaluation. An image without other objects then has no label.
 
     Notes: by default difficult objects count like all others, in training and evaluation. The released code of Rao et
-    al., ICCV 2023, does the same: it never reads the mark. VOC does not segment these objects: their masks are empty.
+    al., ICCV 2023, does the same: it never reads the mark. VOC does not segment these objects; their masks are empty.
     """
 
     layout = "VOCdevkit/VOC2007 with JPEGImages/*.jpg, Annotations/*.xml, ImageSets/Main/<split>.txt"
@@ -74,8 +74,8 @@ class VOC(FileDataset):
     def masks(self, i: int, size: tuple[int, int], item: Item) -> Tensor | None:
         """Masks from SegmentationObject, empty where a box has none; None for an image without that file.
 
-        Most of an object's pixels in SegmentationClass give its class. The k-th object's box is the file's k-th where
-        that is of this class and holds the object but for a pixel; else the free one of the class that fits best.
+        Most of an object's pixels in SegmentationClass give its class. The k-th object takes the file's k-th box if
+        that has its class and holds it, give or take a pixel; else the free box of its class that fits best.
         """
         _, file, other = self.sources(i)
         if not file.exists():
@@ -102,7 +102,7 @@ class VOC(FileDataset):
 
 
 def _item(base: Path, name: str, classes: Sequence[str], difficult: bool) -> Item:
-    """What the XML file of an image says; VOC's own boxes are 1-based and inclusive."""
+    """The contents of an image's XML file, whose boxes are 1-based and inclusive."""
     path, encoding = base / "Annotations" / f"{name}.xml", ""
     try:
         content: bytes | str = path.read_bytes()
@@ -110,7 +110,7 @@ def _item(base: Path, name: str, classes: Sequence[str], difficult: bool) -> Ite
             encoding = declared[1].decode()
             content = content.decode(encoding)
         root = ET.fromstring(content)
-    except (OSError, SyntaxError, ValueError, LookupError) as error:  # the last two are of the encoding
+    except (OSError, SyntaxError, ValueError, LookupError) as error:  # the last two concern the encoding
         raise ValueError(f"{path} is not XML{encoding and f' in its encoding {encoding}'}: {error}") from error
     check_value(root.tag == "annotation", f"{path}: the root element", root.tag, "annotation")
     boxes, labels, numbers = [], [], []
@@ -172,7 +172,7 @@ def export_voc(dataset: Samples, folder: Folder, split: str = "train") -> Path:
             lists[f"ImageSets/Segmentation/{split}.txt"] += [sample.name] * (sample.masks is not None)
         for path, lines in lists.items():
             _parents(work / path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        # The list of the split is moved last, as it makes the split exist.
+        # The split's list is moved last: with it, the split exists.
         for path in sorted(filter(Path.is_file, work.rglob("*")), key=(work / main).__eq__):
             os.replace(path, _parents(base / path.relative_to(work)))
     return base

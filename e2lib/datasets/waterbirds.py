@@ -23,7 +23,7 @@ class Waterbirds(FileDataset):
     Waterbirds-100: the same birds, none on the other place. Source: github.com/kohpangwei/group_DRO, boxes from
     CUB-200-2011 (vision.caltech.edu); for research.
 
-    `task`, "bird" or "place", is what is to be classified. The boxes are the bird's in both, and carry the label.
+    `task`, "bird" or "place", says what to classify. The boxes are the bird's in both, with the label of the task.
     `variant` is the name of the waterbird_* folder where root has several.
     """
 
