@@ -2,7 +2,7 @@
 
 Maps are (B, K, H, W) signed floats: K explained classes in each of B images. Masks are bool of the same shape: the
 boxes, or the segmentation, of these classes. Only positive attribution A⁺ = max(A, 0) localises, and a map's scale does
-not matter. Functions give a value per pair of an image and a class, (B, K) float. Classes are torchmetrics that average
+not matter. Functions give a value per pair of an image and a class, float (B, K). Classes are torchmetrics that average
 over the pairs of all batches and processes. Nothing is NaN: a map without positive attribution scores 0, and so does a
 metric that has seen no pair. A wrong shape or dtype, and NaN or infinity in maps, are a ValueError.
 """

@@ -1,4 +1,4 @@
-"""How good the classifier is: torchmetrics of logits and labels. NaN among logits is a ValueError in each of them."""
+"""How good the classifier is: torchmetrics of logits and labels. Each raises ValueError for NaN among the logits."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from e2lib.metrics.localisation import kind
 
 
 def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Raises ValueError unless logits are float (B, C) without NaN, and labels (B, C) hold 0 and 1 alone."""
+    """Raises ValueError unless logits are float (B, C) without NaN, and labels (B, C) are 0 or 1."""
     if logits.ndim != 2 or not logits.is_floating_point() or labels.shape != logits.shape:
         raise ValueError(f"logits is {kind(logits)}, labels {kind(labels)}; both must be (B, C), logits float")
     if logits.isnan().any():
@@ -23,7 +23,7 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
 
 
 class F1(BinaryF1Score):
-    """Multi-label F1 in [0, 1], of all classes together (micro, as Rao et al. count); logits above 0 are yes."""
+    """Multi-label F1 in [0, 1], of all classes together (micro, as in Rao et al.); logits above 0 count as yes."""
 
     def __init__(self):
         super().__init__(validate_args=False)
@@ -31,14 +31,14 @@ class F1(BinaryF1Score):
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, C) float, labels (B, C), 0 or 1; see `check_logits`."""
         check_logits(logits, labels)
-        if len(logits):  # torchmetrics fails without
+        if len(logits):  # torchmetrics fails on an empty batch
             super().update((logits > 0).long(), labels.long())
 
 
 class MeanAP(Metric):
     """Mean average precision in [0, 1] over the classes that have a positive label; 0 when none has one.
 
-    Only the order of the logits matters. torchmetrics alone would take their sigmoid, which makes equals of large ones.
+    Only the order of the logits matters. torchmetrics alone would take their sigmoid, which makes large ones equal.
     """
 
     full_state_update = False
@@ -49,7 +49,7 @@ class MeanAP(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """As that of `F1`."""
+        """As in `F1`."""
         check_logits(logits, labels)
         self.logits.append(logits)
         self.labels.append(labels.to(torch.uint8))
@@ -60,17 +60,17 @@ class MeanAP(Metric):
         logits, labels = (x[:, labels.any(0)].T.contiguous() for x in (logits, labels))
         if not len(labels):
             return torch.zeros((), device=labels.device)
-        ranks = torch.searchsorted(logits.sort(1).values, logits)  # equal logits share theirs
-        shares = ranks.double().T / ranks.shape[1]  # in [0, 1), so that torchmetrics takes them as they are
+        ranks = torch.searchsorted(logits.sort(1).values, logits)  # equal logits share a rank
+        shares = ranks.double().T / ranks.shape[1]  # in [0, 1), which torchmetrics leaves as they are
         return multilabel_average_precision(shares, labels.T.long(), len(labels), validate_args=False).float()
 
 
 class GroupAccuracy(Metric):
     """Accuracy by group of single-label data whose groups (bird x place, ...) differ in frequency between splits.
 
-    groups: their names; an image's group is an index into them. seen: how many training images each has, if known.
-    `compute` returns, each in [0, 1], where there are images to tell: each group's accuracy by its name, "accuracy",
-    "worst group", "mean of groups". With `seen` also the "adjusted mean", weighted by it (Sagawa et al., ICLR 2020),
+    groups: their names; an image's group is an index into them. seen: the number of training images of each, if known.
+    `compute` returns shares in [0, 1], each only if it has images: every group's accuracy by its name, "accuracy",
+    "worst group" and "mean of groups". With `seen` also the "adjusted mean", weighted by it (Sagawa et al., ICLR 2020),
     and the accuracy "in distribution" and "out of distribution": over the images of all groups that have training
     images, and of all that have none (Parchami-Araghi et al., ECCV 2024, section 4.2).
     """

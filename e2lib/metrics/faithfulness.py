@@ -16,7 +16,7 @@ from e2lib.metrics.localisation import check_maps, kind, over_peak
 
 
 class DeletionInsertion(NamedTuple):
-    """Curves (B, steps + 1), the target's probability over the share of changed pixels 0 … 1, and their areas (B,)."""
+    """Curves (B, steps + 1) of the target's probability over the share, 0 to 1, of changed pixels; their areas (B,)."""
 
     deletion: Tensor
     insertion: Tensor
@@ -30,13 +30,13 @@ def deletion_insertion(
 ) -> DeletionInsertion:
     """Probability of the target as pixels vanish or appear, those of largest attribution first (RISE, Petsiuk 2018).
 
-    A faithful map has a small deletion area and a large insertion area. The model runs in eval mode, on all images
-    (B, 3, H, W) at once, in [0, 1] and at least 6 pixels a side. Maps are (B, 1, H, W); equal pixels go in reading
-    order. Targets are classes, int64 (B,). The pixels change in `steps` equal shares. The probability is the softmax of
-    the logits, with `multilabel` their sigmoid. Raises ValueError for other input, and where probabilities are NaN.
+    A faithful map has a small deletion area and a large insertion area. Images are (B, 3, H, W) in [0, 1], of at least
+    6 pixels a side; the model runs on all of them at once, in eval mode. Maps are (B, 1, H, W); equal pixels go in
+    reading order. Targets are classes, int64 (B,). The pixels change in `steps` equal shares. The probability is the
+    softmax of the logits, with `multilabel` their sigmoid. ValueError for other input, and for NaN probabilities.
 
-    Notes: deleted pixels take the mean colour of their image; in the authors' code that of the data set. Insertion
-    starts, as there, from the image blurred by an 11 x 11 Gaussian of σ = 5 pixels (here with reflected borders).
+    Notes: deleted pixels take the mean colour of their image; in the authors' code that of the data set. As in that
+    code, insertion starts from the image blurred by an 11 x 11 Gaussian of σ = 5 pixels (here with reflected borders).
     """
     check_images(model, images)
     if len(images) == 0 or min(images.shape[2:]) < 6:
@@ -81,12 +81,12 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
 
 def shift_similarity(explain_fn: Callable[[Tensor], Tensor], images: Tensor, most: int = 16) -> Tensor:
-    """Do explanations move with the image? Cosine of those before and after a diagonal shift by 0 ... most pixels.
+    """Do explanations move with the image? Cosines of those before and after a diagonal shift by 0 to `most` pixels.
 
     Windows of H - most by W - most pixels are cut from the images (B, 3, H, W), s pixels down and to the right. Their
     maps `explain_fn(window)`, (B, K, H - most, W - most), are compared with the first in the pixels that both show:
-    float (most + 1, B) in [-1, 1], 0 for a zero map. A network that sees patches of n pixels repeats itself every n
-    (Parchami-Araghi et al., ECCV 2024, section 4).
+    float (most + 1, B) in [-1, 1], 0 for a zero map. For a network of n-pixel patches, similarity returns every n
+    pixels (Parchami-Araghi et al., ECCV 2024, section 4).
     """
     check_maps("images", images)
     height, width = (side - most for side in images.shape[2:])
@@ -106,11 +106,11 @@ def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], s
     """Similarity of a model's maps to those of copies whose stages are randomised one after the other, last first.
 
     Cascading randomisation, Adebayo et al., NeurIPS 2018: maps that stay similar do not show what the model learned.
-    The model has `depths`, or children in the order they run; it stays as it was. `explain_fn` makes maps (B, K, H, W)
-    of the same images and targets with a model, each time with the same random numbers. `seed` is that of new weights.
+    The model has `depths`, or children in the order they run; it is not changed. `explain_fn` takes a model and makes
+    maps (B, K, H, W), of the same images and targets, with the same random numbers. `seed` is for new weights.
 
-    Returns `rank_correlation` (B, K) with the maps of `model`: "none" (nothing is randomised), then named by the stage
-    that was added last: "logits" (all after the last depth), "Final" (all after Mid3), …, "Mid1" (everything).
+    Returns `rank_correlation` (B, K) with the maps of `model`: "none" (nothing is randomised), then by the name of the
+    stage added last: "logits" (all after the last depth), "Final" (all after Mid3), …, "Mid1" (everything).
 
     Notes: a tensor is drawn from the normal distribution with its own mean and standard deviation, which suits every
     layer and lets no signal vanish. Buffers and constant tensors stay.
@@ -132,7 +132,7 @@ def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], s
 
 
 def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The parameters after each depth and up to the next, by the name of the upper one; last first, none empty."""
+    """The parameters behind one depth and up to the next, by the name of the latter; last first, none empty."""
     modules = dict(model.named_modules())
     depths = getattr(model, "depths", None) or {name: name for name, _ in model.named_children()}
     last = {path: i for path in depths.values() for i, at in enumerate(modules) if f"{at}.".startswith(f"{path}.")}
@@ -148,10 +148,10 @@ def still_named(before: Tensor, after: Tensor, pairs: Tensor) -> float:
 
     before: bool (N, C), which classes the network names in each image; after: bool (M, C), in each image without the
     objects of one class; pairs: int64 (M, 2), the image and the class, as of `datasets.Without`. Pairs that were not
-    named before do not count; ValueError where none was.
+    named before do not count; ValueError if none was.
 
-    Notes: EPG says where a map lies, this says whether the answer needs the object. It is 0 for a network that looks
-    at objects alone. Deletion (Petsiuk et al., BMVC 2018) removes the pixels that a map marks, this the annotated ones.
+    Notes: EPG says where a map lies; this says whether the answer needs the object. It is 0 for a network that looks at
+    objects alone. Deletion (Petsiuk et al., BMVC 2018) removes the pixels that a map marks, this the annotated ones.
     Xiao et al. (Noise or Signal, ICLR 2021) remove objects from photographs to show what a background alone tells.
     """
     image, label = pairs.T

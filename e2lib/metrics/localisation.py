@@ -10,12 +10,12 @@ from torchmetrics import Metric
 from e2lib.datasets.files import check_value
 
 THRESHOLDS = tuple(t / 20 for t in range(20))  # of `IoUCurve`
-NOTHING = 1e-30  # a map that is nowhere larger is an all-zero map
+NOTHING = 1e-30  # a map whose values are all at most this counts as zero
 
 
 def epg(maps: Tensor, masks: Tensor) -> Tensor:
     """Energy pointing game: the share of positive attribution in the mask, Σ(M·A⁺) / ΣA⁺ (Rao et al., ICCV 2023)."""
-    positive = _positive(maps, masks=masks)  # its largest pixel is 1, and its sum at least that, unless it is zero
+    positive = _positive(maps, masks=masks)  # unless it is zero, its largest pixel is 1, and its sum at least 1
     return (positive * masks).sum((2, 3)) / positive.sum((2, 3)).clamp(min=1)
 
 
@@ -25,14 +25,14 @@ def on_object_epg(maps: Tensor, boxes: Tensor, segments: Tensor) -> Tensor:
 
 
 def iou(maps: Tensor, masks: Tensor, threshold: float | Sequence[float]) -> Tensor:
-    """Intersection over union, in [0, 1], of the mask with the pixels where A⁺ / max A⁺ > threshold, in [0, 1).
+    """Intersection over union, in [0, 1], of the mask and the pixels where A⁺ / max A⁺ > threshold, in [0, 1).
 
     T increasing thresholds give (B, K, T). Notes: the paper chooses the threshold on held-out data, see `IoUCurve`. A
     fixed 0.5 misleads at Input: so few pixels reach half the maximum that the IoU is near 0 whatever the map shows.
     """
     thresholds = _increasing(threshold if isinstance(threshold, Sequence) else [threshold])
     positive, inside = _positive(maps, masks=masks).flatten(2), masks.flatten(2).float()
-    exceeded = torch.bucketize(positive, positive.new_tensor(thresholds))  # by each pixel: 0 to T of the thresholds
+    exceeded = torch.bucketize(positive, positive.new_tensor(thresholds))  # thresholds below each pixel, 0 to T
     none = inside.new_zeros(*inside.shape[:2], len(thresholds) + 1)
     counts = (none.scatter_add(2, exceeded, pixels) for pixels in (inside, 1 - inside))
     hits, misses = (count.flip(2).cumsum(2).flip(2)[..., 1:] for count in counts)  # above each threshold
@@ -41,7 +41,7 @@ def iou(maps: Tensor, masks: Tensor, threshold: float | Sequence[float]) -> Tens
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """1 where the map is positive and largest inside the mask alone, else 0 (Zhang et al., IJCV 2018; no margin)."""
+    """1 if the map's maximum is positive and inside the mask only, else 0 (Zhang et al., IJCV 2018; no margin)."""
     positive = _positive(maps, masks=masks)
     return ((positive * masks).amax((2, 3)) > (positive * ~masks).amax((2, 3))).to(positive.dtype)
 
@@ -90,7 +90,7 @@ def check_maps(name: str, maps: Tensor, shape: Sequence[int] = ()) -> None:
 class Average(Metric):
     """Mean of `function` over pairs of an image and a class, (B, K, *size), or over images, (B,), in all processes.
 
-    The `name` differs in each metric of a MetricCollection, which shares states that seem equal.
+    Names must differ in a MetricCollection, which shares states that seem equal.
     """
 
     full_state_update = False
@@ -102,7 +102,7 @@ class Average(Metric):
         self.add_state("pairs", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, *inputs: Tensor, valid: Tensor | None = None, **named) -> None:
-        """Add a batch. Pairs count where `valid`, bool (B, K), says so; by default where all masks share a pixel."""
+        """Add a batch. Pairs count where `valid`, bool (B, K), says so; by default if all its masks share a pixel."""
         values = self.function(*inputs, **named)
         if values.ndim == 1:
             valid = torch.ones_like(values, dtype=torch.bool)
@@ -117,12 +117,12 @@ class Average(Metric):
         self.pairs += valid.sum()
 
     def count(self) -> int:
-        """How many values have counted so far, in all processes."""
+        """The number of values that have counted so far, in all processes."""
         with self.sync_context():
             return int(self.pairs)
 
     def compute(self) -> Tensor:
-        """Mean of what has counted so far, 0 when there was nothing."""
+        """Mean of the values that have counted so far, 0 if there were none."""
         return getattr(self, f"total {self.name}") / self.pairs.clamp(min=1)
 
 
@@ -143,7 +143,7 @@ class IoUCurve(Average):
         super().__init__(partial(iou, threshold=self.thresholds), f"IoU {self.thresholds}", [len(self.thresholds)])
 
     def best_threshold(self) -> float:
-        """The threshold of the largest mean IoU, the lowest of equals. Raises ValueError when no pair was seen."""
+        """The threshold of the largest mean IoU, the lowest of equals. ValueError if no pair was seen."""
         if self.count() == 0:
             raise ValueError("no threshold can be chosen: no pair of an image and a class with a mask has been added")
         return self.thresholds[self.compute().argmax().item()]
