@@ -34,7 +34,7 @@ __all__ += ["e2kd", "explanation", "fitnet", "kd", "multi_label_kd", "top_class"
 
 @dataclasses.dataclass
 class Term:
-    """One term of `Distill`: the mean of what `function` returns for student and teacher.
+    """One term of `Distill`: the mean of the values that `function` returns for student and teacher.
 
     `of` says what it compares: "logits" (B, C); "explanation" (B, K, h, w) of the teacher's top class; "maps"
     (B, C, h, w), the `class_maps`; or "features" (B, C, h, w). A function gets one depth at a time, and its values are
@@ -43,7 +43,7 @@ class Term:
 
     function: Callable[..., Tensor] | type[nn.Module]  # of any of student, teacher, labels (B, C), temperature, count
     of: str = "logits"
-    depths: Sequence[str] = ("Final",)  # finest first, without those that a network lacks; Final if none is left
+    depths: Sequence[str] = ("Final",)  # finest first; those that a network lacks drop out, and Final is in for none
 
     def __post_init__(self):
         self.learns = isinstance(self.function, type)
@@ -52,7 +52,7 @@ class Term:
         parameters = inspect.signature(self.function.forward if self.learns else self.function).parameters
         self.asks = parameters.keys() & {"student", "teacher", "labels", "temperature", "count"}
         self.deep = self.of in ("features", "maps")
-        self.taught = "teacher" in self.asks or self.of == "explanation"  # of the teacher's top class
+        self.taught = "teacher" in self.asks or self.of == "explanation"  # explanations are of the teacher's top class
 
 
 EACH = ("Mid1", "Mid2", "Mid3", "Final")
@@ -83,7 +83,7 @@ class Distill(nn.Module):
         images: float (B, 3, H, W), a few that the student takes.
         weights: λ > 0 of each term, by its name in `TERMS`.
         temperature: τ > 0 of the terms that have one.
-        method, at: as for `explain`. Method "weights" compares W(x) of B-cos networks, all six channels.
+        method, at: as for `explain`. Method "weights" compares all six channels of W(x) of B-cos networks.
         every: explanations are compared in steps 0, every, 2·every, …; their terms are 0 in the other steps.
         contrast: explain the logit of the top class less the mean of the other logits, as in `guidance.Guide`.
         teacher_size: images are resized to this height and width for the teacher; None leaves them as they are.
@@ -118,7 +118,7 @@ class Distill(nn.Module):
             check_value(0 < value < inf, name, value, "above 0")
         for name, value, least in (("every", every, 1), ("count", count, 1), ("mixup", mixup, 0)):
             check_value(value is None or least <= value < inf, name, value, f"at least {least}")
-        # `extra_repr` shows these; 2 and 2.0 are one training.
+        # `extra_repr` shows these, and 2 and 2.0 give the same training.
         self.weights, self.temperature = {name: float(weight) for name, weight in weights.items()}, float(temperature)
         self.teacher_size, self.count, self.mixup = teacher_size, count, float(mixup)
         self.method, self.at, self.every, self.contrast = method, at, int(every), contrast
@@ -132,7 +132,7 @@ class Distill(nn.Module):
         right = every == 1 or not all(explains)
         check_value(right, "every", every, "1 where all terms compare explanations: other steps would train nothing")
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        # In a list, so that it is no part of this module: neither trained nor saved.
+        # In a list, so that it is not a submodule: neither trained nor saved.
         self.teachers = [] if teacher is None else [copy.deepcopy(bare(teacher)).requires_grad_(False).eval()]
         self.teacher = fingerprint(self.teachers)
         for net in self.teachers:
@@ -155,7 +155,7 @@ class Distill(nn.Module):
         self.to(images.device)
 
     def extra_repr(self) -> str:
-        """What tells one training from another: digests of teacher and terms, and the settings that matter."""
+        """All that tells trainings apart: digests of teacher and terms, and the settings that matter."""
         names = ["teacher", "weights", "temperature", "teacher_size", "count", "mixup"]
         names += ["method", "at", "every", "contrast"] if self.explains else []
         terms = [(vars(term), getattr(term.function, "forward", None)) for term in self.terms.values()]
@@ -167,7 +167,7 @@ class Distill(nn.Module):
         refuse_distributed(student)
         targets = top_class(self.contrast) if self.explains and int(self.steps) % self.every == 0 else None
         self.steps += 1
-        asked = any("labels" in term.asks for term in self.terms.values())  # else the images may be of other classes
+        asked = any("labels" in term.asks for term in self.terms.values())  # else the images may show other classes
         labels = batch.hot(self.classes) if asked else batch.images.new_zeros(len(batch.images), 1)
         if self.mixup:
             images, labels = v2.MixUp(alpha=self.mixup)(batch.images, labels)
@@ -197,13 +197,13 @@ class Distill(nn.Module):
         return found
 
     def _seen(self, model: nn.Module, images: Tensor, targets=None, create_graph=False, check=False) -> tuple:
-        """Logits, and what each term compares, a list by its name; without targets, explanations are empty lists."""
+        """Logits, and a list of what each term compares, by its name; empty for explanations without targets."""
         layers, explained, graph = {}, [], torch.is_grad_enabled()
 
         def catch(at: str, module: nn.Module, inputs, output: Tensor) -> None:
             if graph and not torch.is_grad_enabled():
                 raise ValueError(f"{at} is computed without a graph; checkpoint with use_reentrant=False")
-            if at not in layers:  # of the first pass; a clone, as the network may go on in place
+            if at not in layers:  # only the first pass; a clone, as the network may go on in place
                 layers[at] = as_grid((output if create_graph else output.detach()).clone(), model, images)
 
         with ExitStack() as hooks:
@@ -245,7 +245,7 @@ def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None)
     Their mean over cells is the logits without the bias (Zhou et al., CVPR 2016). ValueError for a network that does
     not average its features and then apply one linear layer, by its layers and by its `logits`.
     """
-    if getattr(model, "is_bcos", False):  # which averages after its classifier
+    if getattr(model, "is_bcos", False):  # B-cos networks average after their classifier
         path = head_prefixes(model.net)[0].removesuffix(".").removesuffix(".linear")
         if not isinstance(classifier := model.net.get_submodule(path), nn.Sequential):  # `bcosify` makes one
             return classifier(features)

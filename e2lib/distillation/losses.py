@@ -1,9 +1,9 @@
-"""Distillation losses: pure functions of student and teacher first, then Modules, which have parameters of their own.
+"""Distillation losses: first pure functions of student and teacher, then Modules, which have parameters of their own.
 
 Each returns one value per image, (B,) float32 or wider, unless it says otherwise. Logits z are float (B, C), features
-float (B, C, h, w). The temperature τ is above 0. The teacher gets no gradient, and maps of zeros have none. Features of
-two resolutions are compared at the coarser one: the other is average-pooled. A wrong shape or temperature is a
-ValueError. A Module is built from `widths`, one pair (student's channels, teacher's channels) per depth, finest first.
+float (B, C, h, w). The temperature τ is above 0. The teacher gets no gradient, and all-zero maps give none. Features of
+two resolutions are compared at the coarser one, to which the other is average-pooled. ValueError for a wrong shape or
+temperature. A Module is built from `widths`: (student's channels, teacher's channels) per depth, finest first.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _divergence = partial(F.kl_div, reduction="none", log_target=True)  # terms of K
 
 
 def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
-    """−Σ_c y_c log softmax(z_S)_c, nats. Labels y (B, C) add up to 1 per image: they are one-hot, or mixed."""
+    """−Σ_c y_c log softmax(z_S)_c, nats. Labels y (B, C), one-hot or mixed, add up to 1 per image."""
     if not ((sums := labels.sum(1)) - 1).abs().max() < 1e-3:
         raise ValueError(f"labels add up to {sums.tolist()} per image; cross_entropy needs 1, bce takes any sum")
     return F.cross_entropy(wide(student), wide(labels), reduction="none")
@@ -108,8 +108,8 @@ def fitnet(student: Tensor, teacher: Tensor, cells: int | None = None) -> Tensor
 
 
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of `fitnet` at full resolution and at 4, 2 and 1 cells, each of half the weight before (HCL of ReviewKD)."""
-    student, teacher = wide(student), wide(teacher)  # so that the sum of their gradients is float32 too
+    """Weighted mean of `fitnet` at full size and at 4, 2, 1 cells, each at half the weight before (HCL of ReviewKD)."""
+    student, teacher = wide(student), wide(teacher)  # gradients add up in float32 too
     sizes = [None, *(cells for cells in (4, 2, 1) if cells < min(student.shape[2:] + teacher.shape[2:]))]
     total = sum(fitnet(student, teacher, cells) / 2**k for k, cells in enumerate(sizes))
     return total / sum(0.5**k for k in range(len(sizes)))
@@ -213,5 +213,5 @@ def _unit(x: Tensor) -> Tensor:
 def _standard(x: Tensor) -> Tensor:
     """`_unit` of x minus its mean along the last dimension; zeros where x is constant."""
     centred = x - x.mean(-1, keepdim=True)
-    noise = 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # what rounding leaves of equal numbers
+    noise = 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # rounding leaves this much of equal numbers
     return _unit(torch.where(centred.abs().amax(-1, keepdim=True) > noise, centred, 0))
