@@ -16,8 +16,8 @@ from e2lib.training.processes import from_first, processes
 class Checkpoint:
     """The file of one training: `path` with a key added to its name. With path None nothing is kept.
 
-    The key is a digest of the start of the training: `about`, the data set, and the `parts` module, optimizer and
-    schedule. `order` draws the order of the images. ValueError for a data set without fingerprint().
+    The key is a digest of the start of the training: `about`, the data set, and the `parts` (module, optimizer and
+    schedule). `order` draws the order of the images. ValueError for a data set without fingerprint().
     """
 
     def __init__(self, path: str | Path | None, about: dict, dataset: Dataset, parts: dict, order: torch.Generator):
@@ -28,7 +28,7 @@ class Checkpoint:
         check_value(right, "dataset", type(dataset).__name__, "a datasets.Samples, or have a fingerprint()")
         with torch.random.fork_rng([]):  # random transforms draw numbers when images are read
             start = [about, dataset.fingerprint(), parts["module"], parts["optimizer"].state_dict()]
-        # Not its state_dict, which leaves functions out.
+        # Not the schedule's state_dict, which leaves out functions.
         schedule = {name: value for name, value in vars(parts["schedule"]).items() if name != "optimizer"}
         trained = [name for name, p in parts["module"].named_parameters() if p.requires_grad]
         key = from_first(fingerprint([*start, trained, type(parts["schedule"]), schedule]))

@@ -22,10 +22,10 @@ from e2lib.training.precision import formed
 from e2lib.training.processes import processes
 
 CPU_PIXELS = 8 * 224 * 224  # in a batch that is explained on a CPU
-# What a metric is given, by the names of its parameters; maps only where a method explains.
+# A metric gets these, by the names of its parameters; maps only if a method explains.
 GIVEN = ("masks", "boxes", "segments", "targets", "logits", "labels", "groups", "images", "model", "maps")
 SCORES = {"F1", "mAP", "accuracy", "agreement", "IoU", "IoU threshold", "worst group", "mean of groups"}
-POOLS = ("in distribution", "out of distribution", "worst group")  # of images whose agreement is told apart
+POOLS = ("in distribution", "out of distribution", "worst group")  # images on which agreement is reported too
 
 
 def evaluate(
@@ -44,29 +44,29 @@ def evaluate(
     precision: str = "auto",
     removed: Dataset | None = None,
 ) -> dict[str, float]:
-    """Measure `model` in eval mode on `dataset`; everything in per cent, from one forward pass per image.
+    """Measure `model` in eval mode on `dataset`. Scores are in per cent; logits and maps are of one forward pass.
 
     With a `method` of `explain`, each class that is present is explained at the depth `at`. The threshold of the IoU,
-    in [0, 1), is by default the one that is best on `dataset`; for test data give the one chosen on validation data.
-    The teacher is a network of the same classes, or its logits (N, C) in the order of `dataset`. `contrast` and
-    `outside` are those of `guidance.Guide`, `seen` that of `metrics.GroupAccuracy`, and `precision` that of `fit`;
-    methods `of_score` run in float32. A CPU explains fewer large images at once than `batch_size`. Several processes
-    (`processes`) share the images, and all get all scores. torch's generator stays as it was.
+    in [0, 1), is by default the best on `dataset`; for test data give the one chosen on validation data. The teacher is
+    a network of the same classes, or its logits (N, C) in the order of `dataset`. `contrast` and `outside` are those of
+    `guidance.Guide`, `seen` that of `metrics.GroupAccuracy`, and `precision` that of `fit`; methods `of_score` run in
+    float32. A CPU explains fewer large images at once than `batch_size`. Several processes (`processes`) share the
+    images, and all get all scores. torch's generator stays as it was.
 
-    `metrics` are names of `metrics.METRICS`, or functions by name. The parameters of a function say what it is given:
-    maps (B, K, H, W) of the K classes explained per image; masks, where they are to lie; boxes and segments of these
+    `metrics` are names in `metrics.METRICS`, or functions by name. A function gets what its parameters name: maps
+    (B, K, H, W) of the K classes explained per image; masks, where maps should lie; boxes and segments of these
     classes, all bool like maps; targets int64 (B, K), the classes, -1 for none; logits and labels (B, C); groups (B,);
-    images; model. One with a default may be missing, as segments are in a batch without any. It returns a value per
-    image, (B,), or per image and class, (B, K).
+    images; model. A parameter with a default may be missing, as segments are in a batch without any. The function
+    returns a value per image, (B,), or per image and class, (B, K).
 
-    Returns F1 and mAP; for single-label data "accuracy", of the top class; with groups what `GroupAccuracy` returns.
+    Returns F1 and mAP; for single-label data "accuracy", of the top class; with groups the scores of `GroupAccuracy`.
     With a teacher "agreement", the share of images on which both have the same top class (Parchami-Araghi et al., ECCV
     2024, section 4), and with groups "agreement, out of distribution" and the like. With a method EPG, IoU and its "IoU
     threshold" (a fraction), averaged over pairs of an image and a present class with boxes, and "on-object EPG" where
     there are segmentation masks, soft ones from 0.5 on. Each of `metrics`, averaged over images, or over the pairs
     whose masks are not empty. With `removed`, a `datasets.Without` of `dataset` or features of it, "still named", see
-    `metrics.still_named`; a network names the top class of single-label data, else the classes with logits above 0.
-    Raises ValueError for wrong arguments, and where nothing can be measured.
+    `metrics.still_named`: a network names the top class of single-label data, else the classes with logits above 0.
+    Raises ValueError for wrong arguments, and if there is nothing to measure.
     """
     check_value(batch_size >= 1, "batch_size", batch_size, "at least 1")
     rank, world = processes()
@@ -82,12 +82,12 @@ def evaluate(
         single = not getattr(dataset, "multilabel", first.labels.ndim > 0)
         averages = {name: metric.to(device) for name, metric in _averages(method, threshold, metrics).items()}
         whole = MetricCollection({"F1": F1(), "mAP": MeanAP()}).to(device)
-        tops = {"accuracy": single, "agreement": teacher is not None}  # what the top class is compared with
+        tops = {"accuracy": single, "agreement": teacher is not None}  # comparisons of the top class
         tops = {name: GroupAccuracy(groups or ["all"], seen).to(device) for name, there in tops.items() if there}
         if method and hasattr(dataset, "targets"):
-            # A batch costs as many backward passes as its fullest image has classes: equally full ones go together.
+            # A batch needs as many backward passes as its fullest image has classes: equally full ones go together.
             order = dataset.targets.sum(1, dtype=torch.int64).argsort(stable=True)
-        if method in METHODS and METHODS[method].of_score:  # They compare scores, or replace gradients between modules.
+        if method in METHODS and METHODS[method].of_score:  # they compare scores, or replace gradients between modules
             precision = "float32"
         if method and device.type == "cpu":  # where a large batch takes longer to allocate than it saves
             batch_size = max(1, min(batch_size, CPU_PIXELS // first.image[0].numel()))
@@ -152,12 +152,12 @@ def evaluate(
 
 
 def _named(logits: Tensor, single: bool) -> Tensor:
-    """Which classes are named, uint8 (B, C): the top class, or those with logits above 0."""
+    """1 for each class that is named, uint8 (B, C): the top class, or those with logits above 0."""
     return (F.one_hot(logits.argmax(1), logits.shape[1]) if single else logits > 0).to("cpu", torch.uint8)
 
 
 def _together(parts: Sequence[Tensor], order: Tensor, length: int, width: int) -> Tensor:
-    """What all processes found, bool (length, width), each row at its place in `order`; False where none looked."""
+    """The rows of all processes, bool (length, width), each at its place in `order`; False where none looked."""
     whole = torch.zeros(length, width, dtype=torch.uint8)
     whole[order] = torch.cat([whole[:0], *parts])
     if processes()[1] > 1:
@@ -166,7 +166,7 @@ def _together(parts: Sequence[Tensor], order: Tensor, length: int, width: int) -
 
 
 def _averages(method: str | None, threshold: float | None, metrics) -> dict[str, Average]:
-    """What is averaged over the data, by name: of a method EPG, IoU and on-object EPG, and the further metrics."""
+    """Averages over the data, by name: with a method EPG, IoU and on-object EPG, and the further `metrics`."""
     given, curve = GIVEN if method else GIVEN[:-1], IoUCurve() if threshold is None else IoUCurve([threshold])
     found = {"EPG": EPG(), "IoU": curve, "on-object EPG": OnObjectEPG()} if method else {}
     functions = metrics if isinstance(metrics, Mapping) else {name: METRICS.get(name) for name in metrics}
@@ -181,7 +181,7 @@ def _averages(method: str | None, threshold: float | None, metrics) -> dict[str,
 
 
 def _add(metric: Average, given: dict[str, Tensor]) -> None:
-    """Add a batch. Pairs count where the explained class has whatever masks the metric asks for, in common pixels."""
+    """Add a batch. A pair counts if the masks that the metric asks for share a pixel, or if it asks for none."""
     parameters = inspect.signature(metric.function).parameters
     asked = {name for name, p in parameters.items() if name in given or (name in GIVEN and p.default is p.empty)}
     if asked <= given.keys():  # else no image of this batch has a segmentation

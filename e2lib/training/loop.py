@@ -57,17 +57,17 @@ def fit(
     keep their statistics. Modes, memory formats and torch's random number generators are restored at the end.
 
     Several processes (`processes`) share each batch, and step as one process does if the loss is a mean over images.
-    (GroupDRO, DIST and CRD compare the images of each share only.) Norm layers learn from the share of the first
-    process. Each process draws random numbers of its own, and calls `after_epoch`.
+    GroupDRO, DIST and CRD compare only the images of each share. Norm layers learn from the share of the first process.
+    Each process draws random numbers of its own, and calls `after_epoch`.
 
     Args:
         model: from images (B, 3, H, W) in [0, 1] to logits (B, C).
         dataset: Samples of one size.
         epochs: passes over the data set.
         lr: learning rate of the default optimizer at the start.
-        batch_size: images per step, of all processes together. A last batch of one image joins the one before.
-        seed: of the order of the images, and of all random numbers in steps and transforms.
-        step: (model, Batch) -> terms of the loss by name, such as a `guidance.Guide`. If a Module, it is trained too.
+        batch_size: images per step, over all processes. A last batch of one image joins the one before.
+        seed: for the order of the images, and for all random numbers in steps and transforms.
+        step: (model, Batch) -> terms of the loss by name, such as a `guidance.Guide`. A Module is trained too.
         precision: float32; bfloat16, for convolutions and products; or auto, see `form`.
         workers: processes that load images. Random transforms depend on their number.
         checkpoint: for `folder/name.pt`, the file `folder/name-KEY.pt` is replaced after every epoch. A training with
@@ -109,7 +109,7 @@ def fit(
         kept = Checkpoint(checkpoint, about | {"step's": fingerprint(step)}, dataset, parts, order)
         history = kept.resume()
         with Log(about, epochs * steps, len(history) * steps, quiet=rank > 0) as log:
-            # The schedule ends at a learning rate of 0, and another training may use the same optimizer.
+            # The schedule ends at a learning rate of 0, but another training may use the same optimizer.
             log.callback(lambda: [now.update(then) for now, then in zip(optimizer.param_groups, before, strict=True)])
             for epoch in range(len(history) + 1, epochs + 1):
                 for part in model.modules():  # parents come first: a module without parameters follows its parent

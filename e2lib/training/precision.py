@@ -16,8 +16,8 @@ def form(model: nn.Module, precision: str = "auto", gradients: bool = True) -> t
     """How `model` computes convolutions and matrix products on its device; parameters stay float32.
 
     On a CPU, convolutions wider than one pixel run in channels_last. `auto` is bfloat16 on a GPU that has it. On a CPU
-    that has it, `auto` is bfloat16 for networks with such convolutions and at least a million parameters. With
-    `gradients`, networks with depthwise convolutions stay in float32: their backward pass is slower in bfloat16.
+    that has it, `auto` is bfloat16 for networks with such convolutions and at least a million parameters. There, with
+    `gradients`, networks with depthwise convolutions stay in float32: bfloat16 makes their backward pass slower.
     """
     right = precision in ("auto", "float32", "bfloat16")
     check_value(right, "precision", precision, "auto, float32 or bfloat16 (float16 overflows)")
@@ -43,7 +43,7 @@ def has_bfloat16(device: torch.device) -> bool:
 def formed(model: nn.Module, precision: str = "auto", gradients: bool = True) -> Iterator[Callable[[], torch.autocast]]:
     """Put the parameters of `model` into the memory format of its `form`, and back at the end.
 
-    Gives a function that makes an autocast context. Call the network in it, but run the backward pass outside.
+    Yields a function that makes an autocast context. Call the network in it, but run the backward pass outside.
     """
     keep_memory()
     memory_format, dtype = form(model, precision, gradients)

@@ -1,4 +1,4 @@
-"""Several processes that torchrun starts train or measure together. Each takes its share of the images."""
+"""Processes that torchrun starts train or measure together, each with its share of the images."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -22,12 +22,12 @@ def processes() -> tuple[int, int]:
         return 0, 1
     if not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=1))  # one may wait long
+        dist.init_process_group(backend, timeout=timedelta(days=1))  # waits may be long
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class StepModule(nn.Module):
-    """A whole step as one Module, from a batch to terms, so that DistributedDataParallel averages its gradients."""
+    """A whole step, from batch to terms, as one Module, so that DistributedDataParallel averages its gradients."""
 
     def __init__(self, model: nn.Module, step: Callable[[nn.Module, Batch], dict[str, Tensor]]):
         super().__init__()
@@ -56,7 +56,7 @@ def summed(totals: dict[str, float], device: torch.device) -> dict[str, float]:
 
 
 class Batches:
-    """The share that this process has of each shuffled batch of an epoch, as lists of positions.
+    """This process's share of each shuffled batch of an epoch, as lists of positions.
 
     A last batch of one image joins the one before, as norm layers cannot learn from one value per channel. A process
     without a share gets one image of weight 0. `counts` holds (images of weight 1 here, images in all) per batch.
