@@ -249,7 +249,7 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a Batch. ValueError for an image that does not fit, with its name and why, and for no sample."""
+    """Stack samples into a Batch. ValueError for no sample, and for an image that does not fit: its name and why."""
     check_value(len(samples) > 0, "the number of images in a batch", len(samples), "at least 1")
     shape, size = samples[0].image.shape, samples[0].boxes.canvas_size
     pixels = samples[0].image.dtype == torch.uint8
