@@ -9,7 +9,7 @@ __all__ += ["groups", "guidance", "metrics", "models", "pareto", "training"]
 
 
 def __getattr__(name):
-    """A function or module of `__all__`, imported when it is first used; `__init__.pyi` has their types."""
+    """A function or module of `__all__`, imported at first use; `__init__.pyi` has their types."""
     if name not in __all__:
         raise AttributeError(f"module 'e2lib' has no attribute {name!r}")
     home = importlib.import_module(f"e2lib.{_HOMES.get(name, name)}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
 
-OVERSHOOT = 0.1  # part of a box's side that annotators may draw outside the image (CUB goes up to 8 %)
+OVERSHOOT = 0.1  # part of a box's side that may lie outside the image, as annotators draw it (CUB: up to 8 %)
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def box_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def dilate(boxes: Tensor, fraction: float, size: tuple[int, int]) -> Tensor:
     """Move each side out by `fraction` of the box's width or height, 0 or more, clipped to size (H, W).
 
-    So 0.5 doubles both, as in the code of Rao et al., ICCV 2023.
+    As in the code of Rao et al., ICCV 2023, 0.5 doubles both. ValueError for a negative fraction.
     """
     if not fraction >= 0:
         raise ValueError(f"dilation fraction is {fraction}; it must be 0 or more (0.1 moves each side out by 10 %)")
@@ -61,10 +61,10 @@ def mask_box(mask: Tensor) -> Tensor:
 
 
 def check_boxes(boxes: Tensor, size: tuple[float, float], where: str) -> Tensor:
-    """Return boxes (N, 4) clipped to an image of size (H, W), of which a 0 is unknown.
+    """Return boxes (N, 4) clipped to an image of size (H, W), where 0 means unknown.
 
-    Raises ValueError naming `where` and the box when it is not finite, inverted, empty, or reaches outside the image
-    by more than one pixel and more than a tenth of its side.
+    ValueError, with `where`, for a box that is not finite, inverted or empty, lies outside the image, or reaches
+    outside by more than one pixel and more than a tenth of its side.
     """
     size = (size[0] or math.inf, size[1] or math.inf)
     clipped = clip_boxes_to_image(boxes, size)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, results that are computed once, and memory that tensors use again."""
+"""Files that are written whole or not at all, results that are computed once, and memory that tensors reuse."""
 
 import ast
 import contextlib
@@ -69,7 +69,7 @@ def essence(source: str) -> str:
 def once(path: Path, make: Callable[[Path], None], wait: bool = True) -> Path:
     """Return `path`, whose name has a `digest` of the inputs. If it is missing, one process runs make(temporary path).
 
-    Others `wait` for it, or skip it. To share many files, go through all without waiting, and then with waiting.
+    Others `wait` for it, or skip it. To share many files, go through all without waiting, then once more with waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -88,7 +88,7 @@ def once(path: Path, make: Callable[[Path], None], wait: bool = True) -> Path:
 def keep_memory() -> None:
     """Tell glibc to keep freed memory for the next tensors; other C libraries are left alone.
 
-    The system clears new memory page by page, so that convolutional networks take 2 to 4 times as long on a CPU.
+    Otherwise the system clears new pages for them, and convolutional networks take 2 to 4 times as long on a CPU.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

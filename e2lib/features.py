@@ -29,9 +29,9 @@ SHARD = 512  # images in a file
 
 
 class Features(Samples):
-    """Samples with features in place of images, made by `extract`. Of several views, one is drawn by torch's generator.
+    """Samples with features in place of images, made by `extract`. torch's generator draws one of several views.
 
-    The features stay in their files, which the system maps into memory. It reads and forgets them as needed.
+    The features stay in their files, which the system maps into memory, and reads and forgets as needed.
     """
 
     def __init__(self, paths: Sequence[Path], dataset: Dataset, crops: int):
@@ -53,7 +53,7 @@ class Features(Samples):
 
     @property
     def features(self) -> Tensor:
-        """Those of all images and views, read into memory: float16 (N, V, C, h, w)."""
+        """The features of all images and views, read into memory: float16 (N, V, C, h, w)."""
         return torch.cat([torch.cat(parts) for parts in self.trunks], 2).reshape(self.shape)
 
     @property
@@ -72,7 +72,7 @@ class Features(Samples):
         return fingerprint([self.key, self.targets, self.starts, self.boxes, self.box_labels, self.annotated])
 
     def labelled(self, classes: Sequence[str], labels: Sequence[int]) -> "Features":
-        """The same features with other classes, by their names, and with one index per image for it and its boxes."""
+        """The same features with other `classes`. One index into them per image labels the image and its boxes."""
         labels = torch.as_tensor(labels)
         if labels.shape != (len(self),) or not ((labels >= 0) & (labels < len(classes))).all():
             raise ValueError(f"labels are {tuple(labels.shape)}; one of 0 to {len(classes) - 1} per image is wanted")
@@ -98,12 +98,12 @@ class Features(Samples):
 
 
 def _row(files: Sequence[Tensor], k: int) -> Tensor:
-    """Row `k` of tensors end to end, of which all but the last have one length."""
+    """Row `k` of tensors laid end to end; all but the last have one length."""
     return files[k // len(files[0])][k % len(files[0])]
 
 
 class _Crops(Selection):
-    """Each image several times; torch's generator gets the position as seed, for random transforms."""
+    """Each image several times. The position seeds torch's generator, for random transforms."""
 
     def __getitem__(self, i: int) -> Sample:
         with torch.random.fork_rng([]):
@@ -121,11 +121,11 @@ def extract(
     workers: int = 0,
     precision: str = "auto",
 ) -> Features:
-    """The features (C, h, w) of each image by a trunk of `models.split`, kept in `folder`; see `keep` for the others.
+    """Each image's features (C, h, w) by a trunk of `models.split`, kept in `folder`; see `keep` for the others.
 
     Each image gives `crops` views, which differ if its transform is random. With `mirrored`, their mirror images are
     views as well. Images have one size, and masks are left out. An interrupted call goes on after the last 512 views.
-    A view takes 31 kB of EfficientNet-Lite0 at 224 pixels. ValueError if float16 overflows.
+    A view of EfficientNet-Lite0 at 224 pixels takes 31 kB. ValueError if float16 overflows.
     """
     check_value(crops >= 1, "crops", crops, "at least 1")
 
@@ -201,7 +201,7 @@ def names_in(path: Path) -> list[str]:
 
 
 def join(first: Features, second: Features) -> Features:
-    """Two trunks' features of the same images and views, side by side; `models.Head.channels` tells heads theirs."""
+    """Two trunks' features of the same images and views, side by side. Each head's `channels` selects its own."""
     one, other = ((x.names, x.size, x.crops, x.shape[:2], x.shape[3:]) for x in (first, second))
     shapes = " and ".join(f"{x.shape} of {x.size} pixels" for x in (first, second))
     check_value(one == other, "features", shapes, "of the same images, views and cells")
@@ -215,9 +215,9 @@ def predict_boxes(data: Selection, penalty: float = 0.3) -> Features:
 
     `data` is made by `datasets.with_boxes` from `Features`, without repeats. Every class that an image shows gets one
     box. Ridge regression on standardised channels predicts how much of a cell the class's boxes cover; `penalty` times
-    the squared weights is added to the mean squared error. Boxes of all classes together teach it for single-label
-    images, and for a class without annotated boxes. Predictions are averaged over mirror images and resized to the
-    image. The box is the smallest around the pixels that reach half of the largest prediction. ValueError for other
+    the squared weights is added to the mean squared error. For single-label images, and for a class without annotated
+    boxes, it learns from the boxes of all classes together. Predictions are averaged over mirror images and resized to
+    the image. The box is the smallest around the pixels that reach half of the largest prediction. ValueError for other
     data, without an annotated box, and for features with a class token, which fill no grid.
     """
     given = getattr(data, "dataset", None)

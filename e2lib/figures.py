@@ -26,7 +26,7 @@ NAMES |= {"deeplift": "DeepLIFT", "gradient_shap": "Gradient SHAP", "attention_r
 
 
 def use_style() -> None:
-    """Set the style of all figures: legible on a projector, safe for colour-blind readers; JPEG in notebooks."""
+    """Set the style of all figures: legible on a projector and to colour-blind readers; JPEG in notebooks."""
     plt.rcParams.update(STYLE)
     if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -63,11 +63,11 @@ def show_maps(
     """One row per image (float in [0, 1]): the photograph, then each explanation, red for and blue against the class.
 
     `maps` are signed, (B, 1, H, W), by the name of their column. Each is divided by its sum of |map|, and the maps of a
-    row share one scale: the 99.5th percentile of the strongest has the full colour. A map that spreads is pale.
+    row share one scale: the 99.5th percentile of the strongest has the full colour. A diffuse map is pale.
     `boxes` (N, 4) xyxy and `titles` are given per image. `notes` are texts below the maps, by the name of their column.
     """
     figure, axes = _grid(len(images), 1 + len(maps))
-    size = 10 * max(1, (1 + len(maps)) / 6)  # a wide figure is made smaller on a page
+    size = 10 * max(1, (1 + len(maps)) / 6)  # a page shrinks a wide figure
     for i, row in enumerate(axes):
         photo = images[i].permute(1, 2, 0).cpu()
         row[0].imshow(photo)
@@ -88,10 +88,10 @@ def show_maps(
 def show_removal(
     networks: dict[str, nn.Module], dataset: Samples, removed: Without, which: Sequence[int], method: str, at: str
 ) -> plt.Figure:
-    """One row per pair in `which`, positions in `removed`: what each network says and why, with the object and without.
+    """One row per pair of `removed` at `which`: each network's answer and map, with the object and without it.
 
-    The photograph stands before the maps of the networks, by name, which explain the pair's class by `method` at the
-    depth `at`. Below a map is the probability of that class. The maps of a row share one scale.
+    A photograph stands before the networks' maps of the pair's class, by `method` at the depth `at`. Below each map is
+    the network's probability of that class. The maps of a row share one scale.
     """
     figure, axes = _grid(len(which), 2 + 2 * len(networks))
     for row, j in zip(axes, which, strict=True):
@@ -166,7 +166,7 @@ def show_front(
     axis.plot(baseline["F1"], baseline[y], "kX", markersize=10, label="baseline (λ = 0)")
     axis.axvline(floor, color="black", linestyle=":")
     axis.set(xlabel="F1, per cent", ylabel=f"{y}, per cent", title="Validation images; rings: Pareto fronts")
-    once = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))  # one entry for the trainings of a colour
+    once = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))  # one entry per colour
     axis.legend(once.values(), once.keys(), loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -188,7 +188,7 @@ def add_scale(figure: plt.Figure, axes: np.ndarray) -> None:
 
 
 def _smooth(values: Tensor) -> Tensor:
-    window = values.shape[1] // 50 // 2 * 2 + 1  # averages over a fiftieth of the width are easier to see
+    window = values.shape[1] // 50 // 2 * 2 + 1  # averages over 1/50 of the width are easier to see
     return F.avg_pool2d(values.detach().cpu().float()[None], window, 1, window // 2, count_include_pad=False)[0]
 
 

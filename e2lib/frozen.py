@@ -28,8 +28,8 @@ from e2lib.metrics.localisation import over_peak
 class Frozen:
     """A transform that gives each Sample the `maps` and `logits` that `freeze` has written for its image.
 
-    Maps, in [-1, 1], are resized to the image. Then the transform `then` moves image, boxes and maps together. It must
-    not change colours. ValueError if `folder` holds the files of several `freeze` calls and `store` chooses none.
+    Maps, in [-1, 1], are resized to the image. Then `then`, which must not change colours, moves image, boxes and maps
+    together. ValueError if `folder` holds several `freeze` calls and `store` chooses none; KeyError for another image.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class Frozen:
         return sample if self.then is None else self.then(sample)
 
 
-_opened = functools.cache(lambda path: safe_open(path, "pt"))  # mapped into memory, so that forks may share it
+_opened = functools.cache(lambda path: safe_open(path, "pt"))  # mapped into memory, which forks may share
 
 
 def freeze(
@@ -69,7 +69,7 @@ def freeze(
     workers: int = 0,
     precision: str = "auto",
 ) -> Dataset:
-    """Explain the teacher's top class once for every image; returns `dataset` with these maps and with the logits.
+    """Explain the teacher's top class once for every image; returns `dataset` with these maps and the logits.
 
     The teacher sees `size` x `size` pixels. Maps of this size, divided by their largest absolute value, are kept as
     float16, or as uint8 with 255 levels (`dtype`). The data set's own transform moves the maps too. `method`, `at` and
@@ -84,7 +84,7 @@ def freeze(
     def explanations(batch: Batch) -> dict[str, Tensor]:
         logits, maps = explanation(teacher, batch.images, top_class(contrast), method, at)
         maps = over_peak(maps.float().contiguous(), (1, 2, 3))
-        maps = maps.half() if dtype == "float16" else (maps * 127 + 128).round().to(torch.uint8)  # of 1 to 255
+        maps = maps.half() if dtype == "float16" else (maps * 127 + 128).round().to(torch.uint8)  # 1 to 255
         return {"maps": maps, "logits": logits.float()}
 
     about = [method, METHODS.get(method), at, contrast, dtype]

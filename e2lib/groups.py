@@ -1,4 +1,4 @@
-"""Groups, such as bird x place, whose shares differ between training and test: choosing an epoch, reference methods."""
+"""Groups, such as bird x place, whose shares differ between training and test: choice of epoch, reference methods."""
 
 import copy
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ RULES = {
 
 
 def uses(rule: str, *others: str) -> str:
-    """Whose group labels a result needs: the `others` except "", and "validation" if the rule uses them."""
+    """The images whose group labels a result needs: `others` except "", and "validation" if the rule uses them."""
     found = [*others, "validation" if RULES[rule] == "worst group" else ""]
     return ", ".join(dict.fromkeys(filter(None, found))) or "none"
 
@@ -34,8 +34,8 @@ def uses(rule: str, *others: str) -> str:
 class BestEpoch:
     """An `after_epoch` of `training.fit` that keeps the weights of the best epoch, by a rule of `RULES`.
 
-    `val` holds validation Samples with groups; `seen` counts the training images of each group. Of equally good epochs
-    the last counts. ValueError for another rule, and for a training that was resumed.
+    `val` holds validation Samples with groups; `seen` counts the training images of each group. The last of equally
+    good epochs counts. ValueError for another rule, and for a training that was resumed.
     """
 
     def __init__(self, model: nn.Module, val: Dataset, seen: Sequence[int], rule: str = "last epoch"):
@@ -65,7 +65,7 @@ def counts(dataset: Dataset) -> list[int]:
 
 
 def group_balanced(dataset: Dataset, seed: int = 0) -> Selection:
-    """A random choice of images, as many of each group as the smallest group has. Empty groups do not count."""
+    """Random images, as many of each group as the smallest group has. Empty groups do not count."""
     order = random_order(len(dataset), seed)
     groups = [order[dataset.group_of[order] == g] for g in np.unique(dataset.group_of)]
     return Selection(dataset, np.sort(np.ravel([*zip(*groups, strict=False)])))  # zip stops with the smallest
@@ -96,7 +96,7 @@ def _losses(model: nn.Module, batch: Batch, seen: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Reweighted:
-    """A training step in which all groups have the same weight: its mean over an epoch is that of the groups' losses.
+    """A training step in which all groups weigh the same: its mean over an epoch is the mean of their losses.
 
     The loss of an image of group g is multiplied by N / (G · n_g). `seen` are the n_g, the training images per group.
     ValueError for an image of a group without training images.
@@ -114,14 +114,14 @@ class GroupDRO(nn.Module):
     """A training step on the worst group: group distributionally robust optimisation (Sagawa et al., ICLR 2020).
 
     Algorithm 1: q_g ← q_g exp(η L_g), normalised; the loss is Σ_g q_g L_g. L_g is the mean loss of the batch's images
-    of group g. At the start q is uniform over the groups with training images in `seen`. `rate` is η.
+    of group g. At the start q is uniform over the groups with training images, counted in `seen`. `rate` is η.
     """
 
     def __init__(self, seen: Sequence[int], rate: float = 0.01):
         super().__init__()
         self.seen = tuple(seen)
         shown = torch.tensor(self.seen) > 0
-        # Buffers, so that a checkpoint holds q, and another rate has another one.
+        # Buffers: a checkpoint holds q, and another rate gives another checkpoint.
         self.register_buffer("weights", shown / shown.sum())  # q, float32 (groups,)
         self.register_buffer("rate", torch.tensor(float(rate)))
 

@@ -3,9 +3,9 @@
 Rao, Böhle, Parchami-Araghi, Schiele: Studying How to Efficiently and Effectively Guide Models with Explanations, ICCV
 2023. The losses are pure functions of maps A (B, 1, h, w), signed floats of any scale, in a layer's cells, and of masks
 M (B, 1, H, W) of the explained class, bool or float in [0, 1], in pixels. They give one value per image, (B,) float.
-A⁺ = max(A, 0). Each loss resizes maps to masks bilinearly, at the place where the authors' code does. Values and
-gradients are finite for every finite map and every mask; an all-zero map has no gradient. ValueError names wrong maps
-or masks, also NaN and infinity among them: on a GPU this check waits for the maps.
+A⁺ = max(A, 0), and Â⁺ = A⁺ / max A⁺. Each loss resizes maps to the masks bilinearly, at the step at which the authors'
+code does. Values and gradients are finite for every finite map and every mask; an all-zero map has no gradient. Wrong
+maps or masks, and NaN or infinity in them, are a ValueError. On a GPU this check waits for the maps.
 """
 
 import math
@@ -29,8 +29,7 @@ from e2lib.metrics.localisation import check_maps, kind, over_peak, wide
 from e2lib.models import fingerprint
 
 FLOOR = 1e-6  # of Â⁺ in the logarithm of PPCE; attribution below it counts as this much and has no gradient
-# `Guide` warns after so many expected boxes have not come; by chance that happens once in e^20 trainings.
-EXPECTED = 20
+EXPECTED = 20  # images with boxes; `Guide` warns if none of them has come, by chance once in e^20 trainings
 
 
 def energy(maps: Tensor, masks: Tensor) -> Tensor:
@@ -42,19 +41,13 @@ def energy(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def l1(maps: Tensor, masks: Tensor) -> Tensor:
-    """Mean over pixels of |M − Â⁺| in [0, 1]: A⁺ is to fill the box (GRADIA, Gao et al. 2022; RES, Gao et al. 2022).
-
-    Â⁺ = A⁺ / max A⁺ is resized last.
-    """
+    """Mean over pixels of |M − Â⁺|, in [0, 1]; Â⁺ is resized last (GRADIA, Gao et al. 2022; RES, Gao et al. 2022)."""
     maps, masks = _checked(maps, masks)
     return (masks - resize(_normalised(F.relu(maps)), masks)).abs().mean((1, 2, 3))
 
 
 def ppce(maps: Tensor, masks: Tensor) -> Tensor:
-    """−1/|M| Σ M·log Â⁺, in [0, 13.8]: per-pixel cross entropy in the box (HAICS, Shen et al. 2021); 0 for no box.
-
-    Â⁺ = A⁺ / max A⁺ is resized before the logarithm.
-    """
+    """−1/|M| Σ M·log Â⁺, in [0, 13.8], 0 for no box; Â⁺ is resized before the logarithm (HAICS, Shen et al. 2021)."""
     maps, masks = _checked(maps, masks)
     logarithm = resize(_normalised(F.relu(maps)), masks).clamp(min=FLOOR).log()
     total = masks.sum((1, 2, 3))
@@ -68,7 +61,7 @@ def rrr(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def resize(maps: Tensor, masks: Tensor) -> Tensor:
-    """Maps (B, 1, h, w) brought bilinearly to the size of the masks (B, 1, H, W)."""
+    """Maps (B, 1, h, w) resized bilinearly to the masks (B, 1, H, W)."""
     size = masks.shape[2:]
     return maps if maps.shape[2:] == size else F.interpolate(maps, size, mode="bilinear")
 
@@ -101,8 +94,8 @@ class Guide:
     """A training step: classification(logits, labels) + λ · L_loc(A_c, M_c) (Rao et al., section 3).
 
     In every image that is `annotated`, one class c is drawn uniformly (by torch's global generator) from those that
-    have boxes. Only these images are explained, in eval mode: a map depends on its image alone, and one forward pass
-    serves logits and map. A warning follows if no box has come where `fraction` leads one to expect 20.
+    have boxes. Only these images are explained. The network runs in eval mode, so that a map depends on its image
+    alone, and one forward pass serves logits and map. `Guide` warns if no box has come where `fraction` promised 20.
 
     L_loc of a batch is its sum over annotated images divided by their expected number, fraction · B. Averaged over
     batches this is unbiased, even if some hold no annotated image; λ does not depend on B.
@@ -118,23 +111,23 @@ class Guide:
     method: str = "ixg"  # of `explain`, one of `attribution.trainable()`
     at: str = "Input"  # the depth, or path of a module, that is explained
     weight: float = 0.1  # λ, 0 or more; 0 trains the baseline, in the same way without explaining
-    fraction: float = 1.0  # of the data's images that are annotated, in (0, 1]
+    fraction: float = 1.0  # share of the data's images that are annotated, in (0, 1]
     # Take |A| for A in the loss. Grad-CAM can escape a strong energy loss by a zero map, which has no gradient. |IxG|
-    # at Final, which is Grad-CAM before its ReLU, cannot.
+    # at Final cannot; where the network averages Final, IxG is Grad-CAM before its ReLU.
     absolute: bool = False
     contrast: bool = False  # explain the class's logit less the mean of the others: why this class rather than another
     outside: bool = False  # take the complement of M, for classes told by what surrounds the object in the box
     dropout: float = 0.0  # share, in [0, 1), of the layer's channels set to zero, anew for each image; 0 for tokens
     # A name of `CLASSIFICATION`, or a function of logits and multi-hot labels, both float32 (B, C).
     classification: str | Callable[[Tensor, Tensor], Tensor] = "bce"
-    masks: str = "boxes"  # or "segmentation", the union of the class's masks: images without are not explained
+    masks: str = "boxes"  # or "segmentation", the union of the class's masks; images without masks are not explained
     # Leave each module in its mode, for norm layers that still learn statistics. One pass then takes the whole batch,
     # and maps before such a layer depend on all of its images.
     keep_modes: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "missing", [0.0])  # the expected number of annotated images while none has come
-        for name in ("weight", "fraction", "dropout"):  # a number of NumPy would change the repr, and fail in operators
+        for name in ("weight", "fraction", "dropout"):  # a NumPy number would change the repr, and fail in operators
             object.__setattr__(self, name, float(getattr(self, name)))
         tables = {"loss": LOSSES, "classification": CLASSIFICATION, "masks": ("boxes", "segmentation")}
         for name, table in (tables | {"method": trainable()}).items():
@@ -145,7 +138,7 @@ class Guide:
         check_value(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
     def settings(self) -> dict[str, str | float | bool]:
-        """The fields, functions by their names."""
+        """The values of the fields, with functions by their names."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: getattr(value, "__qualname__", value) for name, value in values.items()}
 
@@ -153,7 +146,7 @@ class Guide:
         return f"Guide({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
 
     def fingerprint(self) -> str:
-        """Tells a training with this step from others: by its settings, and the code of functions that they name."""
+        """Identifies trainings with this step: by its settings, and the code of the functions that they name."""
         named = ((LOSSES, self.loss), (METHODS, self.method), (CLASSIFICATION, self.classification))
         return fingerprint([self.settings(), *(table.get(name, name) for table, name in named)])
 
@@ -197,7 +190,7 @@ class Guide:
         return {"classification": classification, "guidance": self.weight * localisation}
 
     def _dropping(self, model: nn.Module) -> AbstractContextManager:
-        """Dropout of channels at the explained layer, before `explain` catches it: by a hook, because of eval mode."""
+        """A hook that drops channels at the explained layer, before `explain` catches it, although in eval mode."""
 
         def drop(module, inputs, layer):
             check_value(layer.ndim == 4, "dropout", self.dropout, f"0 for tokens, as at {self.at!r}")
@@ -207,7 +200,7 @@ class Guide:
 
     @staticmethod
     def choose(batch: Batch, segmentation: bool = False) -> Tensor:
-        """A class with boxes, and masks if asked, drawn at random, of each annotated image: int64 (B,), -1 for none."""
+        """One random class of each annotated image, with boxes (and with masks, if asked): int64 (B,), -1 for none."""
         classes = torch.full((len(batch.names),), -1)
         for i, labels in enumerate(batch.box_labels):
             candidates = labels.unique().cpu()
@@ -222,8 +215,7 @@ class Guide:
 def ceiling(model: nn.Module, dataset: Dataset, at: str = "Input", batch_size: int = 64) -> float:
     """EPG, in per cent, of maps that fill the boxes as well as a layer's cells allow; 100 at Input.
 
-    Such a map is the box mask, averaged over each cell and resized. One that keeps to the middle of large boxes can
-    score higher.
+    Such a map is the box mask, averaged over each cell and resized. One in the middle of large boxes can score higher.
     """
     metric = EPG()
     grid = grid_size(model, collate([dataset[0]]).images.to(next(model.parameters()).device), at)

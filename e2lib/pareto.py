@@ -1,7 +1,7 @@
 """The trade-off between accuracy and localisation: keep the networks on the Pareto front, and choose one by a rule.
 
-Rao et al. (ICCV 2023, section 4) train with several λ, keep each checkpoint that no other one beats in F1, EPG and IoU
-on validation data, and report these on test data.
+Rao et al. (ICCV 2023, section 4) train with several λ, keep each checkpoint that no other beats in F1, EPG and IoU on
+validation data, and report these on test data.
 """
 
 import copy
@@ -26,7 +26,7 @@ MEASURES = ("F1", "EPG", "IoU")
 
 
 class ParetoArchive:
-    """A folder of settings with their validation scores, and with the network of each that no other one beats.
+    """A folder of settings with their validation scores, and with the network of each one that no other beats.
 
     A point beats another if it is at least as good in each of `measures`, and better in one. One process at a time may
     write to the folder. `points` are dicts, oldest first: "setting", "scores", "file" (None once the point is beaten).
@@ -100,8 +100,8 @@ def search(
 ) -> ParetoArchive:
     """Fine-tune a copy of `start` with each guide by `training.fit`, and archive it after every epoch.
 
-    Settings are the fields of the guide and "epoch". `training.evaluate` gives the scores on `val`, always in boxes.
-    "seconds" is the mean time of training per epoch since the start or the last resume. An interrupted call continues
+    Settings are the fields of the guide and "epoch". `training.evaluate` gives the scores on `val`, always with boxes.
+    "seconds" is the mean training time per epoch since the start or the last resume. An interrupted call continues
     after the last finished epoch. The archive is a subfolder of `folder`, named by a hash of network, images and
     arguments. The first of several processes (`training.processes`) writes it, and all must see it.
     """
