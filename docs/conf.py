@@ -30,7 +30,8 @@ exclude_patterns = [".venv", ".git", "runs", "datasets", "weights", "docs/_build
 
 nb_execution_mode = "off"
 nb_custom_formats = {".ipynb": ["course.read", {}, False]}
-myst_enable_extensions = ["dollarmath"]
+nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
+myst_enable_extensions = ["dollarmath", "alert"]  # > [!NOTE], as on GitHub
 myst_heading_anchors = 3
 myst_update_mathjax = False
 highlight_language = "none"

@@ -1,6 +1,8 @@
-"""What the site needs beyond Sphinx and its extensions: pictures with texts, maths as MathML, docstrings as written."""
+"""What the site needs beyond Sphinx and its extensions: captions, questions, maths as MathML, docstrings as written."""
 
+import html
 import json
+import posixpath
 import re
 from pathlib import Path
 
@@ -15,12 +17,23 @@ ROOT = Path(__file__).parents[1]
 PICTURES = yaml.safe_load((ROOT / "docs" / "pictures.yaml").read_text())
 log = logging.getLogger(__name__)
 CODE = re.compile(r"(``?)(.+?)\1")
+LESSON = re.compile(r"^\|\[[^]]+\]\((notebooks/\w+)\.ipynb\)\|(.+?)\|", re.M)
+QUESTIONS = dict(LESSON.findall((ROOT / "README.md").read_text()))
+TASKS = ("Stop and predict.", "Your task.")
 
 
 def read(text: str) -> nbformat.NotebookNode:
-    """The notebook without what a page cannot show: numbers for programs, and widgets, of which the pictures stay."""
+    """The notebook without what a page cannot show: numbers for programs, and widgets, of which the pictures stay.
+
+    Its parameters and the cell after them, its imports, are folded.
+    """
     notebook = nbformat.reads(text, as_version=4)
     notebook.metadata.pop("widgets", None)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if code and "parameters" in code[0].metadata.get("tags", []):
+        for cell, name in zip(code, ("parameters", "imports"), strict=False):
+            cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
+            cell.metadata.mystnb = {"code_prompt_show": f"Show the {name}", "code_prompt_hide": f"Hide the {name}"}
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
@@ -35,7 +48,7 @@ def read(text: str) -> nbformat.NotebookNode:
 
 
 def describe(app: Sphinx, doctree: nodes.document) -> None:
-    """Give each picture of a notebook its text of pictures.yaml; warn where the two do not fit."""
+    """Give each picture of a notebook its text of pictures.yaml, to see and to hear; warn where the two do not fit."""
     path = Path(app.env.doc2path(app.env.docname))
     if path.suffix != ".ipynb" or path.parent.name != "notebooks":  # solutions show none
         return
@@ -48,8 +61,29 @@ def describe(app: Sphinx, doctree: nodes.document) -> None:
             log.warning(f"{name}, cell {cell}: {len(found)} texts, but {len(pictures)} pictures; each needs one")
         for picture, text in zip(pictures, found, strict=False):
             picture["alt"] = text
+            caption = f'<p class="picture" aria-hidden="true">{html.escape(text)}</p>'
+            picture.parent.insert(picture.parent.index(picture) + 1, nodes.raw("", caption, format="html"))
     for cell in texts:
         log.warning(f"{name}: no cell {cell} with pictures; its texts must go, or move")
+
+
+def box(app: Sphinx, doctree: nodes.document) -> None:
+    """Put what the reader is to do, a paragraph that begins with one of TASKS in bold, into a box with this title."""
+    for first in [*doctree.findall(nodes.strong)]:
+        paragraph = first.parent
+        if first.astext() in TASKS and paragraph.astext().startswith(TASKS):
+            title = nodes.title("", first.astext().removesuffix("."))
+            paragraph.parent.replace(paragraph, found := nodes.admonition("", title, classes=["tip"]))
+            paragraph.remove(first)
+            found += paragraph
+
+
+def ask(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
+    """Add a lesson's question, as in README's table, to the links that lead to it from the page before and after."""
+    for link in filter(None, (context.get("prev"), context.get("next"))):
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(pagename), link["link"]))
+        if question := QUESTIONS.get(path.removesuffix(".html")):
+            link["title"] += f' <span class="question">{html.escape(question)}</span>'
 
 
 def _visit_math(translator, node: nodes.math) -> None:
@@ -111,6 +145,8 @@ def setup(app: Sphinx) -> dict:
     """Sphinx calls this."""
     app.connect("source-read", compose)
     app.connect("doctree-read", describe)
+    app.connect("doctree-read", box)
+    app.connect("html-page-context", ask)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"version": "1", "env_version": 2, "parallel_read_safe": True, "parallel_write_safe": True}

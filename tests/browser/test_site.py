@@ -117,6 +117,30 @@ def test_notebook_can_be_downloaded(visit, name):
     assert copy.resolve().read_bytes() == (ROOT / "notebooks" / f"{name}.ipynb").read_bytes()
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_has_captions_boxes_and_folds(name):
+    soup = BeautifulSoup((SITE / "notebooks" / f"{name}.html").read_text(), "html.parser")
+    pictures = [image for image in soup.select(".cell_output img[src*=_images]")]
+    assert [image.find_next_sibling("p", "picture").text for image in pictures] == [image["alt"] for image in pictures]
+    source = "\n".join(cell.source for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells)
+    assert len(soup.select("div.admonition.tip")) == len(
+        re.findall(r"^\*\*(?:Stop and predict|Your task)\.\*\*", source, re.M)
+    )
+    parameters, imports, *_ = soup.select(".cell_input")
+    assert parameters.parent.name == imports.parent.name == "details" and not parameters.parent.has_attr("open")
+
+
+def test_a_lesson_leads_on_with_its_question(visit):
+    page = visit("notebooks/04_guiding_with_boxes.html")
+    questions = [
+        row.locator("td").all_inner_texts()[1] for row in visit("docs/index.html").locator("#lessons tbody tr").all()
+    ]
+    assert [page.locator(f".{way} .question").inner_text() for way in ("left-prev", "right-next")] == [
+        questions[2],
+        questions[4],
+    ]
+
+
 @pytest.mark.parametrize("word", ["guidance", "e²KD", "GroupAccuracy"])
 def test_search_finds(visit, word):
     page = visit(f"search.html?q={word}")
@@ -166,6 +190,13 @@ def test_dark_and_light_can_be_chosen(visit):
     page.locator(".theme-switch-button:visible").first.click()
     assert page.evaluate("document.documentElement.dataset.theme") in ("dark", "light")
     assert visit("docs/index.html", color_scheme="dark").evaluate(colour) != light
+
+
+def test_code_fits_a_laptop(visit):
+    page = visit("notebooks/07_distilling_with_few_images.html", viewport={"width": 1280, "height": 800})
+    wide = "all => all.filter(e => e.offsetParent && e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+    found = page.locator(".cell_input pre").evaluate_all(wide)
+    assert [text for text in found if max(map(len, text.splitlines())) <= 88] == []
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
