@@ -182,6 +182,8 @@ def animation() -> None:
     times = [1500, *[160] * 19, 3000]  # milliseconds
     with replacing(MADE.parent / "map.webp") as part:
         frames[0].save(part, "WEBP", save_all=True, append_images=frames[1:], duration=times, loop=0, quality=75)
+    with replacing(MADE.parent / "map.jpg") as part:
+        frames[-1].save(part, "JPEG", quality=85)  # for browsers without WebP
 
 
 def frame(images: Tensor, values: Tensor, box: Tensor, probabilities: list[float], step: int) -> Image.Image:

@@ -378,8 +378,11 @@ def test_a_phone_shows_it_whole_and_guides_by_touch(visit):
     button = page.locator("#guide").bounding_box()
     assert button["y"] + button["height"] <= 844  # seen without scrolling
     assert button["height"] >= 44
+    for number in ("#probability", "#probability-removed"):  # neither are these, while the map moves
+        assert page.locator(number).bounding_box()["y"] < button["y"]
     page.locator("#guide").tap()
     page.wait_for_function("playground.state().steps === 20 && !playground.state().busy")
+    assert page.evaluate("scrollY") == 0
     page.locator("#scene-3").tap()
     page.wait_for_function("playground.state().scene === 3")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -409,6 +412,39 @@ def test_without_script_a_picture_and_a_sentence_stay(visit):
     page = visit(wait=False, java_script_enabled=False)
     assert page.locator("#fallback img").is_visible() and "needs JavaScript" in page.locator("#trouble").inner_text()
     assert page.locator("#live").is_hidden()
+
+
+def without_modules(page):
+    """What a browser does that knows no modules: the script is of no type that it runs."""
+
+    def older(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.text().replace('type="module"', 'type="unknown"'))
+
+    page.route("**/playground.html", older)
+
+
+OLD = {
+    "modules": without_modules,
+    "syntax": lambda page: page.route(
+        "**/view.js", lambda route: route.fulfill(body="?", content_type="text/javascript")
+    ),
+    "numbers": lambda page: page.add_init_script("delete DataView.prototype.getBigUint64"),
+}
+
+
+@pytest.mark.parametrize("missing", OLD)
+def test_an_old_browser_leaves_a_picture_and_a_sentence(browser, home, missing):
+    page = browser.new_page()
+    OLD[missing](page)
+    page.goto(home + "docs/playground.html")
+    if missing == "numbers":  # the others run nothing
+        page.wait_for_function("document.getElementById('trouble').textContent.includes('stopped')", timeout=SLOW)
+    assert page.evaluate("playground.state === undefined") == (missing != "numbers")  # else an element
+    assert page.locator("#live").is_hidden() and page.locator("#trouble").inner_text()
+    assert page.locator("#fallback img").is_visible()
+    assert page.locator("#fallback img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 720
+    page.close()
 
 
 def test_a_missing_file_leaves_a_picture_and_a_sentence(browser, home):

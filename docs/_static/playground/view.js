@@ -29,23 +29,25 @@ function draw() {
     + `height ${y2 - y1} of ${data.side} pixels. Arrow keys move the box, with shift they resize it.`);
 }
 
-/** Shows the choices, asks the network with the object and without it, and says what it answers. */
+/** Asks the network with the object and without it, and shows both answers and the map. */
+function ask() {
+  const c = state.class, [answers, maps] = tf.tidy(() => {
+    const { logits, maps } = forward(net, features(found.scenes, 2 * state.scene, 2));
+    return [tf.sigmoid(logits).arraySync(), mapsOf(maps, [c, c]).arraySync()];
+  });
+  map = resize(maps[0], data.side);
+  ["probability", "probability-removed"].forEach((id, k) => number(id, answers[k][c]));
+  draw();
+  return answers;
+}
+
+/** Shows the choices, and says what the network answers. */
 async function refresh() {
-  const c = state.class, name = data.classes[c];
+  const c = state.class, name = data.classes[c], [here, gone] = ask();
   for (const choice of CHOICES) at(choice).value = state[choice];
   for (const place of document.querySelectorAll(".class-name")) place.textContent = name;
-  const [answers, maps] = tf.tidy(() => {
-    const { logits, maps } = forward(net, features(found.scenes, 2 * state.scene, 2));
-    return [tf.sigmoid(logits), mapsOf(maps, [c, c])];
-  });
-  const [here, gone] = await answers.array();
-  map = resize((await maps.array())[0], data.side);
-  tf.dispose([answers, maps]);
-  number("probability", here[c]);
-  number("probability-removed", gone[c]);
   at("classes").innerHTML = data.classes.map((name, k) => `<li><span>${name}</span>
     <span><span class="bar" style="width: ${100 * here[k]}%"></span></span><span>${percent(here[k])}</span></li>`).join("");
-  draw();
   const why = here[c] < 0.5 ? "" : gone[c] < 0.5 ? " It needs the object." : " It looks at the background!";
   const next = state.guided.length ? " Other scenes are below." : " Press Guide, and its reasons move into the box.";
   at("story").textContent = `The network says “${name}”: ${percent(here[c])}. With the object removed: ${percent(gone[c])}.${why}${next}`;
@@ -97,19 +99,16 @@ async function choose(scene, rest = {}) {
   await refresh();
 }
 
-/** Twenty steps with the box of `one`, the map drawn at each. */
+/** Twenty steps with the box of `one`, the answers and the map shown after each. */
 async function press(one) {
   ready(false);
   kept.push(remember(net));
   state.guided.push(one);
   const x = features(found.scenes, 2 * one.scene, 1), { label } = data.scenes[one.scene];
-  await guide(net, x, { ...one, c: one.class, weight: one.lambda, label, side: data.side }, (step, seen) => {
+  await guide(net, x, { ...one, c: one.class, weight: one.lambda, label, side: data.side }, (step) => {
     at("progress").value = step + 1;
     at("guide").textContent = `Step ${step + 1}`;
-    if (one.scene !== state.scene || one.class !== state.class) return; // of a link's history
-    map = resize(seen.maps.dataSync(), data.side);
-    number("probability", tf.tidy(() => tf.sigmoid(seen.logits).dataSync())[one.class]);
-    draw();
+    ask();
   });
   x.dispose();
 }
@@ -189,7 +188,8 @@ function list() {
   at("class").innerHTML = data.classes.map((name, c) => `<option value="${c}">${name}</option>`).join("");
   at("scenes").innerHTML = data.scenes.map(({ text }, k) =>
     `<button id="scene-${k}"><img src="${new URL(`${k}.webp`, MADE)}" alt="${text}" width="64" height="64"></button>`).join("");
-  [...at("scenes").children].forEach((button, k) => (button.onclick = () => busy || choose(k).then(save)));
+  [...at("scenes").children].forEach((button, k) => (button.onclick = () =>
+    busy || choose(k).then(save).then(() => at("story").scrollIntoView({ block: "nearest" }))));
   for (const place of document.querySelectorAll(".playground .count")) place.textContent = data.others.labels.length;
 }
 
