@@ -1,7 +1,6 @@
 """Explanations as maps that one can train through.
 
-`methods` has one short function per method, `forward` one pass that hands out a layer, and `double_backward` exact and
-fast second derivatives.
+`methods` lists the methods; `forward` hands out a layer; `double_backward` makes second derivatives exact and fast.
 """
 
 import math
