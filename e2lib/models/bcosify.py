@@ -161,8 +161,7 @@ def bcosify(model: nn.Module, b: float = 1.0) -> nn.Module:
     """A copy of a CNN of `models.build` as a B-cos network, which computes the same in eval mode at B = 1.
 
     The stem w · (x - m) / s of normalised RGB gets the weights w (1 - m) / s for x and -w m / s for 1 - x. Convolutions
-    and linear layers gain |cos|^(B-1). The classifier's bias gains log(num_classes - 1), and the logits lose it again,
-    as those of other B-cos networks do.
+    and linear layers gain |cos|^(B-1). The classifier's bias gains log(num_classes - 1), which the logits lose.
 
     `model` has two classes or more, one classifier, and no parts but convolutions, linear layers, batch norms, layer
     norms, activations, and gates such as SE's. `b` is B of all layers. At every B and depth, contributions add up to
