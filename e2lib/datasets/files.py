@@ -115,10 +115,7 @@ class Item:
 
 
 class FileDataset(Samples):
-    """Images under `folder`, read from disk at each access.
-
-    Raises FileNotFoundError for a missing file, and ValueError that names the file and the entry that is wrong.
-    """
+    """Images under `folder`, read at each access. FileNotFoundError names a missing file, ValueError a wrong entry."""
 
     layout: str  # what the data folder must hold
     multilabel = False

@@ -23,14 +23,11 @@ class Without(Samples):
     """One Sample for each pair of an image and a class that it shows: the image without all objects of that class.
 
     Args:
-        dataset: images with boxes or, for "scene", `Scenes`, `SceneBirds` or a `Selection` of them. Its transform must
-            not be random.
+        dataset: images with boxes; for "scene", `Scenes`, `SceneBirds` or a `Selection` of them. No random transform.
         by: "scene" composes the scene again without these objects, which is exact. "boxes" and "segments" fill the
-            class's boxes, or its segmentation masks, smoothly from their surroundings. A fill leaves traces, and can
-            be evidence itself.
+            class's boxes, or its segmentation masks, smoothly. A fill leaves traces, and can be evidence itself.
         limit: leave out pairs whose boxes or masks cover more than this share of the image; "scene" keeps them.
-        elsewhere: as a control, fill a part of the same size and shape where no object of the class is. Pairs without
-            room for it are left out.
+        elsewhere: as a control, fill the same shape where no object of the class is. Pairs without room are left out.
 
     `pairs` is int64 (len, 2): the position in `dataset`, and the class. ValueError if none is left.
     """
@@ -109,10 +106,9 @@ def _elsewhere(mask: Tensor, taken: Tensor) -> Tensor | None:
 
 
 def fill(image: Tensor, mask: Tensor) -> Tensor:
-    """The image (C, H, W) with the pixels of `mask`, bool (H, W), filled smoothly from those around them.
+    """The image (C, H, W), of its dtype, with the pixels of `mask`, bool (H, W), filled smoothly from its surroundings.
 
-    From coarse to fine, each filled pixel repeatedly becomes the mean of its neighbours. The dtype stays. ValueError
-    for a mask that covers all.
+    From coarse to fine, filled pixels repeatedly become the mean of their neighbours. ValueError for a full mask.
     """
     check_value(not mask.all(), "mask", "all of the image", "smaller: nothing is left to fill from")
     pixels, known = image.as_subclass(Tensor).float(), ~mask.as_subclass(Tensor)

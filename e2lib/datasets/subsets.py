@@ -80,10 +80,7 @@ def few_shot(dataset: Samples, per_class: int, seed: int = 0) -> Selection:
 
 
 def with_boxes(dataset: Samples, fraction: float, seed: int = 0, repeats: int = 1) -> Selection:
-    """All images, of which round(fraction * len), at least one, stay `annotated`; the 10 % include the 1 %.
-
-    Each of these comes `repeats` times per epoch, so that steps with boxes are less rare.
-    """
+    """All images. round(fraction * len), at least 1, are `annotated` and come `repeats` times; 10 % include 1 %."""
     check_value(0 < fraction <= 1, "box fraction", fraction, "in (0, 1]: 0.01 keeps the boxes of 1 % of the images")
     check_value(repeats >= 1, "repeats", repeats, "at least 1")
     chosen = np.sort(random_order(len(dataset), seed)[: max(1, round(fraction * len(dataset)))])

@@ -37,8 +37,7 @@ class VOC(FileDataset):
     """PASCAL VOC (Everingham et al., IJCV 2010): photographs with boxes, some with segmentation masks.
 
     Input: photographs of about 500 x 375 pixels. Label: which of 20 classes are present. 2007: train 2501, val 2510,
-    test 4952 images, of which 209, 213 and 210 have masks. Source: host.robots.ox.ac.uk/pascal/VOC; the photographs
-    are under Flickr's terms of use.
+    test 4952 images, of which 209, 213 and 210 have masks. Source: host.robots.ox.ac.uk/pascal/VOC, on Flickr's terms.
 
     root holds VOCdevkit/VOC2007, or itself JPEGImages, Annotations and ImageSets/Main, as VOCdevkit/VOC2012 does; split
     is any list in the latter. By default `classes` are the lines of classes.txt beside Annotations, where `export_voc`
