@@ -66,10 +66,7 @@ def deletion_insertion(
 
 
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
-    """Spearman's correlation, (B, K) in [-1, 1], over the pixels of signed maps (B, K, H, W); 0 for a constant map.
-
-    Equal pixels share their mean rank.
-    """
+    """Spearman's correlation, (B, K) in [-1, 1], of signed maps (B, K, H, W). Ties share a rank; constant maps: 0."""
     check_maps("maps", maps)
     check_maps("others", others, maps.shape)
     ranks = []
