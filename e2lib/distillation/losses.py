@@ -119,8 +119,8 @@ def crd(student: Tensor, teacher: Tensor, images: int, temperature: float = 0.1)
     """−log h(s_i, t_i) − Σ_j≠i log(1 − h(s_i, t_j)), and the same with s and t exchanged (CRD, Tian et al., ICLR 2020).
 
     h = e^(s·t/τ) / (e^(s·t/τ) + N/M) of normalised embeddings (B, D), with N = B − 1 and M = the number of training
-    `images`. The teacher's embeddings get a gradient too. Notes: the paper draws 16,384 negatives from a memory. Here
-    they are the other images of the batch.
+    `images`. The teacher's embeddings get a gradient too. Notes: negatives are the batch's other images; the paper
+    draws 16,384 from a memory.
     """
     right = student.ndim == 2 and student.shape == teacher.shape
     student, teacher = _checked(right, "embeddings", student, teacher, "(B, D)")
