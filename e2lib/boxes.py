@@ -41,10 +41,7 @@ def box_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def dilate(boxes: Tensor, fraction: float, size: tuple[int, int]) -> Tensor:
-    """Move each side out by `fraction` of the box's width or height, 0 or more, clipped to size (H, W).
-
-    As in the code of Rao et al., ICCV 2023, 0.5 doubles both. ValueError for a negative fraction.
-    """
+    """Move sides out by `fraction` ≥ 0 of width or height, clipped to size (H, W). 0.5 doubles both (Rao et al.)."""
     if not fraction >= 0:
         raise ValueError(f"dilation fraction is {fraction}; it must be 0 or more (0.1 moves each side out by 10 %)")
     boxes = corners(boxes)

@@ -1,7 +1,4 @@
-"""Frozen explanations: a teacher's logits and maps, computed once per image, kept on disk, and moved with the image.
-
-Parchami-Araghi et al.: Good Teachers Explain, ECCV 2024.
-"""
+"""Frozen explanations: a teacher's logits and maps, computed once per image (Parchami-Araghi et al., ECCV 2024)."""
 
 import functools
 from collections.abc import Callable

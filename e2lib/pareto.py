@@ -1,7 +1,7 @@
 """The trade-off between accuracy and localisation: keep the networks on the Pareto front, and choose one by a rule.
 
-Rao et al. (ICCV 2023, section 4) train with several λ, keep each checkpoint that no other beats in F1, EPG and IoU on
-validation data, and report these on test data.
+Rao et al. (ICCV 2023, section 4) train with several λ, and report on test data the checkpoints that no other beats in
+F1, EPG and IoU on validation data.
 """
 
 import copy
