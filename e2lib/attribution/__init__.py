@@ -62,7 +62,7 @@ def explain(
     | `attention_rollout` | product of a ViT's mean attentions, whatever the target (evaluation only) | Abnar 2020 |
 
     The network runs in eval mode, so that a map depends on its image alone. Modes, hooks and `.grad` fields are
-    restored, also after an exception. Methods marked "evaluation only" draw from seed 0, and restore the generators.
+    restored, also after an exception. Methods marked "evaluation only" use seed 0, and restore the generators.
 
     Args:
         model: a network from images to logits (B, C). `models.build` and `models.wrap` name its depths.

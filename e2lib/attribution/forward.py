@@ -28,7 +28,7 @@ def refuse_distributed(model: nn.Module) -> None:
 
 
 def module_at(model: nn.Module, at: str) -> nn.Module:
-    """The module whose output is the layer `at`, a depth or path. ValueError for no module, and for the image."""
+    """The module whose output is the layer `at`, a depth or path. ValueError for an unknown `at`, and the image."""
     net, path = bare(model), _path(model, at)
     if path == "":
         cure = "models.wrap(net, depths={'Input': path}) names the module that normalises it, if there is one"

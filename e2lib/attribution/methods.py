@@ -124,7 +124,7 @@ class Method(NamedTuple):
     # A function of (a, g), the layer's activations and the score's gradient, both (B, C, h, w), tokens on their grid.
     # If `of_score`: of (score, x, steps), with a Module from the network's input x to (B,). Gives signed (B, 1, h, w).
     map: Callable[..., Tensor]
-    # (layer, steps) -> pairs (point like layer, weight). Each point has a g and a map; the maps' weighted sum counts.
+    # (layer, steps) -> pairs (point like layer, weight). Each point has a g and a map; the maps are summed by weight.
     # The point None is the layer itself, without a further forward pass.
     path: Callable[[Tensor, int], Iterable[tuple[Tensor | None, float]]] = lambda layer, steps: [(None, 1)]
     dynamic: bool = False  # holds the dynamic weights of a B-cos network fixed
