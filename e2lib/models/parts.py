@@ -101,7 +101,7 @@ def split(model: nn.Module, size: int, at: str | None = None) -> tuple[Trunk, He
 
 
 def _part(module: nn.Module, path: str, before: bool) -> nn.Module:
-    """A shallow copy of the module up to and with the one at `path` if `before`, else of all behind it."""
+    """A shallow copy of the module: up to and including the one at `path` if `before`, else all behind that one."""
     name, _, inner = path.partition(".")
     result, names = copy.copy(module), list(module._modules)
     position = names.index(name)
