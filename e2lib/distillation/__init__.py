@@ -43,7 +43,7 @@ class Term:
 
     function: Callable[..., Tensor] | type[nn.Module]  # of any of student, teacher, labels (B, C), temperature, count
     of: str = "logits"
-    depths: Sequence[str] = ("Final",)  # finest first; those that a network lacks drop out, and Final is in for none
+    depths: Sequence[str] = ("Final",)  # finest first; depths that a network lacks are dropped; Final if none is left
 
     def __post_init__(self):
         self.learns = isinstance(self.function, type)
@@ -155,7 +155,7 @@ class Distill(nn.Module):
         self.to(images.device)
 
     def extra_repr(self) -> str:
-        """All that tells trainings apart: digests of teacher and terms, and the settings that matter."""
+        """The settings that tell trainings apart, and digests of teacher and terms."""
         names = ["teacher", "weights", "temperature", "teacher_size", "count", "mixup"]
         names += ["method", "at", "every", "contrast"] if self.explains else []
         terms = [(vars(term), getattr(term.function, "forward", None)) for term in self.terms.values()]
@@ -242,8 +242,8 @@ def explanation(model: nn.Module, images: Tensor, targets: Targets, method: str,
 def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None) -> Tensor:
     """Class activation maps (B, C, h, w): the classifier applied to every cell of the features at Final (B, D, h, w).
 
-    Their mean over cells is the logits without the bias (Zhou et al., CVPR 2016). ValueError for a network that does
-    not average its features and then apply one linear layer, by its layers and by its `logits`.
+    Their mean over cells is the logits without the bias (Zhou et al., CVPR 2016). ValueError for a network whose layers
+    or `logits` show that it does not average its features and then apply one linear layer.
     """
     if getattr(model, "is_bcos", False):  # B-cos networks average after their classifier
         path = head_prefixes(model.net)[0].removesuffix(".").removesuffix(".linear")

@@ -213,5 +213,5 @@ def _unit(x: Tensor) -> Tensor:
 def _standard(x: Tensor) -> Tensor:
     """`_unit` of x minus its mean along the last dimension; zeros where x is constant."""
     centred = x - x.mean(-1, keepdim=True)
-    noise = 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # rounding leaves this much of equal numbers
+    noise = 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)  # equal numbers may differ by this rounding
     return _unit(torch.where(centred.abs().amax(-1, keepdim=True) > noise, centred, 0))
