@@ -88,10 +88,10 @@ def show_maps(
 def show_removal(
     networks: dict[str, nn.Module], dataset: Samples, removed: Without, which: Sequence[int], method: str, at: str
 ) -> plt.Figure:
-    """One row per pair of `removed` at `which`: each network's answer and map, with the object and without it.
+    """One row per pair: the answers and maps of `networks`, by name, with the object and without it.
 
-    A photograph stands before the networks' maps of the pair's class, by `method` at the depth `at`. Below each map is
-    the network's probability of that class. The maps of a row share one scale.
+    `which` are positions in `removed`. A photograph stands before the networks' maps of the pair's class, by `method`
+    at the depth `at`. Below each map is the network's probability of that class. The maps of a row share one scale.
     """
     figure, axes = _grid(len(which), 2 + 2 * len(networks))
     for row, j in zip(axes, which, strict=True):

@@ -190,7 +190,7 @@ class Guide:
         return {"classification": classification, "guidance": self.weight * localisation}
 
     def _dropping(self, model: nn.Module) -> AbstractContextManager:
-        """A hook that drops channels at the explained layer, before `explain` catches it, although in eval mode."""
+        """Dropout of channels at the explained layer, before `explain` catches it; a hook works in eval mode too."""
 
         def drop(module, inputs, layer):
             check_value(layer.ndim == 4, "dropout", self.dropout, f"0 for tokens, as at {self.at!r}")
