@@ -53,12 +53,13 @@ def test_lessons_are_launched_elsewhere_once_the_repository_is_named(picture, mo
 
 
 def test_a_result_is_the_mean_over_seeds(picture, monkeypatch):
-    monkeypatch.setattr(picture, "RESULTS", {("birds", "06", "task=bird", "accuracy", "KD", "ours"): "boxes"})
-    rows = [("KD", 30.0, "n=1; task=bird"), ("KD", 34.4, "n=1; task=bird"), ("ours", 71.0, "n=1; task=bird")]
-    rows += [("KD", 99.0, "n=1; task=bird, whole network"), ("ours", 99.0, "n=1; task=place")]
-    table = pd.DataFrame(rows, columns=["method", "value", "setting"]).assign(run="06", metric="accuracy")
+    plain = {"run": "06", "where": {"task": "bird", "method": "KD"}, "value": "accuracy"}
+    monkeypatch.setattr(picture, "RESULTS", [("birds", plain, {"method": "ours"}, "boxes")])
+    rows = [("bird", "KD", 0, 30.0), ("bird", "KD", 1, 34.4), ("bird", "ours", 0, 70.0), ("bird", "ours", 1, 72.0)]
+    rows += [("place", "KD", 0, 99.0), ("place", "ours", 0, 99.0)]
+    table = pd.DataFrame(rows, columns=["task", "method", "seed", "accuracy"]).assign(run="06")
     assert picture.results(table).splitlines()[-1] == "|birds|32|71: boxes|"
-    with pytest.raises(ValueError, match="no accuracy of ours in run 06"):
+    with pytest.raises(ValueError, match="run 06: .*'ours'.* names 0 rows of 'accuracy'"):
         picture.results(table[table.method == "KD"])
 
 
