@@ -196,6 +196,6 @@ def _strength(values: Tensor) -> float:
     return torch.quantile(_smooth(values).abs().flatten(), 0.995).clamp_min(1e-12).item()
 
 
-def _grid(rows: int, columns: int, side: float = 1.9) -> tuple[plt.Figure, np.ndarray]:
-    size, bare = (side * columns, (side + 0.25) * rows), {"xticks": [], "yticks": [], "frame_on": False}
+def _grid(rows: int, columns: int) -> tuple[plt.Figure, np.ndarray]:
+    size, bare = (1.9 * columns, 2.15 * rows), {"xticks": [], "yticks": [], "frame_on": False}
     return plt.subplots(rows, columns, figsize=size, squeeze=False, subplot_kw=bare)

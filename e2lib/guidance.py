@@ -160,8 +160,8 @@ class Guide:
         some = bool(guided.any())
         missing = -math.inf if some or self.weight == 0 else self.missing[0] + self.fraction * len(guided)
         if missing >= EXPECTED:
-            expected = f"where fraction={self.fraction} of all images should have them"
-            warnings.warn(f"Guide has found no {self.masks} to guide with, {expected}: it trains plainly", stacklevel=2)
+            expected = f"although fraction={self.fraction} of all images should have some"
+            warnings.warn(f"Guide has found no {self.masks}, {expected}: it trains without guidance", stacklevel=2)
         self.missing[0] = missing if missing < EXPECTED else -math.inf
         explained = guided | (self.keep_modes and some)  # in train mode norm layers have to see the whole batch at once
         logits, localisation = [], batch.images.new_zeros(())

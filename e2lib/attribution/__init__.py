@@ -171,7 +171,7 @@ def check_images(model: nn.Module, images: Tensor) -> None:
 def _checked_network(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
     check_images(model, images)
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
-        cure = "explain the network inside, model._orig_mod (take torch.compile(model) in place of model.compile())"
+        cure = "explain the network inside, model._orig_mod, which torch.compile(model) has and model.compile() has not"
         raise ValueError(f"the network is compiled by torch.compile, which has no second derivatives; {cure}")
     with torch.inference_mode(False):
         return passes.outside_inference(model), passes.outside_inference(images)

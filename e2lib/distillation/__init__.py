@@ -112,7 +112,7 @@ class Distill(nn.Module):
         methods = [*trainable(), "weights"]
         check_value(method in methods, "method", method, f"one of {', '.join(methods)}")
         right = weights and weights.keys() <= TERMS.keys()
-        check_value(right, "weights", weights, f"of at least one term, of {', '.join(TERMS)}")
+        check_value(right, "weights", weights, f"a dict of one term or more of {', '.join(TERMS)}")
         positive = {f"weights[{name!r}]": weight for name, weight in weights.items()}
         for name, value in (positive | {"temperature": temperature}).items():
             check_value(0 < value < inf, name, value, "above 0")

@@ -185,7 +185,7 @@ def _checked(right, what, student, teacher, form) -> tuple[Tensor, Tensor]:
     if not right:
         raise ValueError(f"{what} are {tuple(student.shape)} and {tuple(teacher.shape)}; both must be {form}")
     if not (student.isfinite().all() and teacher.isfinite().all()):
-        raise ValueError(f"{what} hold NaN or infinity: a network, or its images, are not finite")
+        raise ValueError(f"{what} hold NaN or infinity: a network or its images are not finite")
     return wide(student), wide(teacher)
 
 

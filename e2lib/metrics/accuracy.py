@@ -80,7 +80,7 @@ class GroupAccuracy(Metric):
     def __init__(self, groups: Sequence[str], seen: Sequence[int] | None = None):
         super().__init__()
         if not groups or (seen is not None and len(seen) != len(groups)):
-            raise ValueError(f"groups are {groups}, seen is {seen}; there must be a group at least, and a number each")
+            raise ValueError(f"groups are {groups}, seen is {seen}; there must be a group, and a number for each")
         self.groups, self.seen = list(groups), None if seen is None else torch.as_tensor(seen).double()
         self.add_state("counts", torch.zeros(2, len(groups), dtype=torch.int64), dist_reduce_fx="sum")
 

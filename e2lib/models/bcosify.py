@@ -219,7 +219,7 @@ def _check(model: nn.Module, result: nn.Module) -> None:
     with torch.no_grad(), modes_restored(model), modes_restored(result):
         old, new = model.eval()(image), result.eval()(image)
     right = torch.allclose(old, new, 1e-3, 1e-3 * old.abs().max().item())
-    what = f"a network that stays the same; logits differ by {(old - new).abs().max():.3g}"
+    what = f"one that computes the same at B = 1; logits differ by {(old - new).abs().max():.3g}"
     check_value(right, "model", model.name, what)
     logits, maps = explain(result, image, 0, method="bcos")
     missing = (maps.sum() + result.logit_bias - logits[0, 0]).abs()

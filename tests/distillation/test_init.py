@@ -239,10 +239,10 @@ def test_what_cannot_be_distilled_is_named(scenes):
     for change, message in (
         (
             {"weights": {"kl": 1.0}},
-            "weights is {'kl': 1.0}; it must be of at least one term, of cross_entropy, bce",
+            "weights is {'kl': 1.0}; it must be a dict of one term or more of cross_entropy, bce",
         ),
         ({"weights": {"kd": 0}}, r"weights\['kd'\] is 0; it must be above 0"),
-        ({"weights": {}}, "weights is {}; it must be of at least one term"),
+        ({"weights": {}}, "weights is {}; it must be a dict of one term or more of"),
         ({"method": "occlusion"}, "method is 'occlusion'; it must be one of .*, weights"),
         ({"every": 0}, "every is 0; it must be at least 1"),
         (

@@ -79,8 +79,8 @@ def test_group_accuracy_before_the_first_image_and_merged():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda m: metrics.GroupAccuracy([]), "there must be a group at least"),
-        (lambda m: metrics.GroupAccuracy(["a", "b"], [3]), r"seen is \[3\]; .*a number each"),
+        (lambda m: metrics.GroupAccuracy([]), "there must be a group, and a number for each"),
+        (lambda m: metrics.GroupAccuracy(["a", "b"], [3]), r"seen is \[3\]; .*a number for each"),
         (lambda m: m.update(torch.zeros(2), ONE_HOT, torch.zeros(2).long()), r"logits is torch.float32 \(2,\)"),
         (lambda m: m.update(torch.zeros(1, 2), ONE_HOT[:1] * 0, torch.zeros(1).long()), "must be one-hot"),
         (
