@@ -24,8 +24,8 @@ class Without(Samples):
 
     Args:
         dataset: images with boxes; for "scene", `Scenes`, `SceneBirds` or a `Selection` of them. No random transform.
-        by: "scene" composes the scene again without these objects, which is exact. "boxes" and "segments" fill the
-            class's boxes, or its segmentation masks, smoothly. A fill leaves traces, and can be evidence itself.
+        by: "scene" composes the scene again without these objects, which is exact. "boxes" and "segments" `fill` the
+            class's boxes, or its segmentation masks. A fill leaves traces, and can be evidence itself.
         limit: leave out pairs whose boxes or masks cover more than this share of the image; "scene" keeps them.
         elsewhere: as a control, fill the same shape where no object of the class is. Pairs without room are left out.
 
@@ -62,14 +62,11 @@ class Without(Samples):
         if self.by == "scene":
             return self.dataset.without(i, c)
         sample = self.dataset[i]
-        name, mask = f"{sample.name} without {self.classes[c]}", self._masks(sample)[c]
-        kept, labels = sample.box_labels != c, self.targets[j]
-        image = tv_tensors.wrap(fill(sample.image, mask), like=sample.image)
-        boxes = tv_tensors.wrap(sample.boxes[kept], like=sample.boxes)
+        kept, name = sample.box_labels != c, f"{sample.name} without {self.classes[c]}"
+        image = tv_tensors.wrap(fill(sample.image, self._masks(sample)[c]), like=sample.image)
         masks = None if sample.masks is None else sample.masks[kept]
-        return replace(
-            sample, image=image, labels=labels, boxes=boxes, box_labels=sample.box_labels[kept], masks=masks, name=name
-        )
+        boxes = {"boxes": sample.boxes[kept], "box_labels": sample.box_labels[kept], "masks": masks}
+        return replace(sample, image=image, labels=self.targets[j], name=name, **boxes)
 
     def fingerprint(self) -> str:
         code = essence(Path(__file__).read_text(encoding="utf-8"))  # another fill makes other pictures
@@ -80,10 +77,9 @@ class Without(Samples):
         size, result = sample.image.shape[-2:], {}
         for c in sample.box_labels.unique().tolist():
             own = sample.box_labels == c
-            boxes = box_mask(sample.boxes[own], size)
-            mask, there = boxes, self.by == "boxes" or sample.masks is not None
-            check_value(there, "by", self.by, f"boxes: {sample.name} has no masks")
+            mask = boxes = box_mask(sample.boxes[own], size)
             if self.by == "segments":  # an object's edge is soft, and would give it away
+                check_value(sample.masks is not None, "by", self.by, f"boxes: {sample.name} has no masks")
                 part = (sample.masks[own] > 0).any(0, keepdim=True)
                 mask = F.max_pool2d(part.float(), 2 * RIM + 1, 1, RIM)[0] > 0
             result[c] = _elsewhere(mask, boxes) if self.elsewhere else mask

@@ -11,7 +11,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 
 from e2lib.boxes import dilate
 from e2lib.datasets.sample import Sample, Samples, Transform, check_transform, check_value
@@ -105,8 +104,7 @@ class _Dilate:
     then: Transform
 
     def __call__(self, sample: Sample) -> Sample:
-        boxes = dilate(sample.boxes, self.fraction, sample.boxes.canvas_size)
-        sample = replace(sample, boxes=tv_tensors.wrap(boxes, like=sample.boxes))
+        sample = replace(sample, boxes=dilate(sample.boxes, self.fraction, sample.boxes.canvas_size))
         return sample if self.then is None else self.then(sample)
 
 
