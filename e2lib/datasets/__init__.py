@@ -43,7 +43,7 @@ def load(
 
     Data on disk is resized, and at most `length` of its images are drawn at random. Of embedded data, whose root is
     None, `length` images are composed. `seed` is for this choice or composition. kwargs go to the data set.
-    Raises ValueError for an unknown name, a missing or superfluous root, a missing length.
+    ValueError for an unknown name, a missing or superfluous root, a missing length.
     """
     if data not in DATASETS:
         raise ValueError(f"unknown data {data}; known: {', '.join(DATASETS)}")
@@ -66,10 +66,9 @@ def load_splits(
     Arguments are those of `load`. There are at most `length` training images, which `seed` composes or chooses, and at
     most `held_out` images each for validation and test, always the same ones. Training images are flipped at random,
     and with `crops` cropped too. `correlation` of the embedded birds is that of the training images; half of the birds
-    for validation and test are at the other place, as in Waterbirds.
-
-    Notes: where the labels of the test images are not public (`test_split` of the class is "val", as in COCO and
-    ImageNet), the val images are for the test, and a tenth of the train images, chosen by seed 0, for validation.
+    for validation and test are at the other place, as in Waterbirds. Where the labels of the test images are not public
+    (`test_split` of the class is "val"), the val images are for the test, and a tenth of the train images, chosen by
+    seed 0, for validation.
     """
     check_value("transform" not in kwargs, "transform", kwargs.get("transform"), "set later, by with_transform")
     if getattr(DATASETS.get(data), "test_split", "test") == "test":

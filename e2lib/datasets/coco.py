@@ -32,12 +32,11 @@ class COCO(FileDataset):
     photographs under Flickr's terms of use.
 
     By default `year` is the only one for which root has both annotations and images. ValueError for two, as train2017
-    holds most of val2014. `annotations` and `images` name another JSON file of instances and another image folder,
-    relative to root. A segmentation is checked when its image is read.
+    holds most of val2014. `annotations` and `images` name another JSON file and image folder, relative to root.
 
     Notes: a crowd annotation (iscrowd) gives its label but no box, as its region is not one object; the code of Rao et
-    al., ICCV 2023, takes its box. The official file's two boxes without height give labels only. An image without
-    annotations has no label. An image with an unsegmented box has masks None.
+    al., ICCV 2023, takes its box. The official file's two boxes without height give labels only. An image with an
+    unsegmented box has masks None.
     """
 
     layout = "annotations/instances_<split>2014.json and the image folder <split>2014, or both of 2017, from "

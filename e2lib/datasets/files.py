@@ -1,8 +1,4 @@
-"""The common part of data sets on disk: image files with boxes known beforehand. The simplest is ImageFolder.
-
-A few arrays hold all that is known. DataLoader workers share arrays, whereas reading a Python object changes its
-reference count, which copies its memory page into each worker.
-"""
+"""The common part of data sets on disk: image files with boxes known beforehand. The simplest is ImageFolder."""
 
 import csv
 import io
@@ -133,6 +129,7 @@ class FileDataset(Samples):
             if path.name not in present[path.parent]:
                 raise FileNotFoundError(f"image {path} is missing")
         self.folder, self.classes, self.transform = folder, list(classes), check_transform(transform)
+        # All is kept in arrays, which DataLoader workers share. They would copy Python objects as they read them.
         self.group_of = np.array([item.group for item in items])
         # Labels of all images end to end, and the position of the image that each belongs to.
         self.labels = np.array([label for item in items for label in item.labels], dtype=np.int64)
@@ -162,8 +159,8 @@ class FileDataset(Samples):
 
     def fingerprint(self) -> str:
         """Like that of Samples, but with names, sizes and times of files in place of pixels."""
-        stats = [path.stat() if path.exists() else None for i in range(len(self)) for path in self.sources(i)]
-        stats = np.array([(s.st_size, s.st_mtime_ns) if s else (-1, -1) for s in stats])
+        found = [path.stat() if path.exists() else None for i in range(len(self)) for path in self.sources(i)]
+        stats = np.array([(s.st_size, s.st_mtime_ns) if s else (-1, -1) for s in found])
         about = [self.classes, self.groups, self.multilabel, self.boxed, self.transform]
         return digest([*about, self.ends, self.texts, stats])
 
@@ -192,11 +189,10 @@ class FileDataset(Samples):
 class ImageFolder(FileDataset):
     """Images sorted into class folders, as ImageNet, Imagenette and SUN397 are; no boxes, no groups.
 
-    A class is a folder with images, named by its path: b/balcony/exterior (SUN397). A folder with a WordNet id of
-    ImageNet is named by ImageNet's first word for it: n01440764 is tench. Files of other types are ignored, and so is
-    anything hidden or in __MACOSX. `classes` are the folders in order, by default those of all splits (the folders
-    beside `split`), sorted, so that a class has one index in every split. ValueError for an unknown class, a class
-    folder without images, and an image outside a class folder.
+    A class is a folder with images, named by its path: b/balcony/exterior (SUN397). A WordNet id of ImageNet becomes
+    ImageNet's first word for it: n01440764 is tench. Files of other types, and what is hidden or in __MACOSX, are
+    ignored. `classes` are the folders in order, by default those of all splits (the folders beside `split`), sorted.
+    ValueError for an unknown class, a class folder without images, and an image outside a class folder.
     """
 
     layout = "<split>/<class>/*.jpg, or <class>/*.jpg without a split"

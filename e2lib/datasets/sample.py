@@ -84,10 +84,9 @@ def _xyxy(boxes: Tensor, size: Sequence[int]) -> tv_tensors.BoundingBoxes:
 class Joint:
     """Apply a torchvision v2 transform to image, boxes, masks and maps at once.
 
-    The transform gets what torchvision's transforms of detection data get: image, {boxes, labels, masks, maps}, with
-    one label per box. A box that leaves the image is dropped with its mask and label. The image keeps its class labels,
-    although a random crop may no longer show the object.
-    Raises ValueError where the transform drops boxes without their labels, or returns no tv_tensors.BoundingBoxes.
+    The transform gets image, {boxes, labels, masks, maps}, with one label per box. A box that leaves the image is
+    dropped with its mask and label. The image keeps its class labels, although a crop may no longer show the object.
+    ValueError where the transform drops boxes without their labels, or returns no tv_tensors.BoundingBoxes.
     """
 
     steps: v2.Transform
@@ -99,9 +98,9 @@ class Joint:
         target = {"boxes": sample.boxes, "labels": sample.box_labels, "masks": masks, "maps": maps}
         image, target = self.steps(image, target)
         boxes, labels, masks, maps = (target[name] for name in ("boxes", "labels", "masks", "maps"))
-        name, found = f"image {sample.name!r} and its boxes, transformed", [type(image).__name__, type(boxes).__name__]
+        found = [type(image).__name__, type(boxes).__name__]
         right = isinstance(image, Tensor) and isinstance(boxes, tv_tensors.BoundingBoxes)
-        check_value(right, name, found, "a Tensor and BoundingBoxes")
+        check_value(right, f"image {sample.name!r} and its boxes, transformed", found, "a Tensor and BoundingBoxes")
         counts = [len(part) for part in (boxes, labels, masks) if part is not None]
         if len({*counts}) > 1:
             left = f"image {sample.name!r}: the transform left {counts} boxes, labels and masks"
@@ -190,8 +189,7 @@ class Batch:
 
         Each argument has one entry per image, as in a Sample, or None. Boxes may also be (B, 4), one per image, or
         (B, N, 4), and masks (B, H, W), where an empty mask means none. Images may be uint8. Features need `size`, the
-        (H, W) of their images. By default names are positions.
-        Raises ValueError for an argument of another length than `images`, and for what Sample and `collate` refuse.
+        (H, W) of their images. ValueError for an argument of another length, and for what Sample and `collate` refuse.
         """
         size, count = tuple(size or images.shape[-2:]), len(images)
         if isinstance(boxes, Tensor):

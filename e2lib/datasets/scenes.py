@@ -221,8 +221,7 @@ class _Composed(Samples):
         sample.name += f" without {self.classes[label]}"
         return sample if self.transform is None else self.transform(sample)
 
-    def _compose(self, i: int, record: SceneRecord | None = None) -> Sample:
-        record = record or self.record(i)
+    def _compose(self, i: int, record: SceneRecord) -> Sample:
         # Cropped first: resize(box=...) would also filter pixels beyond the box.
         canvas = _resized(_photographs()[record.background].crop(record.crop), self.size, self.size, record.flip)
         seen = torch.zeros(self.size, self.size, dtype=torch.uint8)  # 0 where the background is, k + 1 object k
@@ -244,7 +243,7 @@ class _Composed(Samples):
     def __getitem__(self, i: int) -> Sample:
         i = range(self.length)[i]
         if i not in self._cache:
-            self._cache[i] = self._compose(i)
+            self._cache[i] = self._compose(i, self.record(i))
         sample = copy.deepcopy(self._cache[i])  # a transform may write into its input
         return sample if self.transform is None else self.transform(sample)
 
@@ -255,9 +254,9 @@ class Scenes(_Composed):
 
     The background's group g is drawn uniformly from HOMES, then each object's category: with probability `correlation`
     one of the two at home in g, else one of the other eight, uniformly. So every category is equally frequent, and
-    P(g is the category's home) = correlation: 0.2 is independence, 1 a perfect shortcut, 0 its reverse.
-    Each object stays at least half visible. A process keeps composed scenes, 3 size² bytes per image and size² per
-    object, besides 90 MB of photographs. Raises ValueError for a value outside the ranges beside the fields.
+    P(g is the category's home) = correlation: 0.2 is independence, 1 a perfect shortcut, 0 its reverse. A process keeps
+    composed scenes, 3 size² bytes per image and size² per object, besides 90 MB of photographs. ValueError for a value
+    outside the ranges beside the fields.
     """
 
     classes, multilabel = CATEGORIES, True  # unless `categories` and `objects` say otherwise

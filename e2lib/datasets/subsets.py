@@ -1,7 +1,4 @@
-"""Data sets made from others: fewer images, boxes for some of them, wider boxes, other transforms.
-
-Selections depend only on the seed and the order of the data set: NumPy keeps the stream of raw PCG64 numbers.
-"""
+"""Data sets made from others: fewer images, boxes for some of them, wider boxes, other transforms."""
 
 import copy
 from collections.abc import Callable
@@ -53,7 +50,7 @@ class Selection(Samples):
 
 
 def random_order(length: int, seed: int) -> np.ndarray:
-    """Random order of 0 to length - 1."""
+    """Random order of 0 to length - 1, the same for ever: NumPy keeps the stream of raw PCG64 numbers."""
     return np.argsort(np.random.PCG64(seed).random_raw(length), kind="stable")
 
 

@@ -42,10 +42,10 @@ class VOC(FileDataset):
     root holds VOCdevkit/VOC2007, or itself JPEGImages, Annotations and ImageSets/Main, as VOCdevkit/VOC2012 does; split
     is any list in the latter. By default `classes` are the lines of classes.txt beside Annotations, where `export_voc`
     writes it, else VOC's own. SegmentationClass numbers them from 1. Without `difficult`, the objects that VOC marks as
-    difficult give no box and no label, as in VOC's own evaluation. An image without other objects then has no label.
+    difficult give no box and no label, as in VOC's own evaluation.
 
-    Notes: by default difficult objects count like all others, in training and evaluation. The released code of Rao et
-    al., ICCV 2023, does the same: it never reads the mark. VOC does not segment these objects; their masks are empty.
+    Notes: by default difficult objects count like all others, as in the released code of Rao et al., ICCV 2023, which
+    never reads the mark. VOC does not segment these objects; their masks are empty.
     """
 
     layout = "VOCdevkit/VOC2007 with JPEGImages/*.jpg, Annotations/*.xml, ImageSets/Main/<split>.txt"
@@ -61,8 +61,6 @@ class VOC(FileDataset):
         if not (names := read_lines(need(listing, self.layout))):
             raise ValueError(f"{listing}: the split is empty")
         classes = classes or (read_lines(own) if own.exists() else VOC_CLASSES)
-        for name in names:
-            need(base / "Annotations" / f"{name}.xml", f"Annotations/<image>.xml for each line of {listing}")
         items = [_item(base, name, classes, difficult) for name in tqdm(names, desc=f"VOC {split}", delay=5)]
         super().__init__(base / "JPEGImages", items, classes, transform)
 
@@ -102,15 +100,14 @@ class VOC(FileDataset):
 
 def _item(base: Path, name: str, classes: Sequence[str], difficult: bool) -> Item:
     """The contents of an image's XML file, whose boxes are 1-based and inclusive."""
-    path, encoding = base / "Annotations" / f"{name}.xml", ""
+    path = need(base / "Annotations" / f"{name}.xml", "Annotations/<image>.xml for each image of the split")
     try:
         content: bytes | str = path.read_bytes()
         if declared := re.match(rb"<\?xml[^>]*encoding=[\"']([\w.:-]+)", content):  # expat knows few encodings
-            encoding = declared[1].decode()
-            content = content.decode(encoding)
+            content = content.decode(declared[1].decode())
         root = ET.fromstring(content)
     except (OSError, SyntaxError, ValueError, LookupError) as error:  # the last two concern the encoding
-        raise ValueError(f"{path} is not XML{encoding and f' in its encoding {encoding}'}: {error}") from error
+        raise ValueError(f"{path} is not XML: {error}") from error
     check_value(root.tag == "annotation", f"{path}: the root element", root.tag, "annotation")
     boxes, labels, numbers = [], [], []
     for number, item in enumerate(root.findall("object"), 1):
@@ -148,7 +145,7 @@ def export_voc(dataset: Samples, folder: Folder, split: str = "train") -> Path:
     """Write a data set as a split of folder/VOCdevkit/VOC2007 and return that path; several splits may share it.
 
     Photographs become JPEG of quality 95. VOC(folder, split) reads boxes, labels and masks back exactly.
-    Raises FileExistsError for a split or an image that is there already, ValueError for a folder of other classes or a
+    FileExistsError for a split or an image that is there already. ValueError for a folder of other classes, and a
     sample that VOC cannot hold: overlapping masks, more than 254 boxes or classes, a label without a box, equal names.
     """
     base, classes, main = Path(folder) / "VOCdevkit" / "VOC2007", list(dataset.classes), f"ImageSets/Main/{split}.txt"
