@@ -21,7 +21,6 @@ from e2lib.datasets.sample import Samples, Transform, check_value
 
 VOC_CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"]
 VOC_CLASSES += ["dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
-INWARD = torch.tensor([1, 1, -1, -1])  # signs of the steps that shrink a box (x1, y1, x2, y2)
 VOID = 255  # border pixels and difficult objects in the segmentation files
 MOST = 254  # objects of an image, and classes, that the segmentation files can number
 XML = """<annotation><folder>VOC2007</folder><filename>{}.jpg</filename><segmented>{:d}</segmented>
@@ -86,7 +85,7 @@ class VOC(FileDataset):
             mask = objects == k
             c, tight = int(classes[mask].bincount().argmax()) - 1, mask_box(mask).float()
             fit = box_iou(tight[None], boxes)[0].where(labels == c, -1)
-            holds = (tight - boxes).mul(INWARD).amin(1) >= -1
+            holds = (tight[:2] - boxes[:, :2] >= -1).all(1) & (boxes[:, 2:] - tight[2:] >= -1).all(1)
             fit[(numbers == k) & (labels == c) & holds] = 2  # its own box, above any other
             found.append((k, mask, c, fit))
         for k, mask, c, fit in sorted(found, key=lambda one: 2 not in one[-1]):  # no other object takes an own box
@@ -183,14 +182,10 @@ def _write(sample, classes, folder):
     found = f"{tuple(sample.image.shape)} {sample.image.dtype}"
     right = sample.image.dtype == torch.uint8 and len(sample.image) == 3
     check_value(right, f"image {name}", found, "(3, H, W) torch.uint8")
-    kind = torch.bool if masks is None else masks.dtype
-    check_value(kind == torch.bool, f"type of the masks of {name}", kind, "torch.bool")
     if lost := {*sample.present().tolist()} ^ {*labels}:
         raise ValueError(f"{name}: label without box, or box without label, of {classes[min(lost)]}")
     if max(len(labels), len(classes)) > MOST:
         raise ValueError(f"{name}: {len(labels)} boxes, {len(classes)} classes; VOC holds {MOST} of each")
-    if masks is not None and (masks.sum(0) > 1).any():
-        raise ValueError(f"{name}: masks overlap; SegmentationObject holds one object per pixel")
     picture, objects = Image.fromarray(sample.image.permute(1, 2, 0).numpy()), ""
     for c, (x1, y1, x2, y2) in zip(labels, sample.boxes.tolist(), strict=True):
         corners = (int(v) if v == int(v) else v for v in (x1 + 1, y1 + 1, x2, y2))  # 1-based and inclusive
@@ -198,10 +193,14 @@ def _write(sample, classes, folder):
     picture.save(_parents(folder / f"JPEGImages/{name}.jpg"), quality=95, subsampling=0)
     text = XML.format(escape(name), masks is not None, *picture.size, objects)
     _parents(folder / f"Annotations/{name}.xml").write_text(text, encoding="utf-8")
+    if masks is None:
+        return
+    check_value(masks.dtype == torch.bool, f"type of the masks of {name}", masks.dtype, "torch.bool")
+    if (masks.sum(0) > 1).any():
+        raise ValueError(f"{name}: masks overlap; SegmentationObject holds one object per pixel")
     for kind, values in {"Object": range(1, len(labels) + 1), "Class": [c + 1 for c in labels]}.items():
-        if masks is not None:
-            indices = (masks * torch.tensor(values, dtype=torch.uint8)[:, None, None]).sum(0, dtype=torch.uint8)
-            Image.fromarray(indices.numpy()).save(_parents(folder / f"Segmentation{kind}/{name}.png"))
+        indices = (masks * torch.tensor(values, dtype=torch.uint8)[:, None, None]).sum(0, dtype=torch.uint8)
+        Image.fromarray(indices.numpy()).save(_parents(folder / f"Segmentation{kind}/{name}.png"))
 
 
 def _parents(path):

@@ -18,7 +18,7 @@ COLUMNS = {"img_id": [], "img_filename": [], "y": ["0", "1"], "split": ["0", "1"
 class Waterbirds(FileDataset):
     """Waterbirds (Sagawa et al., ICLR 2020): CUB birds on Places backgrounds, bird and place correlated in training.
 
-    Input: photographs. Label: landbird or waterbird; with `task` "place", land or water, for the bird's box too.
+    Input: photographs. Label: landbird or waterbird, or by `task` "place" land or water. Both have the bird's box.
     Groups: bird x place. Waterbirds-95: 4795, 1199, 5794 images, 5 % of the training birds on the other place;
     Waterbirds-100: the same birds, none on the other place. Source: github.com/kohpangwei/group_DRO, boxes from
     CUB-200-2011 (vision.caltech.edu); for research. `variant` names the waterbird_* folder where root has several.
