@@ -1,5 +1,6 @@
 """Files of weights, read without running code and checked tensor by tensor; and fingerprints of networks."""
 
+import dis
 import hashlib
 import importlib.util
 import json
@@ -56,8 +57,8 @@ def fingerprint(value: Any) -> str:
     """Sixteen hex digits that identify a network, a function or any other value, the same in every process.
 
     A network counts by repr, `Wrapped`'s attributes, parameters and buffers, without wrappers such as DataParallel. A
-    function counts by code (with its docstring), closure and defaults, not by globals; an array by type, shape and
-    bytes; a dataclass by the fields of `__init__`. Any other object counts by fingerprint(), or by type and attributes.
+    function counts by code, closure and defaults, not by docstring and globals; an array by type, shape and bytes; a
+    dataclass by the fields of `__init__`. Any other object counts by fingerprint(), or by type and attributes.
     """
     return digest(_parts(value, ()))
 
@@ -81,7 +82,9 @@ def _parts(value: Any, above: tuple[int, ...]) -> Any:
     elif isinstance(value, set | frozenset):
         value = sorted(json.dumps(inside(item)) for item in value)
     elif isinstance(value, CodeType):
-        value = (value.co_code.hex(), value.co_names, value.co_consts)
+        # Constants as they are loaded: a docstring is never loaded, but moves the places of the others.
+        steps = [(i.opcode, i.argval if i.opcode in dis.hasconst else i.arg) for i in dis.get_instructions(value)]
+        value = (steps, value.co_names)
     elif isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         value = (value.__code__, cells, value.__defaults__, value.__kwdefaults__)
