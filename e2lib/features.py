@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import horizontal_flip
 from tqdm.auto import tqdm
 
 from e2lib.attribution import modes_restored
@@ -59,9 +60,8 @@ class Features(Samples):
     @property
     def shape(self) -> tuple[int, ...]:
         """N, V, C, h, w: the numbers of images, views and channels, and of rows and columns of cells."""
-        firsts = [parts[0] for parts in self.trunks]
-        views, channels = self.crops * firsts[0].shape[1], sum(first.shape[2] for first in firsts)
-        return len(self), views, channels, *firsts[0].shape[3:]
+        sides, *others = self.crop(0).shape
+        return len(self), self.crops * sides, *others
 
     def crop(self, k: int) -> Tensor:
         """Features of the k-th of all crops, and of its mirror image if there is one: float16 (1 or 2, C, h, w)."""
@@ -88,8 +88,8 @@ class Features(Samples):
         view = int(torch.randint(views, ())) if (views := self.shape[1]) > 1 else 0
         crop, mirrored = divmod(view, views // self.crops)
         span = slice(self.starts[k := i * self.crops + crop], self.starts[k + 1])
-        boxes = _mirrored(self.boxes[span], self.size[1]) if mirrored else self.boxes[span]
-        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=self.size)
+        boxes = tv_tensors.BoundingBoxes(self.boxes[span], format="XYXY", canvas_size=self.size)
+        boxes = horizontal_flip(boxes) if mirrored else boxes
         about = {"group": int(self.group_of[i]), "name": self.names[i], "annotated": bool(self.annotated[i])}
         if self.maps:
             maps = _row(self.maps, k).float()
@@ -124,8 +124,8 @@ def extract(
     """Each image's features (C, h, w) by a trunk of `models.split`, kept in `folder`; see `keep` for the others.
 
     Each image gives `crops` views, which differ if its transform is random. With `mirrored`, their mirror images are
-    views as well. Images have one size, and masks are left out. An interrupted call goes on after the last 512 views.
-    A view of EfficientNet-Lite0 at 224 pixels takes 31 kB. ValueError if float16 overflows.
+    views as well. Images have one size, and masks are left out. A view of EfficientNet-Lite0 at 224 pixels takes 31 kB.
+    An interrupted call goes on after the last 512 views. ValueError if float16 overflows.
     """
     check_value(crops >= 1, "crops", crops, "at least 1")
 
@@ -213,12 +213,12 @@ def join(first: Features, second: Features) -> Features:
 def predict_boxes(data: Selection, penalty: float = 0.3) -> Features:
     """The features with boxes for every image. Annotated images keep their boxes; the others get predicted ones.
 
-    `data` is made by `datasets.with_boxes` from `Features`, without repeats. Every class that an image shows gets one
-    box. Ridge regression on standardised channels predicts how much of a cell the class's boxes cover; `penalty` times
-    the squared weights is added to the mean squared error. For single-label images, and for a class without annotated
-    boxes, it learns from the boxes of all classes together. Predictions are averaged over mirror images and resized to
-    the image. The box is the smallest around the pixels that reach half of the largest prediction. ValueError for other
-    data, without an annotated box, and for features with a class token, which fill no grid.
+    `data` is made by `datasets.with_boxes` from `Features`, without repeats. Ridge regression on standardised channels
+    predicts how much of a cell the class's boxes cover; `penalty` times the squared weights is added to the mean
+    squared error. For single-label images, and for a class without annotated boxes, it learns from the boxes of all
+    classes together. Every class that an image shows gets one box, the smallest around the pixels that reach half of
+    the largest prediction, averaged over mirror images and resized to the image. ValueError for other data, without an
+    annotated box, and for features with a class token, which fill no grid.
     """
     given = getattr(data, "dataset", None)
     right = isinstance(given, Features) and np.array_equal(data.indices, np.arange(len(given)))
@@ -254,9 +254,3 @@ def predict_boxes(data: Selection, penalty: float = 0.3) -> Features:
     result.boxes, result.box_labels, result.annotated = torch.cat(boxes), torch.cat(labels), np.ones(len(given), bool)
     result.starts = np.cumsum([0, *map(len, boxes)]).tolist()
     return result
-
-
-def _mirrored(boxes: Tensor, width: int) -> Tensor:
-    """Boxes (..., 4) in the mirror image."""
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    return torch.stack([width - x2, y1, width - x1, y2], -1)

@@ -3,9 +3,9 @@
 Rao, Böhle, Parchami-Araghi, Schiele: Studying How to Efficiently and Effectively Guide Models with Explanations, ICCV
 2023. The losses are pure functions of maps A (B, 1, h, w), signed floats of any scale, in a layer's cells, and of masks
 M (B, 1, H, W) of the explained class, bool or float in [0, 1], in pixels. They give one value per image, (B,) float.
-A⁺ = max(A, 0), and Â⁺ = A⁺ / max A⁺. Each loss resizes maps to the masks bilinearly, at the step at which the authors'
-code does. Values and gradients are finite for every finite map and every mask; an all-zero map has no gradient. Wrong
-maps or masks, and NaN or infinity in them, are a ValueError. On a GPU this check waits for the maps.
+A⁺ = max(A, 0), and Â⁺ = A⁺ / max A⁺. Maps are resized to the masks bilinearly, at the step at which the authors' code
+does it. Values and gradients are finite; an all-zero map has no gradient. ValueError for wrong maps or masks, and for
+NaN or infinity in them. On a GPU this check waits for the maps.
 """
 
 import math
@@ -96,14 +96,12 @@ class Guide:
     In every image that is `annotated`, one class c is drawn uniformly (by torch's global generator) from those that
     have boxes. Only these images are explained. The network runs in eval mode, so that a map depends on its image
     alone, and one forward pass serves logits and map. `Guide` warns if no box has come where `fraction` promised 20.
-
-    L_loc of a batch is its sum over annotated images divided by their expected number, fraction · B. Averaged over
-    batches this is unbiased, even if some hold no annotated image; λ does not depend on B.
-
     Raises ValueError for a value out of range, and for a network in DistributedDataParallel: see `training.StepModule`.
 
-    Notes: the authors' code sums L_loc over the batch, with a weight λ_sum. λ = λ_sum · fraction · B gives the same
-    gradient: 5e-4 ... 5e-3 at B = 64 with all boxes are λ = 0.032 ... 0.32.
+    Notes: L_loc of a batch is its sum over annotated images divided by their expected number, fraction · B. Averaged
+    over batches this is unbiased, even if some hold no annotated image; λ does not depend on B. The authors' code sums
+    L_loc with a weight λ_sum. λ = λ_sum · fraction · B gives the same gradient: 5e-4 ... 5e-3 at B = 64 with all boxes
+    are λ = 0.032 ... 0.32.
     """
 
     # A name of `LOSSES`, or such a function: its maps lie in the explained layer's cells, see `resize`.
@@ -112,8 +110,7 @@ class Guide:
     at: str = "Input"  # the depth, or path of a module, that is explained
     weight: float = 0.1  # λ, 0 or more; 0 trains the baseline, in the same way without explaining
     fraction: float = 1.0  # share of the data's images that are annotated, in (0, 1]
-    # Take |A| for A in the loss. Grad-CAM can escape a strong energy loss by a zero map, which has no gradient. |IxG|
-    # at Final cannot; where the network averages Final, IxG is Grad-CAM before its ReLU.
+    # Take |A| for A: Grad-CAM can escape a strong energy loss by a zero map without gradient; |IxG| at Final cannot.
     absolute: bool = False
     contrast: bool = False  # explain the class's logit less the mean of the others: why this class rather than another
     outside: bool = False  # take the complement of M, for classes told by what surrounds the object in the box
@@ -158,11 +155,11 @@ class Guide:
         classes = self.choose(batch, segmentation)
         guided = (classes >= 0) & (self.weight > 0)
         some = bool(guided.any())
-        missing = -math.inf if some or self.weight == 0 else self.missing[0] + self.fraction * len(guided)
-        if missing >= EXPECTED:
+        self.missing[0] = -math.inf if some or self.weight == 0 else self.missing[0] + self.fraction * len(guided)
+        if self.missing[0] >= EXPECTED:
+            self.missing[0] = -math.inf  # says it once
             expected = f"although fraction={self.fraction} of all images should have some"
             warnings.warn(f"Guide has found no {self.masks}, {expected}: it trains without guidance", stacklevel=2)
-        self.missing[0] = missing if missing < EXPECTED else -math.inf
         explained = guided | (self.keep_modes and some)  # in train mode norm layers have to see the whole batch at once
         logits, localisation = [], batch.images.new_zeros(())
         with modes_restored(model), self._dropping(model):

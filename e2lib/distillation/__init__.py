@@ -113,9 +113,9 @@ class Distill(nn.Module):
         check_value(method in methods, "method", method, f"one of {', '.join(methods)}")
         right = weights and weights.keys() <= TERMS.keys()
         check_value(right, "weights", weights, f"a dict of one term or more of {', '.join(TERMS)}")
-        positive = {f"weights[{name!r}]": weight for name, weight in weights.items()}
-        for name, value in (positive | {"temperature": temperature}).items():
-            check_value(0 < value < inf, name, value, "above 0")
+        for name, weight in weights.items():
+            check_value(0 < weight < inf, f"weights[{name!r}]", weight, "above 0")
+        check_value(0 < temperature < inf, "temperature", temperature, "above 0")
         for name, value, least in (("every", every, 1), ("count", count, 1), ("mixup", mixup, 0)):
             check_value(value is None or least <= value < inf, name, value, f"at least {least}")
         # `extra_repr` shows these, and 2 and 2.0 give the same training.
@@ -127,8 +127,8 @@ class Distill(nn.Module):
             check_value(count or "count" not in term.asks, "count", count, f"the number of training images, for {name}")
             right = teacher is not None or not (term.taught and (mixup or term.deep))
             check_value(right, "teacher", teacher, f"a network, for {name}: features and mixed images are not frozen")
-        explains, taught = zip(*((term.of == "explanation", term.taught) for term in self.terms.values()), strict=True)
-        self.explains, self.taught = any(explains), any(taught)
+        explains = [term.of == "explanation" for term in self.terms.values()]
+        self.explains, self.taught = any(explains), any(term.taught for term in self.terms.values())
         right = every == 1 or not all(explains)
         check_value(right, "every", every, "1 where all terms compare explanations: other steps would train nothing")
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -138,9 +138,11 @@ class Distill(nn.Module):
         for net in self.teachers:
             net.to(images.device).to(memory_format=form(net)[0])
         networks = [bare(student), *self.teachers]
-        shared = set.intersection(*(set(getattr(net, "depths", None) or ()) for net in networks))
-        deep = {name: term.depths for name, term in self.terms.items() if term.deep}
-        self.depths = {name: [at for at in depths if at in shared] or ["Final"] for name, depths in deep.items()}
+        shared = set.intersection(*(set(getattr(net, "depths", ())) for net in networks))
+        self.depths = {}
+        for name, term in self.terms.items():
+            if term.deep:
+                self.depths[name] = [at for at in term.depths if at in shared] or ["Final"]
         with torch.no_grad(), modes_restored(student):
             student.eval()
             given = zip(networks, (images, self._for_teacher(images)), strict=False)
@@ -192,7 +194,7 @@ class Distill(nn.Module):
                     other = F.interpolate(other, mine.shape[2:], mode="bilinear", align_corners=False)
                 known = given | {"student": mine, "teacher": other}
                 values.append(function(**{argument: known[argument] for argument in term.asks}).mean())
-            mean = sum(values) / len(values) if values else given["labels"].new_zeros(())
+            mean = sum(values) / len(values) if values else labels.new_zeros(())
             found[name] = self.weights[name] * mean
         return found
 
@@ -223,8 +225,9 @@ class Distill(nn.Module):
         return logits, seen
 
     def _for_teacher(self, images: Tensor) -> Tensor:
-        size = self.teacher_size and (self.teacher_size,) * 2
-        return F.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1) if size else images
+        if self.teacher_size is None:
+            return images
+        return F.interpolate(images, self.teacher_size, mode="bilinear", antialias=True).clamp(0, 1)
 
 
 def top_class(contrast: bool = False) -> Callable[[Tensor], Tensor]:
@@ -249,10 +252,10 @@ def class_maps(model: nn.Module, features: Tensor, logits: Tensor | None = None)
         path = head_prefixes(model.net)[0].removesuffix(".").removesuffix(".linear")
         if not isinstance(classifier := model.net.get_submodule(path), nn.Sequential):  # `bcosify` makes one
             return classifier(features)
-    *_, last = (None, *(module for module in model.modules() if isinstance(module, nn.Linear)))
-    if last is not None and last.in_features == features.shape[1]:
-        found = last(features.mean((2, 3)))
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if layers and layers[-1].in_features == features.shape[1]:
+        found = layers[-1](features.mean((2, 3)))
         if logits is None or torch.allclose(found, logits, 1e-3, 1e-3 * float(logits.abs().max())):
-            return F.conv2d(features, last.weight[:, :, None, None])
+            return F.conv2d(features, layers[-1].weight[:, :, None, None])
     name = getattr(model, "name", type(getattr(model, "net", model)).__name__)
     raise ValueError(f"class_maps: {name!r} must average its features at Final, and then apply one nn.Linear")

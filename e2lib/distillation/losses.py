@@ -87,9 +87,7 @@ def e2kd(student: Tensor, teacher: Tensor) -> Tensor:
 
 def cat_kd(student: Tensor, teacher: Tensor, cells: int = 2) -> Tensor:
     """Σ_c ‖a_S/‖a_S‖ − a_T/‖a_T‖‖² / C, in [0, 4], of `class_maps` pooled to cells x cells (Guo et al., CVPR 2023)."""
-    both = _features(student, teacher, cells)
-    maps = _checked(both[0].shape == both[1].shape, "maps", *both, "of the same classes")
-    student, teacher = (_unit(x.flatten(2)) for x in maps)
+    student, teacher = (_unit(x.flatten(2)) for x in _features(student, teacher, cells, one_width=True))
     return (student - teacher).square().sum(2).mean(1)
 
 
@@ -102,8 +100,7 @@ def at(student: Tensor, teacher: Tensor) -> Tensor:
 
 def fitnet(student: Tensor, teacher: Tensor, cells: int | None = None) -> Tensor:
     """Mean of (F_S − F_T)² ≥ 0, after pooling to cells x cells if `cells` is given (FitNets, Romero et al. 2015)."""
-    both = _features(student, teacher, cells)
-    student, teacher = _checked(both[0].shape == both[1].shape, "features", *both, "of one width")
+    student, teacher = _features(student, teacher, cells, one_width=True)
     return (student - teacher).square().mean((1, 2, 3))
 
 
@@ -196,9 +193,10 @@ def _logits(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tenso
     return student / temperature, teacher / temperature
 
 
-def _features(student: Tensor, teacher: Tensor, cells: int | None = None) -> list[Tensor]:
-    right = student.ndim == teacher.ndim == 4 and len(student) == len(teacher)
-    both = _checked(right, "features", student, teacher.detach(), "(B, C, h, w), with one B")
+def _features(student: Tensor, teacher: Tensor, cells: int | None = None, one_width: bool = False) -> list[Tensor]:
+    must, same = ("of one width, ", 2) if one_width else ("", 1)
+    right = student.ndim == teacher.ndim == 4 and student.shape[:same] == teacher.shape[:same]
+    both = _checked(right, "features", student, teacher.detach(), f"{must}(B, C, h, w), with one B")
     size = cells or tuple(map(min, student.shape[2:], teacher.shape[2:]))
     return [x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in both]
 
