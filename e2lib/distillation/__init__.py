@@ -184,7 +184,7 @@ class Distill(nn.Module):
                 raise ValueError("teacher is None, and the batch has no logits or maps; train on data of frozen.freeze")
             frozen = {"logits": [logits], "explanation": [batch.maps]}
             there = {name: frozen[term.of] for name, term in self.terms.items() if term.taught}
-        _, here = self._seen(bare(student), batch.images, targets and targets(logits), create_graph=True)
+        _, here = self._seen(bare(student), batch.images, targets and targets(logits))
         given = {"labels": labels, "temperature": self.temperature, "count": self.count}
         found = {}
         for name, term in self.terms.items():
@@ -198,7 +198,7 @@ class Distill(nn.Module):
             found[name] = self.weights[name] * mean
         return found
 
-    def _seen(self, model: nn.Module, images: Tensor, targets=None, create_graph=False, check=False) -> tuple:
+    def _seen(self, model: nn.Module, images: Tensor, targets: Targets | None = None, check: bool = False) -> tuple:
         """Logits, and a list of what each term compares, by its name; empty for explanations without targets."""
         layers, explained, graph = {}, [], torch.is_grad_enabled()
 
@@ -206,7 +206,7 @@ class Distill(nn.Module):
             if graph and not torch.is_grad_enabled():
                 raise ValueError(f"{at} is computed without a graph; checkpoint with use_reentrant=False")
             if at not in layers:  # only the first pass; a clone, as the network may go on in place
-                layers[at] = as_grid((output if create_graph else output.detach()).clone(), model, images)
+                layers[at] = as_grid((output if graph else output.detach()).clone(), model, images)
 
         with ExitStack() as hooks:
             for at in set().union(*self.depths.values()):
@@ -214,7 +214,7 @@ class Distill(nn.Module):
             if targets is None:
                 logits = predict(model, images)
             else:
-                logits, *explained = explanation(model, images, targets, self.method, self.at, create_graph)
+                logits, *explained = explanation(model, images, targets, self.method, self.at, graph)
         seen = {}
         for name, term in self.terms.items():
             features = [layers[at] for at in self.depths.get(name, ())]
