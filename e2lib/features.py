@@ -60,8 +60,9 @@ class Features(Samples):
     @property
     def shape(self) -> tuple[int, ...]:
         """N, V, C, h, w: the numbers of images, views and channels, and of rows and columns of cells."""
-        sides, *others = self.crop(0).shape
-        return len(self), self.crops * sides, *others
+        firsts = [parts[0] for parts in self.trunks]
+        views, channels = self.crops * firsts[0].shape[1], sum(first.shape[2] for first in firsts)
+        return len(self), views, channels, *firsts[0].shape[3:]
 
     def crop(self, k: int) -> Tensor:
         """Features of the k-th of all crops, and of its mirror image if there is one: float16 (1 or 2, C, h, w)."""
@@ -85,9 +86,10 @@ class Features(Samples):
 
     def __getitem__(self, i: int) -> Sample:
         i = range(len(self))[i]
-        view = int(torch.randint(views, ())) if (views := self.shape[1]) > 1 else 0
-        crop, mirrored = divmod(view, views // self.crops)
-        span = slice(self.starts[k := i * self.crops + crop], self.starts[k + 1])
+        views = self.shape[1]
+        view = int(torch.randint(views, ())) if views > 1 else 0
+        k, mirrored = divmod(i * views + view, views // self.crops)  # the crop among all, and 1 for its mirror image
+        span = slice(self.starts[k], self.starts[k + 1])
         boxes = tv_tensors.BoundingBoxes(self.boxes[span], format="XYXY", canvas_size=self.size)
         boxes = horizontal_flip(boxes) if mirrored else boxes
         about = {"group": int(self.group_of[i]), "name": self.names[i], "annotated": bool(self.annotated[i])}
