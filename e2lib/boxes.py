@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
 
-OVERSHOOT = 0.1  # part of a box's side that may lie outside the image, as annotators draw it (CUB: up to 8 %)
-
 
 def corners(boxes: Tensor) -> Tensor:
     """Boxes (N, 4) or (4,) as a plain tensor (N, 4): tv_tensors.BoundingBoxes by their format, others as they are."""
@@ -60,18 +58,18 @@ def mask_box(mask: Tensor) -> Tensor:
 def check_boxes(boxes: Tensor, size: tuple[float, float], where: str) -> Tensor:
     """Return boxes (N, 4) clipped to an image of size (H, W), where 0 means unknown.
 
-    ValueError, with `where`, for a box that is not finite, inverted or empty, lies outside the image, or reaches
-    outside by more than one pixel and more than a tenth of its side.
+    ValueError, with `where`, for a box that is not finite, inverted or empty, or outside the image: as a whole, or by
+    more than one pixel and more than a tenth of its side, which annotators do not draw (CUB: up to 8 %).
     """
-    size = (size[0] or math.inf, size[1] or math.inf)
-    clipped = clip_boxes_to_image(boxes, size)
+    height, width = (side or math.inf for side in size)
+    clipped = clip_boxes_to_image(boxes, (height, width))
     for box, inner in zip(boxes.tolist(), clipped.tolist(), strict=True):
         sides = [box[2] - box[0], box[3] - box[1]]
-        outside = [abs(a - b) > max(1, OVERSHOOT * side) for a, b, side in zip(box, inner, sides * 2, strict=True)]
+        outside = [abs(a - b) > max(1, 0.1 * side) for a, b, side in zip(box, inner, sides * 2, strict=True)]
         faults = {"is not finite": not all(map(math.isfinite, box)), "is inverted": min(sides) < 0}
-        faults |= {"is empty": min(sides) == 0, "reaches outside the image": any(outside)}
-        faults |= {"lies outside the image": inner[2] <= inner[0] or inner[3] <= inner[1]}
+        gone = inner[2] <= inner[0] or inner[3] <= inner[1]
+        faults |= {"is empty": min(sides) == 0, "reaches outside the image": any(outside) or gone}
         if found := [fault for fault, wrong in faults.items() if wrong]:
-            right = f"0 <= x1 < x2 <= {size[1]} (width) and 0 <= y1 < y2 <= {size[0]} (height)"
+            right = f"0 <= x1 < x2 <= {width} (width) and 0 <= y1 < y2 <= {height} (height)"
             raise ValueError(f"{where}: box (x1, y1, x2, y2) = {tuple(box)} {found[0]}; need {right}")
     return clipped

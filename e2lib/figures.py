@@ -35,20 +35,17 @@ def use_style() -> None:
 
 
 def show_samples(
-    samples: Sequence[Sample], classes: Sequence[str], columns: int = 6, titles: Sequence[str] = (), masks: bool = False
+    samples: Sequence[Sample], classes: Sequence[str], columns: int = 6, titles: Sequence[str] = ()
 ) -> plt.Figure:
-    """Photographs in a grid, titled by their classes. Boxes, and on request masks, have the colour of their class."""
+    """Photographs in a grid, titled by their classes. Boxes have the colour of their class."""
     columns = min(columns, len(samples))
     figure, axes = _grid(-(-len(samples) // columns), columns)
     for axis in axes.flat[len(samples) :]:
         axis.remove()
     for i, (axis, sample) in enumerate(zip(axes.flat, samples, strict=False)):
         axis.imshow(sample.image.permute(1, 2, 0))
-        for n, (box, label) in enumerate(zip(sample.boxes.tolist(), sample.box_labels.tolist(), strict=True)):
-            colour = COLOURS[label % len(COLOURS)]
-            add_box(axis, box, colour)
-            if masks and sample.masks is not None:
-                axis.imshow(sample.masks[n, :, :, None] * torch.tensor([*colour, 0.5]))
+        for box, label in zip(sample.boxes.tolist(), sample.box_labels.tolist(), strict=True):
+            add_box(axis, box, COLOURS[label % len(COLOURS)])
         axis.set_title(titles[i] if titles else ", ".join(classes[c] for c in sample.labels.nonzero()), fontsize=10)
     return figure
 
@@ -63,8 +60,8 @@ def show_maps(
     """One row per image (float in [0, 1]): the photograph, then each explanation, red for and blue against the class.
 
     `maps` are signed, (B, 1, H, W), by the name of their column. Each is divided by its sum of |map|, and the maps of a
-    row share one scale: the 99.5th percentile of the strongest has the full colour. A diffuse map is pale.
-    `boxes` (N, 4) xyxy and `titles` are given per image. `notes` are texts below the maps, by the name of their column.
+    row share one scale, on which a diffuse map is pale. `boxes` (N, 4) xyxy and `titles` are given per image. `notes`
+    are texts below the maps, by the name of their column.
     """
     figure, axes = _grid(len(images), 1 + len(maps))
     size = 10 * max(1, (1 + len(maps)) / 6)  # a page shrinks a wide figure
@@ -88,22 +85,22 @@ def show_maps(
 def show_removal(
     networks: dict[str, nn.Module], dataset: Samples, removed: Without, which: Sequence[int], method: str, at: str
 ) -> plt.Figure:
-    """One row per pair: the answers and maps of `networks`, by name, with the object and without it.
+    """One row per pair in `removed[which]`: the photograph and the maps of `networks`, with the object and without it.
 
-    `which` are positions in `removed`. A photograph stands before the networks' maps of the pair's class, by `method`
-    at the depth `at`. Below each map is the network's probability of that class. The maps of a row share one scale.
+    Maps are of the pair's class, by `method` at the depth `at`; below each is the network's probability of that class.
+    The maps of a row share one scale.
     """
     figure, axes = _grid(len(which), 2 + 2 * len(networks))
     for row, j in zip(axes, which, strict=True):
         i, c = removed.pairs[j].tolist()
-        halves, titles = row.reshape(2, -1), (dataset.classes[c], "without")
         batches = [collate([sample]).images for sample in (dataset[i], removed[j])]
         said = [
             [explain(net, images.to(next(net.parameters()).device), c, method, at) for net in networks.values()]
             for images in batches
         ]
-        limit = max(_strength(maps[0, 0]) for half in said for _, maps in half)
-        for half, images, title, answers in zip(halves, batches, titles, said, strict=True):
+        limit = max(_strength(maps[0, 0]) for answers in said for _, maps in answers)
+        titles = (dataset.classes[c], "without")
+        for half, images, title, answers in zip(row.reshape(2, -1), batches, titles, said, strict=True):
             photo = images[0].permute(1, 2, 0)
             half[0].imshow(photo)
             half[0].set_title(title, fontsize=10)
@@ -119,7 +116,7 @@ def show_removal(
 def show_map(axis: plt.Axes, values: Tensor, photo: Tensor, limit: float | None = None) -> None:
     """One signed map (H, W) over the grey photograph (H, W, 3): red for the class, blue against it.
 
-    `limit` has the full colour. By default it is the 99.5th percentile of |map|.
+    The value `limit` has the full colour: by default the 99.5th percentile of |map|.
     """
     values, limit = _smooth(values), limit or _strength(values)
     axis.imshow(photo.mean(2), cmap="gray", vmin=-1, vmax=1.3)

@@ -27,8 +27,8 @@ RULES = {
 
 def uses(rule: str, *others: str) -> str:
     """The images whose group labels a result needs: `others` except "", and "validation" if the rule uses them."""
-    found = [*others, "validation" if RULES[rule] == "worst group" else ""]
-    return ", ".join(dict.fromkeys(filter(None, found))) or "none"
+    used = [*others, "validation"] if RULES[rule] == "worst group" else others
+    return ", ".join(dict.fromkeys(filter(None, used))) or "none"
 
 
 class BestEpoch:
@@ -46,13 +46,12 @@ class BestEpoch:
 
     def __call__(self, epoch: int) -> dict[str, float]:
         """Measure the network after this epoch, and keep its weights if it is the best; returns the scores."""
-        due = len(self.history) + 1
+        due, measure = len(self.history) + 1, RULES[self.rule]
         check_value(epoch == due, "epoch", epoch, f"{due}: a resumed training cannot choose among all epochs")
-        self.history.append(training.evaluate(self.model, self.val, seen=self.seen))
-        measure = RULES[self.rule]
-        if measure is None or self.history[-1][measure] >= max(scores[measure] for scores in self.history):
+        self.history.append(scores := training.evaluate(self.model, self.val, seen=self.seen))
+        if measure is None or scores[measure] >= max(earlier[measure] for earlier in self.history):
             self.epoch, self.weights = epoch, copy.deepcopy(self.model.state_dict())
-        return self.history[-1]
+        return scores
 
     def restore(self) -> None:
         """Give the network the weights of the best epoch."""
@@ -77,9 +76,9 @@ def dfr(model: nn.Module, start: nn.Module, val: Dataset, epochs: int, lr: float
     The classifier begins as that of `start`, and `fit` trains it on group-balanced images of `val`. Both networks are
     made by `models.build` or `models.split`. Notes: the paper averages ten balanced choices and has an ℓ1 penalty.
     """
-    result = training.train_head_only(copy.deepcopy(model))
-    names = [name for name, parameter in result.named_parameters() if parameter.requires_grad]
-    result.load_state_dict({name: start.state_dict()[name] for name in names}, strict=False)
+    result, weights = training.train_head_only(copy.deepcopy(model)), start.state_dict()
+    head = {name: weights[name] for name, p in result.named_parameters() if p.requires_grad}
+    result.load_state_dict(head, strict=False)
     training.fit(result, group_balanced(val, seed), epochs, lr, batch_size, seed, Guide(weight=0))
     return result
 
@@ -96,10 +95,9 @@ def _losses(model: nn.Module, batch: Batch, seen: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Reweighted:
-    """A training step in which all groups weigh the same: its mean over an epoch is the mean of their losses.
+    """A training step in which all groups weigh the same: N / (G · n_g) times the loss of each image of group g.
 
-    The loss of an image of group g is multiplied by N / (G · n_g). `seen` are the n_g, the training images per group.
-    ValueError for an image of a group without training images.
+    `seen` are the n_g, the training images per group. ValueError for an image of a group without training images.
     """
 
     seen: tuple[int, ...]
@@ -119,8 +117,7 @@ class GroupDRO(nn.Module):
 
     def __init__(self, seen: Sequence[int], rate: float = 0.01):
         super().__init__()
-        self.seen = tuple(seen)
-        shown = torch.tensor(self.seen) > 0
+        self.seen, shown = tuple(seen), torch.tensor(seen) > 0
         # Buffers: a checkpoint holds q, and another rate gives another checkpoint.
         self.register_buffer("weights", shown / shown.sum())  # q, float32 (groups,)
         self.register_buffer("rate", torch.tensor(float(rate)))

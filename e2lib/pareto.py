@@ -1,8 +1,4 @@
-"""The trade-off between accuracy and localisation: keep the networks on the Pareto front, and choose one by a rule.
-
-Rao et al. (ICCV 2023, section 4) train with several λ, and report on test data the checkpoints that no other beats in
-F1, EPG and IoU on validation data.
-"""
+"""The trade-off between accuracy and localisation: networks on the Pareto front (Rao et al., ICCV 2023, section 4)."""
 
 import copy
 import json
@@ -45,14 +41,13 @@ class ParetoArchive:
 
     def add(self, model: models.Model, setting: dict[str, Any], scores: dict[str, float]) -> bool:
         """Add a point, or replace that of its setting; True if it is on the front. KeyError for a missing measure."""
-        _ = [scores[measure] for measure in self.measures]  # KeyError before anything is written
         new = {"setting": setting, "scores": scores, "file": None}
+        self._beats(new, new)  # KeyError before anything is written
         points = [dict(point) for point in self.points if point["setting"] != setting]
         # A beaten point has lost its network, and does not return when its rival is replaced.
         if not any(self._beats(point, new) for point in points if point["file"]):
             for point in points:
-                if self._beats(new, point):
-                    point["file"] = None
+                point["file"] = None if self._beats(new, point) else point["file"]
             new["file"] = f"{digest(new)}.safetensors"
             models.save(model, self.folder / new["file"])
         write(self.folder / "archive.json", json.dumps([*points, new], indent=1))
@@ -103,9 +98,9 @@ def search(
     Settings are the fields of the guide and "epoch". `training.evaluate` gives the scores on `val`, always with boxes.
     "seconds" is the mean training time per epoch since the start or the last resume. An interrupted call continues
     after the last finished epoch. The archive is a subfolder of `folder`, named by a hash of network, images and
-    arguments. The first of several processes (`training.processes`) writes it, and all must see it.
+    arguments. The first of several processes writes it, and all must see it.
     """
-    trained = [name for name, parameter in start.named_parameters() if parameter.requires_grad]
+    trained = [name for name, p in start.named_parameters() if p.requires_grad]
     with torch.random.fork_rng([]):  # random transforms draw numbers when images are read
         torch.manual_seed(seed)
         about = [guides, int(epochs), float(lr), int(batch_size), int(seed), start, trained, train, val]

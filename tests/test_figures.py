@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 def test_show_samples_draws_every_box_where_it_is():
     dataset = Scenes("train", 5, 64)
     samples = [dataset[i] for i in range(5)]
-    figure = figures.show_samples(samples, dataset.classes, columns=3, masks=True)
+    figure = figures.show_samples(samples, dataset.classes, columns=3)
     assert len(figure.axes) == 5
     for axis, sample in zip(figure.axes, samples, strict=True):
         drawn = [(r.get_x() + 0.5, r.get_y() + 0.5, r.get_width(), r.get_height()) for r in axis.patches]
