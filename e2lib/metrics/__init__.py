@@ -11,21 +11,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from e2lib.metrics.accuracy import F1, GroupAccuracy, MeanAP
-from e2lib.metrics.faithfulness import (
-    deletion_insertion,
-    randomisation,
-    rank_correlation,
-    shift_similarity,
-    still_named,
-)
+from e2lib.metrics.accuracy import F1, GroupAccuracy, MeanAP, still_named
+from e2lib.metrics.faithfulness import deletion_insertion, randomisation, rank_correlation, shift_similarity
 from e2lib.metrics.localisation import EPG, Average, IoU, IoUCurve, OnObjectEPG, epg, iou, on_object_epg, pointing_game
 
-METRICS: dict[str, Callable[..., Tensor]] = {  # what `training.evaluate(metrics=[name, …])` knows by name
-    "EPG": epg,
-    "on-object EPG": on_object_epg,
-    "pointing game": pointing_game,
-}
+# What `training.evaluate(metrics=[name, …])` knows by name.
+METRICS: dict[str, Callable[..., Tensor]] = {"EPG": epg, "on-object EPG": on_object_epg, "pointing game": pointing_game}
 
 __all__ = ["EPG", "F1", "METRICS", "Average", "GroupAccuracy", "IoU", "IoUCurve", "MeanAP", "OnObjectEPG"]
 __all__ += ["deletion_insertion", "epg", "iou", "on_object_epg", "pointing_game"]

@@ -1,4 +1,4 @@
-"""How good the classifier is: torchmetrics of logits and labels. Each raises ValueError for NaN among the logits."""
+"""How good the classifier is: torchmetrics of logits and labels, which refuse NaN, and the removal test."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ from torchmetrics.classification import BinaryF1Score
 from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
+from e2lib.datasets.files import check_value
 from e2lib.metrics.localisation import kind
 
 
@@ -56,13 +57,13 @@ class MeanAP(Metric):
 
     def compute(self) -> Tensor:
         """Raises ValueError before the first batch."""
-        logits, labels = dim_zero_cat(self.logits), dim_zero_cat(self.labels).bool()
-        logits, labels = (x[:, labels.any(0)].T.contiguous() for x in (logits, labels))
-        if not len(labels):
+        logits, labels = dim_zero_cat(self.logits), dim_zero_cat(self.labels).long()
+        logits, labels = logits[:, labels.any(0)].T.contiguous(), labels[:, labels.any(0)]
+        if not len(logits):
             return torch.zeros((), device=labels.device)
         ranks = torch.searchsorted(logits.sort(1).values, logits)  # equal logits share a rank
-        shares = ranks.double().T / ranks.shape[1]  # in [0, 1), which torchmetrics leaves as they are
-        return multilabel_average_precision(shares, labels.T.long(), len(labels), validate_args=False).float()
+        shares = ranks.double().T / len(labels)  # in [0, 1), which torchmetrics leaves as they are
+        return multilabel_average_precision(shares, labels, len(logits), validate_args=False).float()
 
 
 class GroupAccuracy(Metric):
@@ -107,3 +108,19 @@ class GroupAccuracy(Metric):
         worst = {"worst group": rate[here > 0].min()} if here.any() else {}
         means = {name: (w * rate).sum() / w.sum() for name, w in weights.items() if w.any()}
         return worst | means | {name: rate[g] for g, name in enumerate(self.groups) if here[g]}
+
+
+def still_named(before: Tensor, after: Tensor, pairs: Tensor) -> float:
+    """The share, in [0, 1], of named classes that a network still names when all their objects are gone.
+
+    before: bool (N, C), which classes the network names in each image; after: bool (M, C), in each image without the
+    objects of one class; pairs: int64 (M, 2), the image and the class, as of `datasets.Without`. Pairs that were not
+    named before do not count; ValueError if none was.
+
+    Notes: EPG says where a map lies, this whether the answer needs the object. It is 0 for a network that looks at
+    objects alone. Deletion (Petsiuk et al., BMVC 2018) removes the pixels that a map marks, this the annotated ones.
+    Xiao et al. (Noise or Signal, ICLR 2021) remove objects from photographs to show what a background alone tells.
+    """
+    named = before[*pairs.T]
+    check_value(bool(named.any()), "before", "a network that names none of the classes in pairs", "one that names some")
+    return after.gather(1, pairs[:, 1:])[named].float().mean().item()

@@ -48,10 +48,10 @@ def deletion_insertion(
     check_value(steps >= 1, "steps", steps, "at least 1")
     rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view(b, 1, h, w)
     removed, blurred = images.mean((2, 3), keepdim=True), gaussian_blur(images, [11, 11], [5.0, 5.0])
-    curves: list[list[Tensor]] = [[], []]
+    counts = torch.linspace(0, h * w, steps + 1).round().tolist()
+    curves: tuple[list[Tensor], list[Tensor]] = [], []
     with modes_restored(model):
         model.eval()
-        counts = torch.linspace(0, h * w, steps + 1).round().tolist()
         for count in tqdm(counts, desc="deletion, insertion", delay=5, leave=False):
             for curve, before, after in zip(curves, (images, blurred), (removed, images), strict=True):
                 logits = logits_of(model(torch.where(rank < count, after, before)))
@@ -86,15 +86,14 @@ def shift_similarity(explain_fn: Callable[[Tensor], Tensor], images: Tensor, mos
     pixels (Parchami-Araghi et al., ECCV 2024, section 4).
     """
     check_maps("images", images)
-    height, width = (side - most for side in images.shape[2:])
-    wanted = "from 1 to less than half of the images' height and width"
-    check_value(1 <= most < min(height, width), "most", most, wanted)
+    h, w = (side - most for side in images.shape[2:])
+    check_value(1 <= most < min(h, w), "most", most, "from 1 to less than half of the images' height and width")
     found, first = [], None
     for s in tqdm(range(most + 1), desc="shifting", unit="pixel", leave=False):
-        maps = explain_fn(images[..., s : s + height, s : s + width]).detach()
-        check_maps("explain_fn(window)", maps, (len(images), *maps.shape[1:2], height, width))
+        maps = explain_fn(images[..., s : s + h, s : s + w]).detach()
+        check_maps("explain_fn(window)", maps, (len(images), *maps.shape[1:2], h, w))
         first = maps if first is None else first
-        common = first[..., s:, s:].flatten(1), maps[..., : height - s, : width - s].flatten(1)
+        common = first[..., s:, s:].flatten(1), maps[..., : h - s, : w - s].flatten(1)
         found.append(F.cosine_similarity(*(over_peak(m, 1) for m in common)))
     return torch.stack(found)
 
@@ -109,8 +108,8 @@ def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], s
     Returns `rank_correlation` (B, K) with the maps of `model`: "none" (nothing is randomised), then by the name of the
     stage added last: "logits" (all after the last depth), "Final" (all after Mid3), …, "Mid1" (everything).
 
-    Notes: a tensor is drawn from the normal distribution with its own mean and standard deviation, which suits every
-    layer and lets no signal vanish. Buffers and constant tensors stay.
+    Notes: a tensor is drawn from the normal distribution with its own mean and standard deviation, which lets no signal
+    vanish. Buffers and constant tensors stay.
     """
     randomised = copy.deepcopy(model)
     stages = _stages(bare(randomised))
@@ -118,9 +117,8 @@ def randomisation(model: nn.Module, explain_fn: Callable[[nn.Module], Tensor], s
         raise ValueError(f"model {type(model).__name__} has no parameters to randomise")
     generator, similarity, original = torch.Generator().manual_seed(seed), {}, None
     for stage, parameters in tqdm(({"none": []} | stages).items(), desc="randomisation", delay=5, leave=False):
-        with torch.no_grad():
-            for p in parameters:
-                p.copy_(p.mean() + p.std(correction=0) * torch.randn(p.shape, generator=generator).to(p))
+        for p in parameters:
+            p.data.copy_(p.data.mean() + p.data.std(correction=0) * torch.randn(p.shape, generator=generator).to(p))
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             maps = explain_fn(randomised).detach()
         original = maps if original is None else original
@@ -138,20 +136,3 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     for i, module in enumerate(modules.values()):
         stages[next(depth for end, depth in ends if i <= end)] += module.parameters(recurse=False)
     return {depth: parameters for depth, parameters in stages.items() if parameters}
-
-
-def still_named(before: Tensor, after: Tensor, pairs: Tensor) -> float:
-    """The share, in [0, 1], of named classes that a network still names when all their objects are gone.
-
-    before: bool (N, C), which classes the network names in each image; after: bool (M, C), in each image without the
-    objects of one class; pairs: int64 (M, 2), the image and the class, as of `datasets.Without`. Pairs that were not
-    named before do not count; ValueError if none was.
-
-    Notes: EPG says where a map lies; this says whether the answer needs the object. It is 0 for a network that looks at
-    objects alone. Deletion (Petsiuk et al., BMVC 2018) removes the pixels that a map marks, this the annotated ones.
-    Xiao et al. (Noise or Signal, ICLR 2021) remove objects from photographs to show what a background alone tells.
-    """
-    image, label = pairs.T
-    named = before[image, label]
-    check_value(bool(named.any()), "before", "a network that names none of the classes in pairs", "one that names some")
-    return after[torch.arange(len(pairs)), label][named].float().mean().item()

@@ -9,7 +9,6 @@ from torchmetrics import Metric
 
 from e2lib.datasets.files import check_value
 
-THRESHOLDS = tuple(t / 20 for t in range(20))  # of `IoUCurve`
 NOTHING = 1e-30  # a map whose largest |value| is at most this counts as zero
 
 
@@ -83,8 +82,7 @@ def check_maps(name: str, maps: Tensor, shape: Sequence[int] = ()) -> None:
     if not right or (shape and maps.shape != shape):
         raise ValueError(f"{name} is {kind(maps)}; it must be float {tuple(shape) or '(B, K, H, W), H and W above 0'}")
     if not maps.isfinite().all():
-        cause = "the network or its images are not finite, or float16 has overflowed (bfloat16 does not)"
-        raise ValueError(f"{name} holds NaN or infinity: {cause}")
+        raise ValueError(f"{name} holds NaN or infinity: weights or images are not finite, or float16 has overflowed")
 
 
 class Average(Metric):
@@ -138,7 +136,7 @@ def IoU(threshold: float) -> Average:
 class IoUCurve(Average):
     """Mean `iou` (T,) at each of T increasing thresholds, by default 0, 0.05, …, 0.95, in one pass over the data."""
 
-    def __init__(self, thresholds: Sequence[float] = THRESHOLDS):
+    def __init__(self, thresholds: Sequence[float] = tuple(t / 20 for t in range(20))):
         self.thresholds = _increasing(thresholds)
         super().__init__(partial(iou, threshold=self.thresholds), f"IoU {self.thresholds}", [len(self.thresholds)])
 

@@ -24,8 +24,8 @@ class Checkpoint:
         self.path, self.parts, self.order = None, parts, order
         if path is None:
             return
-        right = hasattr(dataset, "fingerprint")
-        check_value(right, "dataset", type(dataset).__name__, "a datasets.Samples, or have a fingerprint()")
+        must = "a datasets.Samples, or have a fingerprint()"
+        check_value(hasattr(dataset, "fingerprint"), "dataset", type(dataset).__name__, must)
         with torch.random.fork_rng([]):  # random transforms draw numbers when images are read
             start = [about, dataset.fingerprint(), parts["module"], parts["optimizer"].state_dict()]
         # Not the schedule's state_dict, which leaves out functions.
@@ -55,9 +55,9 @@ class Checkpoint:
         rank, world = processes()
         if self.path is not None and rank == 0:
             content = {name: part.state_dict() for name, part in self.parts.items()} | {"history": history}
-            rng = {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
+            content |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as part:
-                torch.save(content | rng | {"order": self.order.get_state()}, part)
+            with replacing(self.path) as file:
+                torch.save(content | {"order": self.order.get_state()}, file)
         if world > 1:
             dist.barrier()

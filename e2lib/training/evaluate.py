@@ -44,39 +44,36 @@ def evaluate(
     precision: str = "auto",
     removed: Dataset | None = None,
 ) -> dict[str, float]:
-    """Measure `model` in eval mode on `dataset`. Scores are in per cent; logits and maps are of one forward pass.
+    """Measure `model` in eval mode on `dataset`: scores in per cent. Logits and maps are of one forward pass.
 
     With a `method` of `explain`, each class that is present is explained at the depth `at`. The threshold of the IoU,
     in [0, 1), is by default the best on `dataset`; for test data give the one chosen on validation data. The teacher is
     a network of the same classes, or its logits (N, C) in the order of `dataset`. `contrast` and `outside` are those of
-    `guidance.Guide`, `seen` that of `metrics.GroupAccuracy`, and `precision` that of `fit`; methods `of_score` run in
-    float32. A CPU explains fewer large images at once than `batch_size`. Several processes (`processes`) share the
-    images, and all get all scores. torch's generator stays as it was.
+    `guidance.Guide`, `seen` that of `metrics.GroupAccuracy`, `precision` that of `fit`, but float32 for methods
+    `of_score`. Several processes share the images, and all get all scores. torch's generator stays as it was.
 
     `metrics` are names in `metrics.METRICS`, or functions by name. A function gets what its parameters name: maps
     (B, K, H, W) of the K classes explained per image; masks, where maps should lie; boxes and segments of these
     classes, all bool like maps; targets int64 (B, K), the classes, -1 for none; logits and labels (B, C); groups (B,);
     images; model. A parameter with a default may be missing, as segments are in a batch without any. The function
-    returns a value per image, (B,), or per image and class, (B, K).
+    returns a value per image, (B,), or per image and class, (B, K), which count where the masks are not empty.
 
-    Returns F1 and mAP; for single-label data "accuracy", of the top class; with groups the scores of `GroupAccuracy`.
-    With a teacher "agreement", the share of images on which both have the same top class (Parchami-Araghi et al., ECCV
+    Returns F1 and mAP; for single-label data "accuracy", of the top class; with groups the scores of `GroupAccuracy`;
+    with a teacher "agreement", the share of images on which both have the same top class (Parchami-Araghi et al., ECCV
     2024, section 4), and with groups "agreement, out of distribution" and the like. With a method EPG, IoU and its "IoU
     threshold" (a fraction), averaged over pairs of an image and a present class with boxes, and "on-object EPG" where
-    there are segmentation masks, soft ones from 0.5 on. Each of `metrics`, averaged over images, or over the pairs
-    whose masks are not empty. With `removed`, a `datasets.Without` of `dataset` or features of it, "still named", see
-    `metrics.still_named`: a network names the top class of single-label data, else the classes with logits above 0.
+    there are segmentation masks, soft ones from 0.5 on. With `removed`, a `datasets.Without` of `dataset` or features
+    of it, `metrics.still_named`: a network names the top class of single-label data, else the logits above 0.
     Raises ValueError for wrong arguments, and if there is nothing to measure.
     """
     check_value(batch_size >= 1, "batch_size", batch_size, "at least 1")
     rank, world = processes()
     if len(dataset) < world:
         raise ValueError(f"dataset is empty or too small: it has {len(dataset)} images for {world} processes")
-    said = teacher if isinstance(teacher, Tensor) else None
-    if said is not None and len(said) != len(dataset):
-        raise ValueError(f"teacher holds the logits of {len(said)} images, the data set has {len(dataset)}")
-    device, networks = next(model.parameters()).device, [model, teacher] if isinstance(teacher, nn.Module) else [model]
-    groups = list(getattr(dataset, "groups", ()))
+    if isinstance(teacher, Tensor) and len(teacher) != len(dataset):
+        raise ValueError(f"teacher holds the logits of {len(teacher)} images, the data set has {len(dataset)}")
+    device, groups = next(model.parameters()).device, list(getattr(dataset, "groups", ()))
+    networks = [model, teacher] if isinstance(teacher, nn.Module) else [model]
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]), ExitStack() as stack:
         first, order = dataset[0], torch.arange(len(dataset))
         single = not getattr(dataset, "multilabel", first.labels.ndim > 0)
@@ -96,17 +93,16 @@ def evaluate(
         loader = DataLoader(Subset(dataset, order.tolist()), batch_size, **how)
         stack.enter_context(modes_restored(nn.ModuleList(networks)))
         forms = [stack.enter_context(formed(network.eval(), precision, bool(method))) for network in networks]
-        parts = iter(() if said is None else said[order.to(said.device)].to(device).split(batch_size))
-        named = []
-        for batch in tqdm(loader, desc="measuring", unit="batch", leave=False, disable=rank > 0):
+        bar, named = tqdm(loader, desc="measuring", unit="batch", leave=False, disable=rank > 0), []
+        for places, batch in zip(order.split(batch_size), bar, strict=True):
             batch = batch.to(device)
             given = {"images": batch.images, "groups": batch.groups, "model": model}
             if averages:
                 given["targets"] = targets = batch.present()
                 given["boxes"] = boxes = batch.class_masks(targets)
                 given["masks"] = ~boxes if outside else boxes
-            if averages and batch.masks is not None:
-                given["segments"] = batch.class_masks(targets, segmentation=True) >= 0.5
+                if batch.masks is not None:
+                    given["segments"] = batch.class_masks(targets, segmentation=True) >= 0.5
             with forms[0]():
                 if method:
                     wanted = (lambda z, c=targets: against_others(c, z.shape[1])) if contrast else targets
@@ -119,7 +115,7 @@ def evaluate(
             answers = {"accuracy": labels}
             if teacher is not None:
                 with forms[-1]():
-                    there = predict(teacher, batch.images) if said is None else next(parts)
+                    there = teacher[places].to(device) if len(networks) == 1 else predict(teacher, batch.images)
                 check_logits(there, labels)
                 answers["agreement"] = F.one_hot(there.argmax(1), labels.shape[1])
             for name, metric in tops.items():
@@ -152,7 +148,7 @@ def evaluate(
 
 
 def _named(logits: Tensor, single: bool) -> Tensor:
-    """1 for each class that is named, uint8 (B, C): the top class, or those with logits above 0."""
+    """1 for each class that is named, uint8 (B, C)."""
     return (F.one_hot(logits.argmax(1), logits.shape[1]) if single else logits > 0).to("cpu", torch.uint8)
 
 

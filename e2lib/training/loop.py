@@ -1,4 +1,4 @@
-"""The training loop. `Log` shows the progress of a training."""
+"""The training loop, and `Log`, which shows its progress."""
 
 import math
 import os

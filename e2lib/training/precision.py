@@ -9,8 +9,6 @@ from torch import nn
 from e2lib.datasets.files import check_value
 from e2lib.disk import keep_memory
 
-SMALL = 1_000_000  # networks with fewer parameters gain nothing from bfloat16 on a CPU
-
 
 def form(model: nn.Module, precision: str = "auto", gradients: bool = True) -> tuple[torch.memory_format, torch.dtype]:
     """How `model` computes convolutions and matrix products on its device; parameters stay float32.
@@ -26,7 +24,7 @@ def form(model: nn.Module, precision: str = "auto", gradients: bool = True) -> t
     on_cpu = device.type == "cpu"
     if precision == "auto" and has_bfloat16(device):
         slow = gradients and any(m.groups == m.in_channels > 1 for m in wide)
-        low = not on_cpu or (bool(wide) and not slow and sum(p.numel() for p in model.parameters()) >= SMALL)
+        low = not on_cpu or (bool(wide) and not slow and sum(p.numel() for p in model.parameters()) >= 1_000_000)
     memory_format = torch.channels_last if wide and on_cpu else torch.preserve_format
     return memory_format, torch.bfloat16 if low else torch.float32
 
