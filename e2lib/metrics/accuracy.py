@@ -26,9 +26,6 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
 class F1(BinaryF1Score):
     """Multi-label F1 in [0, 1], of all classes together (micro, as in Rao et al.); logits above 0 count as yes."""
 
-    def __init__(self):
-        super().__init__(validate_args=False)
-
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (B, C) float, labels (B, C), 0 or 1; see `check_logits`."""
         check_logits(logits, labels)
@@ -46,17 +43,15 @@ class MeanAP(Metric):
 
     def __init__(self):
         super().__init__()
-        for name in ("logits", "labels"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+        self.add_state("logits", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """As in `F1`."""
         check_logits(logits, labels)
         self.logits.append(logits)
         self.labels.append(labels.to(torch.uint8))
 
     def compute(self) -> Tensor:
-        """Raises ValueError before the first batch."""
         logits, labels = dim_zero_cat(self.logits), dim_zero_cat(self.labels).long()
         logits, labels = logits[:, labels.any(0)].T.contiguous(), labels[:, labels.any(0)]
         if not len(logits):
@@ -104,7 +99,7 @@ class GroupAccuracy(Metric):
         if self.seen is not None:
             seen = self.seen.to(here)
             weights |= {"adjusted mean": seen * here, "in distribution": images * (seen > 0)}
-            weights |= {"out of distribution": images * (seen == 0)}
+            weights["out of distribution"] = images * (seen == 0)
         worst = {"worst group": rate[here > 0].min()} if here.any() else {}
         means = {name: (w * rate).sum() / w.sum() for name, w in weights.items() if w.any()}
         return worst | means | {name: rate[g] for g, name in enumerate(self.groups) if here[g]}
@@ -118,8 +113,7 @@ def still_named(before: Tensor, after: Tensor, pairs: Tensor) -> float:
     named before do not count; ValueError if none was.
 
     Notes: EPG says where a map lies, this whether the answer needs the object. It is 0 for a network that looks at
-    objects alone. Deletion (Petsiuk et al., BMVC 2018) removes the pixels that a map marks, this the annotated ones.
-    Xiao et al. (Noise or Signal, ICLR 2021) remove objects from photographs to show what a background alone tells.
+    objects alone. Xiao et al. (Noise or Signal, ICLR 2021) remove objects to show what a background alone tells.
     """
     named = before[*pairs.T]
     check_value(bool(named.any()), "before", "a network that names none of the classes in pairs", "one that names some")

@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import Dataset
 
 from e2lib.datasets.files import check_value
@@ -52,12 +51,10 @@ class Checkpoint:
 
     def save(self, history: list[dict[str, float]]) -> None:
         """The first process replaces the file, while the others wait."""
-        rank, world = processes()
-        if self.path is not None and rank == 0:
+        if self.path is not None and processes()[0] == 0:
             content = {name: part.state_dict() for name, part in self.parts.items()} | {"history": history}
             content |= {"rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as file:
                 torch.save(content | {"order": self.order.get_state()}, file)
-        if world > 1:
-            dist.barrier()
+        from_first(None)

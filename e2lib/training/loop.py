@@ -56,9 +56,8 @@ def fit(
     Gradients are clipped at norm 1. Modules whose parameters are all frozen run in eval mode, so that their norm layers
     keep their statistics. Modes, memory formats and torch's random number generators are restored at the end.
 
-    Several processes (`processes`) share each batch, and step as one process does if the loss is a mean over images.
-    GroupDRO, DIST and CRD compare only the images of each share. Norm layers learn from the share of the first process.
-    Each process draws random numbers of its own, and calls `after_epoch`.
+    Several processes (`processes`) share each batch, and step as one does if the loss is a mean over images. GroupDRO,
+    DIST and CRD compare only the images of each share; norm layers learn from the first. All call `after_epoch`.
 
     Args:
         model: from images (B, 3, H, W) in [0, 1] to logits (B, C).
@@ -103,12 +102,12 @@ def fit(
         about = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "workers": workers}
         about |= {"step": getattr(step, "__name__", repr(step)), "optimizer": " ".join(repr(optimizer).split())}
         about["bfloat16"] = form(model, precision)[1] == torch.bfloat16
-        steps = len(batches.counts)
-        scheduler = (schedule or CosineAnnealingLR)(optimizer, epochs * steps)
+        steps = epochs * len(batches.counts)
+        scheduler = (schedule or CosineAnnealingLR)(optimizer, steps)
         parts = {"module": module, "optimizer": optimizer, "schedule": scheduler}
         kept = Checkpoint(checkpoint, about | {"step's": fingerprint(step)}, dataset, parts, order)
         history = kept.resume()
-        with Log(about, epochs * steps, len(history) * steps, quiet=rank > 0) as log:
+        with Log(about, steps, len(history) * len(batches.counts), quiet=rank > 0) as log:
             # The schedule ends at a learning rate of 0, but another training may use the same optimizer.
             log.callback(lambda: [now.update(then) for now, then in zip(optimizer.param_groups, before, strict=True)])
             for epoch in range(len(history) + 1, epochs + 1):
