@@ -77,7 +77,7 @@ def dfr(model: nn.Module, start: nn.Module, val: Dataset, epochs: int, lr: float
     made by `models.build` or `models.split`. Notes: the paper averages ten balanced choices and has an ℓ1 penalty.
     """
     result, weights = training.train_head_only(copy.deepcopy(model)), start.state_dict()
-    head = {name: weights[name] for name, p in result.named_parameters() if p.requires_grad}
+    head = {name: weights[name] for name, parameter in result.named_parameters() if parameter.requires_grad}
     result.load_state_dict(head, strict=False)
     training.fit(result, group_balanced(val, seed), epochs, lr, batch_size, seed, Guide(weight=0))
     return result

@@ -100,7 +100,7 @@ def search(
     after the last finished epoch. The archive is a subfolder of `folder`, named by a hash of network, images and
     arguments. The first of several processes writes it, and all must see it.
     """
-    trained = [name for name, p in start.named_parameters() if p.requires_grad]
+    trained = [name for name, parameter in start.named_parameters() if parameter.requires_grad]
     with torch.random.fork_rng([]):  # random transforms draw numbers when images are read
         torch.manual_seed(seed)
         about = [guides, int(epochs), float(lr), int(batch_size), int(seed), start, trained, train, val]

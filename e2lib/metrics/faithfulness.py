@@ -86,14 +86,15 @@ def shift_similarity(explain_fn: Callable[[Tensor], Tensor], images: Tensor, mos
     pixels (Parchami-Araghi et al., ECCV 2024, section 4).
     """
     check_maps("images", images)
-    h, w = (side - most for side in images.shape[2:])
-    check_value(1 <= most < min(h, w), "most", most, "from 1 to less than half of the images' height and width")
+    height, width = (side - most for side in images.shape[2:])
+    wanted = "from 1 to less than half of the images' height and width"
+    check_value(1 <= most < min(height, width), "most", most, wanted)
     found, first = [], None
     for s in tqdm(range(most + 1), desc="shifting", unit="pixel", leave=False):
-        maps = explain_fn(images[..., s : s + h, s : s + w]).detach()
-        check_maps("explain_fn(window)", maps, (len(images), *maps.shape[1:2], h, w))
+        maps = explain_fn(images[..., s : s + height, s : s + width]).detach()
+        check_maps("explain_fn(window)", maps, (len(images), *maps.shape[1:2], height, width))
         first = maps if first is None else first
-        common = first[..., s:, s:].flatten(1), maps[..., : h - s, : w - s].flatten(1)
+        common = first[..., s:, s:].flatten(1), maps[..., : height - s, : width - s].flatten(1)
         found.append(F.cosine_similarity(*(over_peak(m, 1) for m in common)))
     return torch.stack(found)
 

@@ -63,7 +63,7 @@ def evaluate(
     2024, section 4), and with groups "agreement, out of distribution" and the like. With a method EPG, IoU and its "IoU
     threshold" (a fraction), averaged over pairs of an image and a present class with boxes, and "on-object EPG" where
     there are segmentation masks, soft ones from 0.5 on. With `removed`, a `datasets.Without` of `dataset` or features
-    of it, `metrics.still_named`: a network names the top class of single-label data, else the logits above 0.
+    of it, "still named" of `metrics.still_named`: the top class of single-label data is named, else logits above 0.
     Raises ValueError for wrong arguments, and if there is nothing to measure.
     """
     check_value(batch_size >= 1, "batch_size", batch_size, "at least 1")
@@ -115,9 +115,9 @@ def evaluate(
             answers = {"accuracy": labels}
             if teacher is not None:
                 with forms[-1]():
-                    there = teacher[places].to(device) if len(networks) == 1 else predict(teacher, batch.images)
-                check_logits(there, labels)
-                answers["agreement"] = F.one_hot(there.argmax(1), labels.shape[1])
+                    said = teacher[places].to(device) if isinstance(teacher, Tensor) else predict(teacher, batch.images)
+                check_logits(said, labels)
+                answers["agreement"] = F.one_hot(said.argmax(1), labels.shape[1])
             for name, metric in tops.items():
                 metric.update(logits, answers[name], batch.groups if groups else torch.zeros_like(batch.groups))
             for metric in averages.values():
