@@ -12,9 +12,8 @@ from torch.utils.data import Dataset
 
 from e2lib import training
 from e2lib.attribution import modes_restored, predict
-from e2lib.datasets import Batch, Selection
-from e2lib.datasets.files import check_value
-from e2lib.datasets.subsets import random_order
+from e2lib.datasets.sample import Batch, check_value
+from e2lib.datasets.subsets import Selection, random_order
 from e2lib.guidance import Guide
 
 # How an epoch is chosen -> the measure of `metrics.GroupAccuracy` on validation images that must be highest.

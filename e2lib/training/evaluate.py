@@ -13,8 +13,7 @@ from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
 from e2lib.attribution import METHODS, against_others, explain, modes_restored, predict
-from e2lib.datasets import collate
-from e2lib.datasets.files import check_value
+from e2lib.datasets.sample import check_value, collate
 from e2lib.metrics import EPG, F1, METRICS, Average, GroupAccuracy, IoUCurve, MeanAP, OnObjectEPG, still_named
 from e2lib.metrics.accuracy import check_logits
 from e2lib.metrics.localisation import wide

@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from e2lib.attribution import modes_restored, predict
-from e2lib.datasets import Batch, collate
-from e2lib.datasets.files import check_value
+from e2lib.datasets.sample import Batch, check_value, collate
 from e2lib.models import fingerprint
 from e2lib.training.checkpoint import Checkpoint
 from e2lib.training.precision import form, formed
