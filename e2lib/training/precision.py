@@ -24,7 +24,8 @@ def form(model: nn.Module, precision: str = "auto", gradients: bool = True) -> t
     on_cpu = device.type == "cpu"
     if precision == "auto" and has_bfloat16(device):
         slow = gradients and any(m.groups == m.in_channels > 1 for m in wide)
-        low = not on_cpu or (bool(wide) and not slow and sum(p.numel() for p in model.parameters()) >= 1_000_000)
+        large = sum(p.numel() for p in model.parameters()) >= 1_000_000  # smaller ones gain nothing on a CPU
+        low = not on_cpu or (bool(wide) and not slow and large)
     memory_format = torch.channels_last if wide and on_cpu else torch.preserve_format
     return memory_format, torch.bfloat16 if low else torch.float32
 
