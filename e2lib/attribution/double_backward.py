@@ -92,8 +92,7 @@ def _conv2d(mode: Exact, input, weight, bias=None, stride=1, padding=0, dilation
         low = torch.get_autocast_dtype(input.device.type)
         input, weight, bias = input.to(low), weight.to(low), None if bias is None else bias.to(low)
     where = *(list(_pair(v)) for v in (stride, padding, dilation)), False, [0, 0], groups
-    weights = _Weights.apply(weight, bias, [input], where)
-    return _Convolution.apply(input, weight, bias, weights, where, mode if first else None)
+    return _Inputs.apply(_Weights.apply(weight, bias, [input], where), input, weight, where, mode if first else None)
 
 
 def _batch_norm(
@@ -153,32 +152,31 @@ class _Gate(torch.autograd.Function):
         return (None if ctx.switch.closed else grad), None
 
 
-class _Convolution(torch.autograd.Function):
-    """conv2d; the gradient for the weights goes through `weights`, so that it is computed only where it is wanted."""
+class _Inputs(torch.autograd.Function):
+    """The result of `_Weights`, which also has a gradient for conv2d's input."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, weights: Tensor, where: tuple, switch) -> Tensor:
+    def forward(ctx, result: Tensor, x: Tensor, weight: Tensor, where: tuple, switch: Exact | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.where, ctx.switch = where, switch
-        return torch.convolution(x, weight, bias, *where)
+        ctx.mark_dirty(result)  # it is returned as it is
+        return result
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
         wanted = ctx.switch is None or ctx.switch.closed
-        return _Transposed.apply(grad, weight, [x], ctx.where) if wanted else None, None, None, grad, None, None
+        return grad, _Transposed.apply(grad, weight, [x], ctx.where) if wanted else None, None, None, None
 
 
 class _Weights(torch.autograd.Function):
-    """Zeros in the shape of conv2d's result. Their backward pass gives the gradients for its weights and bias."""
+    """conv2d with gradients for its weights and bias alone, which are computed only where they are wanted."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, bias: Tensor | None, x: list[Tensor], where: tuple) -> Tensor:
         ctx.save_for_backward(x[0], weight)
         ctx.where, ctx.sizes = where, None if bias is None else [len(bias)]
-        geometry = zip(x[0].shape[2:], weight.shape[2:], *where[:3], strict=True)
-        size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry]
-        return weight.new_zeros(()).expand(len(x[0]), len(weight), *size)
+        return torch.convolution(x[0], weight, bias, *where)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
