@@ -67,32 +67,31 @@ def explain(
     Args:
         model: a network from images to logits (B, C). `models.build` and `models.wrap` name its depths.
         images: float (B, 3, H, W). Networks of `models.build` want the type of their parameters, and values in [0, 1].
-        targets: a class for all images; classes (B,) or (B, K), where -1 means none (a zero map); or floats (B, C) or
-            (B, K, C), the weights of the logits in the explained score. Give a tensor, a list, an array, or a function
-            of the detached logits that returns one: `lambda z: z.argmax(1)` gives the top class.
+        targets: a class for all images; classes (B,) or (B, K), where -1 gives a zero map; or floats (B, C) or
+            (B, K, C), the weights of the logits in the explained score. A tensor, a list, an array, or a function of
+            the detached logits that returns one: `lambda z: z.argmax(1)` gives the top class.
         method: one of `METHODS`, or a `Method` of your own.
         at: a name of `model.depths` (Input, Mid1, Mid2, Mid3, Final), or the path of a module whose output is
             (B, C, h, w), or tokens (B, N, C). Methods `of_score`, such as the last four, explain Input only.
         create_graph: keep the graph, to train through the maps. Otherwise logits and maps are detached.
         steps: quadrature points of Integrated Gradients, samples of Gradient SHAP.
-        keep_modes: leave each module in its mode, for networks whose norm layers still learn. In train mode these use
-            and learn the batch's statistics, and dropout is random.
+        keep_modes: leave each module in its mode. Training norms use and learn the batch's statistics.
         resize: bring maps bilinearly to the images' size. Otherwise they have one value per cell of the layer.
 
-    K targets cost K backward passes. Integrated Gradients takes `steps` further forward passes, and K backward passes
-    for each. Raises ValueError for an argument of a wrong shape, type or value, for images that are not finite, for
-    torch.compile, for reentrant gradient checkpointing, and with create_graph for any checkpointing behind the
-    explained layer; ImportError for a method that needs captum, where it is missing.
+    K targets cost K backward passes; with Integrated Gradients, each step costs a forward and K backward passes.
+    Raises ValueError for a wrong argument, torch.compile, reentrant gradient checkpointing, and with create_graph any
+    checkpointing behind the explained layer; ImportError where captum is needed and missing.
 
     Notes:
         The map of a B-cos network has the exact parameter gradient: the dynamic weights stay fixed only while the
-        explanation's backward pass runs. Detaching them in the forward pass, as package `bcos` does, gives the same map
-        but another gradient. Contributions at Input add up to the logit less `model.logit_bias` in networks without
-        other additive terms (position embeddings, centred norms). Zero inputs and windows are zero after normalisation.
+        explanation's backward pass runs; package `bcos` detaches them in the forward pass, which gives another one.
+        Contributions at Input add up to the logit less `model.logit_bias` in networks without other additive terms
+        (position embeddings, centred norms). Zero inputs and windows are zero after normalisation.
     """
     keep_memory()
     chosen = _checked_method(model, method, at, create_graph, steps, keep_modes)
-    model, images = _checked_network(model, images)
+    check_images(model, images)
+    model, images = passes.outside_inference(model), passes.outside_inference(images)
     drawing = nullcontext() if chosen.trainable else reproducible()
     with passes.explaining(model, chosen.dynamic, create_graph, keep_modes) as mode, drawing:
         with torch.set_grad_enabled(not chosen.of_score):
@@ -152,6 +151,9 @@ def _checked_method(model, method, at, create_graph, steps, keep_modes) -> Metho
     cure = "the path of a module as at='layer4', or a name by models.wrap(net, depths={'Final': 'layer4'})"
     right = at != "Input" or hasattr(bare(model), "depths") or not chosen.wants_layer
     check_value(right, "at", at, f"a layer for {name}: {cure}")
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
+        cure = "explain the network inside, model._orig_mod, which torch.compile(model) has and model.compile() has not"
+        raise ValueError(f"the network is compiled by torch.compile, which has no second derivatives; {cure}")
     return chosen
 
 
@@ -166,15 +168,6 @@ def check_images(model: nn.Module, images: Tensor) -> None:
     if not (-ROUNDING <= low <= high <= 1 + ROUNDING if ours else -math.inf < low <= high < math.inf):
         wanted = "in [0, 1]: networks of models.build normalise them" if ours else "finite"
         raise ValueError(f"images lie in [{low:.3g}, {high:.3g}]; they must be {wanted}")
-
-
-def _checked_network(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
-    check_images(model, images)
-    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
-        cure = "explain the network inside, model._orig_mod, which torch.compile(model) has and model.compile() has not"
-        raise ValueError(f"the network is compiled by torch.compile, which has no second derivatives; {cure}")
-    with torch.inference_mode(False):
-        return passes.outside_inference(model), passes.outside_inference(images)
 
 
 def _score_weights(targets: Targets, logits: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
 @contextmanager
 def modes_restored(model: nn.Module) -> Iterator[None]:
-    """At the end, also after an exception, put each module of `model` back into its mode, train or eval."""
+    """At the end, also after an exception, each module of `model` is back in its mode, train or eval."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield
@@ -102,6 +102,7 @@ def explaining(model: nn.Module, dynamic=False, create_graph=False, keep_modes=F
                     buffer.detach_()
 
 
+@torch.inference_mode(False)
 def outside_inference(x):
     """A tensor or network `x`, or a copy that can have gradients if `x` was made in `torch.inference_mode`."""
     if isinstance(x, Tensor):
@@ -125,11 +126,8 @@ def forward(model: nn.Module, images: Tensor, at: str, mode: Exact, replace=None
         return (passed, *outputs[1:]) if isinstance(outputs, tuple) else passed
 
     hook = net.register_forward_pre_hook if before else module_at(net, at).register_forward_hook
-    handle = hook(catch)
-    try:
+    with hook(catch):
         logits = logits_of((net if isinstance(model, DataParallel) else model)(images.clone()))  # see `predict`
-    finally:
-        handle.remove()
     if len(found) != 1:
         cure = "it must run once (gradient checkpointing may run the modules inside it instead)"
         raise ValueError(f"at={at!r}: module {_path(net, at)!r} runs {len(found)} times in a forward pass; {cure}")
