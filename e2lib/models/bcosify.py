@@ -18,8 +18,6 @@ from e2lib.attribution import explain, modes_restored
 from e2lib.datasets.files import check_value
 from e2lib.models.weights import head_prefixes
 
-KNOWN = "convolutions, linear layers, batch and layer norms with weight and bias, activations, and gates such as SE's"
-
 
 class Part(DetachableModule):
     """A layer with a weight and a bias. In explanation mode (`detach`) its factors are detached, as in package bcos."""
@@ -32,10 +30,10 @@ class Part(DetachableModule):
         if bias is None:
             return out
         bias = bias.view(-1, *[1] * (-1 - self.channels))
-        if not self.detach:
-            return out + bias
-        norm = squares.sum(self.channels, keepdim=True).clamp(min=1e-24).sqrt()
-        return out + bias * (norm / norm.detach())
+        if self.detach:
+            norm = squares.sum(self.channels, keepdim=True).clamp(min=1e-24).sqrt()
+            bias = bias * (norm / norm.detach())
+        return out + bias
 
     def scaled(self) -> Tensor:
         """v = w |w|^(1/B - 1). For u = v · x, u (|u| / |x|)^(B-1) is w · x |cos(x, w)|^(B-1)."""
@@ -161,11 +159,10 @@ def bcosify(model: nn.Module, b: float = 1.0) -> nn.Module:
     """A copy of a CNN of `models.build` as a B-cos network, which computes the same in eval mode at B = 1.
 
     The stem w · (x - m) / s of normalised RGB gets the weights w (1 - m) / s for x and -w m / s for 1 - x. Convolutions
-    and linear layers gain |cos|^(B-1). The classifier's bias gains log(num_classes - 1), which the logits lose.
-
-    `model` has two classes or more, one classifier, and no parts but convolutions, linear layers, batch norms, layer
-    norms, activations, and gates such as SE's. `b` is B of all layers. At every B and depth, contributions add up to
-    the logit less `logit_bias`. ValueError for another network, and for one that gives no equal B-cos network.
+    and linear layers gain |cos|^(B-1). The classifier's bias gains log(num_classes - 1), which the logits lose. At
+    every B and depth, contributions add up to the logit less `logit_bias`. ValueError for a network of one class, of
+    several classifiers, of parts other than convolutions, linear layers, batch and layer norms, activations and gates
+    such as SE's, and for one that gives no equal B-cos network.
     """
     right = hasattr(model, "preprocess") and not model.is_bcos and model.num_classes > 1
     check_value(right, "model", type(model).__name__, "of models.build, with two classes or more, and no B-cos network")
@@ -209,7 +206,8 @@ def _convert(net: nn.Module, name: str, module: nn.Module) -> None:
             module.inplace = False
             net.set_submodule(name, Activation(module))
     elif "Attention" in kind.__name__ or "weight" in dict(module.named_parameters(recurse=False)):
-        raise ValueError(f"model: {name!r} is a {kind.__name__}; bcosify knows {KNOWN}")
+        known = "convolutions, linear layers, batch and layer norms with weight and bias, activations, and gates"
+        raise ValueError(f"model: {name!r} is a {kind.__name__}; bcosify knows {known}")
 
 
 def _check(model: nn.Module, result: nn.Module) -> None:
