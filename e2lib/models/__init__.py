@@ -58,8 +58,7 @@ class Model(nn.Module):
         self.net = net  # the backbone with its head; its tensors have the names of timm or bcos
         # The next three are as in `Wrapped`.
         self.depths = {"Input": "preprocess"} | {depth: f"net.{path}" for depth, path in _depths(net).items()}
-        vit = isinstance(net, VisionTransformer | Eva)
-        self.prefix_tokens = net.num_prefix_tokens if vit else getattr(net, "prefix_tokens", 0)
+        self.prefix_tokens = getattr(net, "num_prefix_tokens", getattr(net, "prefix_tokens", 0))  # of timm, or your own
         self.reshape = getattr(net, "reshape", None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,10 +79,8 @@ def build(name: str, num_classes: int, weights: str | Path | None = None) -> Mod
             another number of classes is not loaded.
 
     The depths are "Input", "Mid1", "Mid2", "Mid3" and "Final"; an unknown architecture has "Input" only. For X-DNNs,
-    IxG equals Integrated Gradients with the mean colour as baseline; untrained, their maps are zero.
-
-    Raises ValueError for a wrong argument, and for the first tensor of a file that does not fit; FileNotFoundError for
-    a missing file; ImportError for a missing package of weights.
+    IxG equals Integrated Gradients with the mean colour as baseline; untrained, their maps are zero. ValueError for a
+    wrong argument, or a tensor that does not fit; FileNotFoundError; ImportError for a missing package of weights.
     """
     check_value(num_classes >= 1, "num_classes", num_classes, "at least 1")
     keep_memory()  # before anything runs: the first passes would be slow
@@ -158,8 +155,7 @@ def _bcos(network: Callable[..., nn.Module], num_classes: int) -> nn.Module:
 
 
 def _bcosified(name: str, num_classes: int) -> nn.Module:
-    """The network of this name as a B-cos network with B = 2, whose weights data/bcosify.py fits."""
-    check_value(num_classes >= 2, "num_classes", num_classes, "at least 2: B-cos networks add -log(num_classes - 1)")
+    """A B-cos network with B = 2, whose weights data/bcosify.py fits."""
     return bcosify(Model(name, num_classes, _lite(name, num_classes)), 2).net
 
 
@@ -169,12 +165,12 @@ _scenes = partial(
     BcosResNet, BasicBlock, [2, 2, 2, 2], inplanes=32, norm_layer=_no_bias, conv_layer=BcosConv2d, logit_temperature=0.1
 )
 
-# Name -> function from the number of classes to a network. Add your own. It gets images, float (B, 3, H, W) in [0, 1],
-# which are normalised if it has a `pretrained_cfg`, as networks of timm have. B-cos networks get [x, 1 - x].
+# Name -> function from the number of classes to a network, which gets images, float (B, 3, H, W) in [0, 1]; normalised
+# if it has a `pretrained_cfg`, as networks of timm have; as [x, 1 - x] if it is B-cos. Add your own.
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     **{name: partial(_lite, name) for name in IMAGENET},
     **{f"bcos_{n}": partial(_bcos, getattr(bcos_nets, n)) for n in bcos_nets.list_available() if "standard_" not in n},
-    **{f"bcos_{name}": partial(_bcosified, name) for name in IMAGENET},
+    **{f"bcos_{name}": partial(_bcos, partial(_bcosified, name)) for name in IMAGENET},
     "bcos_scenes": partial(_bcos, _scenes),
     **{f"xdnn_resnet{n}": partial(_xdnn, f"resnet{n}") for n in (18, 34, 50, 101, 152)},
     **{n: partial(_shufflenet, n) for n in (f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0"))},

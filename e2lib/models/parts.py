@@ -35,13 +35,11 @@ class Trunk(nn.Module):
         def stop(module, inputs, features):
             raise _Reached(features)
 
-        handle = self.net.get_submodule(self.path).register_forward_hook(stop)
-        try:
-            self.net(self.preprocess(images))
-        except _Reached as reached:
-            found = reached.args[0]
-        finally:
-            handle.remove()
+        with self.net.get_submodule(self.path).register_forward_hook(stop):
+            try:
+                self.net(self.preprocess(images))
+            except _Reached as reached:
+                found = reached.args[0]
         if found.ndim == 4:
             return found
         side = math.isqrt(found.shape[1])  # tokens fill no square if some are no patches
