@@ -32,14 +32,12 @@ async function train(net, loss, after) {
 
 /** Guides a head by one box: binary cross-entropy + λ · loss(|map|), on features x (1, cells, channels) of one scene.
  * What `after` sees of a step is the network before it: logits, map (1, cells) of class c, and the loss. */
-export async function guide(net, x, { label, box, c, loss, weight, side }, after) {
-  await train(net, () => {
-    const found = forward(net, x), maps = mapsOf(found.maps, [c]);
-    const labels = tf.oneHot(tf.tensor1d([label], "int32"), found.logits.shape[1]).toFloat();
-    const guidance = tf.mul(weight, LOSSES[loss](maps, box, side).mean());
-    return { loss: tf.add(bce(found.logits, labels), guidance), logits: found.logits, maps };
-  }, after);
-}
+export const guide = (net, x, { label, box, c, loss, weight, side }, after) => train(net, () => {
+  const found = forward(net, x), maps = mapsOf(found.maps, [c]);
+  const labels = tf.oneHot(tf.tensor1d([label], "int32"), found.logits.shape[1]).toFloat();
+  const guidance = tf.mul(weight, LOSSES[loss](maps, box, side).mean());
+  return { loss: tf.add(bce(found.logits, labels), guidance), logits: found.logits, maps };
+}, after);
 
 /** Distils a teacher into a student on features x of a few scenes, by KD, or by KD + E2KD · e²KD. */
 export async function distil(student, teacher, x, { kind, side }, after) {
@@ -55,25 +53,20 @@ export async function distil(student, teacher, x, { kind, side }, after) {
 }
 
 /** F1 (logits above 0 are yes), EPG and, with a teacher's top classes, agreement, in per cent, on labelled scenes. */
-export async function evaluate(net, others, tops) {
-  let right = 0, named = 0, agreed = 0, energy = 0;
-  const found = [], count = others.labels.length;
+export async function evaluate(net, { x, labels, boxes, side }, goal) {
+  const rows = [], inside = [], count = labels.length;
   for (let k = 0; k < count; k += 10) {
-    const labels = others.labels.slice(k, k + 10);
-    const [logits, maps] = tf.tidy(() => {
-      const answer = forward(net, features(others.x, k, labels.length));
-      return [answer.logits, mapsOf(answer.maps, labels)];
+    const some = labels.slice(k, k + 10), [logits, maps] = tf.tidy(() => {
+      const answer = forward(net, features(x, k, some.length));
+      return [answer.logits, mapsOf(answer.maps, some)];
     });
-    (await maps.array()).forEach((map, i) => (energy += epg(resize(map, others.side), others.side, others.boxes[k + i])));
-    (await logits.array()).forEach((row, i) => {
-      named += row.filter((value) => value > 0).length;
-      right += row[labels[i]] > 0;
-      found.push(row.indexOf(Math.max(...row)));
-      agreed += tops?.[k + i] === found[k + i];
-    });
+    rows.push(...(await logits.array()));
+    (await maps.array()).forEach((map, i) => inside.push(epg(resize(map, side), side, boxes[k + i])));
     tf.dispose([logits, maps]);
     await tf.nextFrame();
   }
-  const agreement = tops && (100 * agreed) / count;
-  return { f1: (200 * right) / (named + count), epg: (100 * energy) / count, agreement, tops: found };
+  const tops = rows.map((row) => row.indexOf(Math.max(...row))), energy = inside.reduce((sum, value) => sum + value, 0);
+  const right = rows.filter((row, k) => row[labels[k]] > 0).length, named = rows.flat().filter((value) => value > 0).length;
+  const agreement = goal && (100 * tops.filter((top, k) => top === goal[k]).length) / count;
+  return { f1: (200 * right) / (named + count), epg: (100 * energy) / count, agreement, tops };
 }

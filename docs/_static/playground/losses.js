@@ -4,18 +4,11 @@
 // positive in it, and Â = |A| / max |A| between 0 and 1, both guidance losses are exact in cells.
 import * as tf from "./made/tf.js";
 
-/** Where a pixel's centre lies between the centres of cells, along an axis, as torch resizes: [lower cell, part of the next]. */
-function place(pixel, cells, side) {
-  const at = Math.max(0, Math.min(cells - 1, ((pixel + 0.5) * cells) / side - 0.5)), low = Math.min(Math.floor(at), cells - 2);
-  return [low, at - low];
-}
-
-/** How much each of `cells` gives to each of `side` pixels along an axis. */
+/** How much each of `cells` gives to each of `side` pixels along an axis: linear between centres, as torch resizes. */
 function shares(cells, side) {
   return Array.from({ length: side }, (_, pixel) => {
-    const [low, part] = place(pixel, cells, side), share = new Array(cells).fill(0);
-    [share[low], share[low + 1]] = [1 - part, part];
-    return share;
+    const at = Math.max(0, Math.min(cells - 1, ((pixel + 0.5) * cells) / side - 0.5));
+    return Array.from({ length: cells }, (_, cell) => Math.max(0, 1 - Math.abs(at - cell)));
   });
 }
 
@@ -63,12 +56,11 @@ export function cosine(student, teacher, side) {
 
 /** A map of cells in pixels, row by row. */
 export function resize(map, side) {
-  const size = Math.sqrt(map.length), places = Array.from({ length: side }, (_, pixel) => place(pixel, size, side));
-  const result = new Float32Array(side ** 2);
-  places.forEach(([r, down], y) => places.forEach(([c, right], x) => {
-    const row = (k) => (1 - right) * map[k * size + c] + right * map[k * size + c + 1];
-    result[y * side + x] = (1 - down) * row(r) + down * row(r + 1);
-  }));
+  const size = Math.sqrt(map.length), axis = shares(size, side), result = new Float32Array(side ** 2);
+  axis.forEach((down, y) => {
+    const row = axis[y].map((_, c) => down.reduce((sum, share, r) => sum + share * map[r * size + c], 0));
+    axis.forEach((right, x) => row.forEach((value, c) => (result[y * side + x] += right[c] * value)));
+  });
   return result;
 }
 

@@ -17,12 +17,10 @@ export async function start(backend) {
   return works || tf.setBackend("cpu");
 }
 
-function half(bits) {
+const HALVES = Float32Array.from({ length: 2 ** 16 }, (_, bits) => {
   const exponent = (bits >> 10) & 31, fraction = bits & 1023;
   return (bits >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction);
-}
-
-const HALVES = Float32Array.from({ length: 2 ** 16 }, (_, bits) => half(bits));
+});
 const READ = {
   F16: (bytes) => Float32Array.from(new Uint16Array(bytes), (bits) => HALVES[bits]),
   F32: (bytes) => new Float32Array(bytes),
@@ -32,13 +30,11 @@ const READ = {
 export async function read(address) {
   const answer = await fetch(address);
   if (!answer.ok) throw new Error(`${address} answers ${answer.status}`);
-  const bytes = await answer.arrayBuffer();
-  const length = Number(new DataView(bytes).getBigUint64(0, true));
+  const bytes = await answer.arrayBuffer(), length = Number(new DataView(bytes).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes, 8, length)));
   const named = Object.entries(header).filter(([name]) => name !== "__metadata__");
-  return Object.fromEntries(named.map(([name, { dtype, shape, data_offsets: [from, to] }]) => {
-    return [name, tf.tensor(READ[dtype](bytes.slice(8 + length + from, 8 + length + to)), shape)];
-  }));
+  return Object.fromEntries(named.map(([name, { dtype, shape, data_offsets: [from, to] }]) =>
+    [name, tf.tensor(READ[dtype](bytes.slice(8 + length + from, 8 + length + to)), shape)]));
 }
 
 /** Features (count, cells, channels) of some of all scenes. */
@@ -58,8 +54,7 @@ export const restore = (net, kept) => variables(net).forEach((variable, k) => va
 
 /** Features (B, cells, channels) to logits (B, classes) and maps (B, cells, classes).
  * The maps are Input x Gradient of each logit at the head's ReLU6, e2lib's depth Final. Behind it come only a mean and
- * a linear layer, so the gradient is classifier / cells, and first derivatives train the map exactly.
- */
+ * a linear layer, so the gradient is classifier / cells, and first derivatives train the map exactly. */
 export function forward(net, x) {
   const [images, cells, channels] = x.shape;
   const seen = tf.matMul(x.reshape([images * cells, channels]), net.convolution);
