@@ -1,6 +1,6 @@
 // Pictures: photographs in grey under a map in red and blue, and the box that a visitor draws.
 const FOR = [178, 24, 43], AGAINST = [33, 102, 172];
-const LEAST = 8; // pixels, of a box's side
+const LEAST = 8, DRAWN = 16; // pixels, of a side of a box, and of a new one: less is a tap or a swipe
 const ARROWS = { ArrowLeft: [-4, 0], ArrowRight: [4, 0], ArrowUp: [0, -4], ArrowDown: [0, 4] }; // pixels
 const between = (value, low, high) => Math.max(low, Math.min(high, Math.round(value)));
 export const blank = (width, height) => Object.assign(document.createElement("canvas"), { width, height });
@@ -38,12 +38,9 @@ export function paint(canvas, grey, map, box) {
 
 /** A box of two corners: in order, inside, with sides of at least LEAST, in whole pixels. */
 function box(x1, y1, x2, y2, side) {
-  const span = (a, b) => {
-    const low = between(Math.min(a, b), 0, side - LEAST);
-    return [low, between(Math.max(a, b), low + LEAST, side)];
-  };
-  const [[left, right], [top, bottom]] = [span(x1, x2), span(y1, y2)];
-  return [left, top, right, bottom];
+  const low = (a, b) => between(Math.min(a, b), 0, side - LEAST);
+  const high = (a, b) => between(Math.max(a, b), low(a, b) + LEAST, side);
+  return [low(x1, x2), low(y1, y2), high(x1, x2), high(y1, y2)];
 }
 
 const moved = ([x1, y1, x2, y2], dx, dy, side) => [x1, y1, x2, y2].map((value, k) =>
@@ -51,20 +48,29 @@ const moved = ([x1, y1, x2, y2], dx, dy, side) => [x1, y1, x2, y2].map((value, k
 
 /** Mouse and finger drag a corner, the box, or a new box; keys move it. `changed` gets the box, and whether this is the end. */
 export function watch(canvas, side, current, changed) {
-  let drag = null;
-  const place = (event) => {
-    const area = canvas.getBoundingClientRect();
-    return [((event.clientX - area.left) / area.width) * side, ((event.clientY - area.top) / area.height) * side];
-  };
+  let drag = null, old, from, still; // `still`: the page does not scroll
+  const place = (event) => [event.offsetX, event.offsetY].map((value) => (value * side) / canvas.clientWidth);
   canvas.onpointerdown = (event) => {
-    const [x, y] = place(event), old = current(), [x1, y1, x2, y2] = old, reach = (18 * side) / canvas.clientWidth;
+    [old, from] = [current(), event];
+    const [x, y] = place(event), [x1, y1, x2, y2] = old, reach = (18 * side) / canvas.clientWidth;
     const near = [Math.abs(x - x1) < Math.abs(x - x2) ? x1 : x2, Math.abs(y - y1) < Math.abs(y - y2) ? y1 : y2];
-    if (Math.hypot(x - near[0], y - near[1]) < reach) drag = (u, v) => box(x1 + x2 - near[0], y1 + y2 - near[1], u, v, side);
-    else if (x > x1 && x < x2 && y > y1 && y < y2) drag = (u, v) => moved(old, u - x, v - y, side);
-    else drag = (u, v) => (Math.hypot(u - x, v - y) < 6 ? old : box(x, y, u, v, side)); // a tap leaves the box
+    const corner = Math.hypot(x - near[0], y - near[1]) < reach;
+    const inside = x > x1 && x < x2 && y > y1 && y < y2;
+    still = corner || inside;
+    drag = (u, v) => {
+      if (corner) return box(x1 + x2 - near[0], y1 + y2 - near[1], u, v, side);
+      if (inside) return moved(old, u - x, v - y, side);
+      const drawn = box(x, y, u, v, side);
+      return Math.min(drawn[2] - drawn[0], drawn[3] - drawn[1]) < DRAWN ? old : drawn;
+    };
     canvas.setPointerCapture(event.pointerId);
   };
   canvas.onpointermove = (event) => drag && changed(drag(...place(event)), false);
+  canvas.onpointercancel = () => changed(old, false); // the page scrolls
+  canvas.ontouchmove = ({ touches: [{ clientX, clientY }] }) => {
+    still ||= Math.abs(clientY - from.clientY) < 2 * Math.abs(clientX - from.clientX);
+    return !still; // a finger that goes up or down beside the box scrolls, unless this is false
+  };
   canvas.onlostpointercapture = () => {
     drag = null;
     changed(current(), true);
