@@ -1,6 +1,6 @@
 // The second tab: a teacher that was guided by all boxes, and a student that learns from it on a few scenes.
 import * as tf from "./made/tf.js";
-import { features, forward, head } from "./model.js";
+import { features, forward, head, variables } from "./model.js";
 import { cosine, resize } from "./losses.js";
 import { distil, evaluate, mapsOf } from "./guide.js";
 import { paint, picture } from "./draw.js";
@@ -26,47 +26,41 @@ export async function teach({ data, found, more, others, made, shown }) {
   paints(row("what the teacher looks at", canvas("The teacher's")), goals);
   const places = row("what the student looks at", canvas("The student's"));
 
-  let student = head(found, ""), before = null;
-  const show = (id, value, digits) => {
-    [shown[id], at(id).textContent] = [value, (before ? `${before[id].toFixed(digits)} → ` : "") + value.toFixed(digits)];
+  let student = head(found, ""), before = null, busy = false;
+  const whole = (share) => `${Math.round(share)} %`;
+  const texts = { agreement: whole, "f1-student": (f1) => f1.toFixed(1), "epg-student": whole, alike: (value) => value.toFixed(2) };
+  const show = (id, value) => {
+    [shown[id], at(id).textContent] = [value, (before ? `${texts[id](before[id])} → ` : "") + texts[id](value)];
   };
   const see = (maps) => {
     paints(places, maps);
-    show("alike", tf.tidy(() => cosine(maps, goals, side).mean().dataSync()[0]), 2);
+    show("alike", tf.tidy(() => cosine(maps, goals, side).mean().dataSync()[0]));
   };
-  const measure = async () => {
-    tf.tidy(() => see(mapsOf(forward(student, x).maps, tops)));
-    const { agreement, f1, epg } = await evaluate(student, known, right.tops);
-    const found = { agreement, "f1-student": f1, "epg-student": epg };
-    Object.entries(found).forEach(([id, value]) => show(id, value, 1));
-    before ??= { alike: shown.alike, ...found };
+  const wait = (yes, words) => {
+    [busy, at("lesson").textContent] = [yes, words];
+    at("panel-teach").setAttribute("aria-busy", yes); // `disabled` would take the focus from a button
   };
-  const fresh = () => {
-    Object.values(student).forEach((tensor) => tensor instanceof tf.Variable && tensor.dispose());
-    student = head(found, "");
-  };
-  const lock = (all, reset = all) => ["teach-kd", "teach-e2kd", "forget"].forEach((id, k) => (at(id).disabled = k < 2 ? all : reset));
-  const lesson = (kind, name) => async () => {
-    lock(true);
-    fresh();
-    await distil(student, teacher, x, { kind, side }, (step, seen) => {
+  /** Trains a fresh student by KD or e²KD; without a kind it stays fresh. */
+  const lesson = (kind, words) => async () => {
+    if (busy) return;
+    wait(true, kind ? "Teaching …" : "Measuring …");
+    for (const id in texts) at(id).textContent = kind ? at(id).textContent.replace(/ → .*|$/, " → …") : "…";
+    tf.dispose(variables(student));
+    [student, at("progress-teach").value] = [head(found, ""), 0];
+    if (!kind) before = null;
+    else await distil(student, teacher, x, { kind, side }, (step, seen) => {
       at("progress-teach").value = step + 1;
       see(seen.maps);
     });
-    await measure();
-    at("lesson").textContent = `${name}, 20 steps on ${lessons.length} scenes. Try the other one, and compare the maps.`;
-    lock(false);
+    tf.tidy(() => see(mapsOf(forward(student, x).maps, tops)));
+    const { agreement, f1, epg } = await evaluate(student, known, right.tops);
+    Object.entries({ agreement, "f1-student": f1, "epg-student": epg }).forEach(([id, value]) => show(id, value));
+    before ??= { ...shown };
+    wait(false, words);
   };
-  at("teach-kd").onclick = lesson("kd", "KD");
-  at("teach-e2kd").onclick = lesson("e2kd", "KD + e²KD");
-  const restart = async () => {
-    lock(true);
-    fresh();
-    [before, at("progress-teach").value] = [null, 0];
-    await measure();
-    at("lesson").textContent = "The teacher learned with boxes: it looks at the objects. The student looks elsewhere. Teach it.";
-    lock(false, true);
-  };
-  at("forget").onclick = restart;
-  await restart();
+  const taught = `: 20 steps on ${lessons.length} scenes. Compare the maps, then try the other button.`;
+  at("teach-kd").onclick = lesson("kd", `KD${taught}`);
+  at("teach-e2kd").onclick = lesson("e2kd", `KD + e²KD${taught}`);
+  at("forget").onclick = lesson("", "The teacher learned with boxes: it looks at objects. The student looks elsewhere. Teach it.");
+  await at("forget").onclick();
 }

@@ -7,29 +7,52 @@ import { blank, paint, picture, watch } from "./draw.js";
 import { teach } from "./teach.js";
 
 const MADE = new URL("./made/", import.meta.url);
-const CHOICES = ["loss", "lambda", "class"];
+const CHOICES = ["loss", "lambda", "class"], OTHERS = ["f1-others", "epg-others"];
 const at = (id) => document.getElementById(id);
 const percent = (share) => `${Math.round(100 * share)} %`;
 const state = { scene: 0, class: 0, box: [], loss: "energy", lambda: 1, guided: [] };
 const shown = {}; // the numbers on the page, by the ids of their elements
 const kept = []; // the network before each guidance
-let data, net, found, more, others, grey, map, taught, busy = true;
+let data, net, found, more, others, grey, map, taught, busy = true, step = 0;
 
 /** What the page shows, under the ids of its elements. */
 const report = () => ({ ...state, class: data?.classes[state.class], steps: STEPS * state.guided.length, busy, ...shown });
-
 const number = (id, value, text = percent(value)) => ([shown[id], at(id).textContent] = [value, text]);
 
-/** Draws the map and the box, and says how much of the map is inside. */
+/** The last guidance on this scene, if any. Undo brings its box back, or else the scene's own. */
+const last = () => state.guided.filter((one) => one.scene === state.scene).at(-1);
+const home = () => (last() ?? data.scenes[state.scene]).box;
+const moved = () => state.box.join() !== home().join();
+
+/** What the network answers, why, and what to do next. */
+function story() {
+  const name = data.classes[state.class], scene = data.classes[data.scenes[state.scene].label];
+  const [here, gone, inside] = [shown.probability, shown["probability-removed"], shown.epg >= 0.5];
+  let why = "", next = "";
+  if (here >= 0.5 && gone < 0.5) why = "It needs the object.";
+  else if (here >= 0.5) why = inside ? "Most reasons lie in the box, yet it can do without the object." : "It looks at the background!";
+  if (name !== scene) next = `The scene shows “${scene}”.`;
+  else if (!state.lambda) next = "With λ = 0, Guide ignores the box.";
+  else if (last()) next = here >= 0.5 && (gone < 0.5 || inside) ? "Guide other scenes, too." : "Press Guide again.";
+  else next = kept.length ? "You have not guided this scene yet: press Guide." : "Press Guide, and its reasons move into the box.";
+  const answer = here < 0.5 ? `gives “${name}” ${percent(here)}` : `says “${name}”: ${percent(here)}`;
+  return `The network ${answer}. Without the object: ${percent(gone)}. ${why} ${next}`;
+}
+
+/** Draws the map and the box, and tells what they say. */
 function draw() {
   number("epg", epg(map, data.side, state.box));
   paint(at("box"), grey, map, state.box);
-  const [x1, y1, x2, y2] = state.box;
+  const [x1, y1, x2, y2] = state.box, words = step ? "Guiding …" : story();
   at("box").setAttribute("aria-label", `Scene with the network's map, and a box: left ${x1}, top ${y1}, width ${x2 - x1}, `
-    + `height ${y2 - y1} of ${data.side} pixels. Arrow keys move the box, with shift they resize it.`);
+    + `height ${y2 - y1} of ${data.side} pixels. Arrow keys move the box, Shift and arrow keys size it.`);
+  if (at("story").textContent !== words) at("story").textContent = words; // else it would be read aloud at every step
+  at("guide").textContent = step ? `Step ${step}` : last() ? "Guide again" : "Guide";
+  [at("undo").disabled, at("reset").disabled] = [!moved() && !kept.length, !kept.length];
+  if (document.activeElement.disabled) at("guide").focus();
 }
 
-/** Asks the network with the object and without it, and shows both answers and the map. */
+/** Asks the network with the object and without it, and shows the choices, both answers and the map. */
 function ask() {
   const c = state.class, [answers, maps] = tf.tidy(() => {
     const { logits, maps } = forward(net, features(found.scenes, 2 * state.scene, 2));
@@ -37,35 +60,27 @@ function ask() {
   });
   map = resize(maps[0], data.side);
   ["probability", "probability-removed"].forEach((id, k) => number(id, answers[k][c]));
-  draw();
-  return answers;
-}
-
-/** Shows the choices, and says what the network answers. */
-async function refresh() {
-  const c = state.class, name = data.classes[c], [here, gone] = ask();
   for (const choice of CHOICES) at(choice).value = state[choice];
-  for (const place of document.querySelectorAll(".class-name")) place.textContent = name;
-  at("classes").innerHTML = data.classes.map((name, k) => `<li><span>${name}</span>
-    <span><span class="bar" style="width: ${100 * here[k]}%"></span></span><span>${percent(here[k])}</span></li>`).join("");
-  const why = here[c] < 0.5 ? "" : gone[c] < 0.5 ? " It needs the object." : " It looks at the background!";
-  const next = state.guided.length ? " Other scenes are below." : " Press Guide, and its reasons move into the box.";
-  at("story").textContent = `The network says “${name}”: ${percent(here[c])}. With the object removed: ${percent(gone[c])}.${why}${next}`;
+  for (const place of document.querySelectorAll(".class-name")) place.textContent = data.classes[c];
+  at("classes").innerHTML = data.classes.map((name, k) => `<li><span>${name}</span><span><span class="bar"
+    style="width: ${100 * answers[0][k]}%"></span></span><span>${percent(answers[0][k])}</span></li>`).join("");
+  draw();
 }
 
 /** F1 and EPG on the other scenes, before and now. */
 function compare(now) {
-  for (const [id, key] of [["f1-others", "f1"], ["epg-others", "epg"]]) {
-    const old = data.before[key].toFixed(1);
-    number(id, now?.[key] ?? data.before[key], now ? `${old} → ${now[key].toFixed(1)}` : old);
+  const texts = { f1: (f1) => f1.toFixed(1), epg: (epg) => percent(epg / 100) };
+  for (const [key, text] of Object.entries(texts)) {
+    const old = text(data.before[key]);
+    number(`${key}-others`, now?.[key] ?? data.before[key], now ? `${old} → ${text(now[key])}` : old);
   }
 }
 
 function ready(yes) {
   busy = !yes;
-  for (const id of ["guide", ...CHOICES]) at(id).disabled = busy;
-  for (const id of ["undo", "reset"]) at(id).disabled = busy || !state.guided.length;
-  at("guide").textContent = state.guided.length ? "Guide again" : "Guide";
+  at("panel-guide").setAttribute("aria-busy", busy); // `disabled` would take the focus from a button
+  for (const choice of CHOICES) at(choice).disabled = busy;
+  for (const id of busy ? OTHERS : []) at(id).textContent = at(id).textContent.replace(/ → .*|$/, " → …");
 }
 
 /** The state in the address, so that it can be shared. */
@@ -73,6 +88,7 @@ function save() {
   const text = (one) => [one.scene, one.class, one.loss, one.lambda, ...one.box].join();
   const words = new URLSearchParams([["now", text(state)], ...state.guided.map((one) => ["guided", text(one)])]);
   history.replaceState(null, "", `?${words}`);
+  at("share").textContent = "Copy a link";
 }
 
 /** What the address holds; what it says wrongly is left out. */
@@ -96,7 +112,7 @@ async function choose(scene, rest = {}) {
   const photo = await picture(at("with").src);
   if (scene !== state.scene) return; // another one was chosen meanwhile
   grey = photo;
-  await refresh();
+  ask();
 }
 
 /** Twenty steps with the box of `one`, the answers and the map shown after each. */
@@ -105,19 +121,18 @@ async function press(one) {
   kept.push(remember(net));
   state.guided.push(one);
   const x = features(found.scenes, 2 * one.scene, 1), { label } = data.scenes[one.scene];
-  await guide(net, x, { ...one, c: one.class, weight: one.lambda, label, side: data.side }, (step) => {
-    at("progress").value = step + 1;
-    at("guide").textContent = `Step ${step + 1}`;
+  await guide(net, x, { ...one, c: one.class, weight: one.lambda, label, side: data.side }, (done) => {
+    step = at("progress").value = done + 1;
     ask();
   });
+  step = 0;
   x.dispose();
 }
 
 /** After the network has changed: ask it again, here and on the other scenes. */
 async function changed() {
-  await refresh();
+  ask();
   save();
-  for (const id of ["f1-others", "epg-others"]) at(id).textContent += " …";
   compare(state.guided.length ? await evaluate(net, await others) : null);
   ready(true);
 }
@@ -128,7 +143,7 @@ async function back(count) {
   const gone = kept.splice(-count);
   restore(net, gone[0]);
   tf.dispose(gone);
-  at("progress").value = 0;
+  at("progress").value = kept.length && STEPS;
   await changed();
 }
 
@@ -138,49 +153,53 @@ function keep() {
   pen.fillStyle = "white";
   pen.fillRect(0, 0, 900, 500);
   [["box", 10, 440], ["with", 460, 210], ["without", 680, 210]].forEach(([id, x, size]) => pen.drawImage(at(id), x, 10, size, size));
-  const [p, q, share] = ["probability", "probability-removed", "epg"].map((id) => percent(shown[id]));
+  const [p, q, share, f1, epg] = ["probability", "probability-removed", "epg", ...OTHERS].map((id) => at(id).textContent);
   [pen.fillStyle, pen.font] = ["black", "19px sans-serif"];
   [`${data.classes[state.class]}: ${p}, object removed: ${q}`, `reasons inside the box (EPG): ${share}`,
     `${report().steps} steps, loss ${state.loss}, λ = ${state.lambda}`, `on ${data.others.labels.length} other scenes:`,
-    `F1 ${at("f1-others").textContent}, EPG ${at("epg-others").textContent}`].forEach((line, k) => pen.fillText(line, 465, 255 + 34 * k));
+    `F1 ${f1}, EPG ${epg}`].forEach((line, k) => pen.fillText(line, 465, 255 + 34 * k));
   Object.assign(document.createElement("a"), { href: canvas.toDataURL(), download: "guided.png" }).click();
 }
 
 function listen() {
   at("guide").onclick = async () => {
-    const { scene, class: c, loss, lambda, box } = state;
-    await press({ scene, class: c, loss, lambda, box: [...box] });
+    if (busy) return;
+    const { guided, ...now } = state;
+    await press(now);
     await changed();
   };
-  [at("undo").onclick, at("reset").onclick, at("download").onclick] = [() => back(1), () => back(kept.length), keep];
+  const place = (box, end) => {
+    if (busy) return;
+    state.box = [...box];
+    draw();
+    if (end) save();
+  };
+  watch(at("box"), data.side, () => state.box, place);
+  at("undo").onclick = () => busy || (moved() ? place(home(), true) : back(1));
+  [at("reset").onclick, at("download").onclick] = [() => busy || back(kept.length), keep];
   at("share").onclick = () => {
     save();
     (navigator.clipboard?.writeText(location.href) ?? Promise.reject()).then(() => (at("share").textContent = "Copied"),
       () => window.prompt("The address of this state", location.href));
+    setTimeout(save, 3000); // the button is as before
   };
   for (const name of CHOICES) at(name).onchange = () => {
     state[name] = name === "loss" ? at(name).value : Number(at(name).value);
-    refresh().then(save);
+    ask();
+    save();
   };
-  watch(at("box"), data.side, () => state.box, (next, last) => {
-    if (busy) return;
-    state.box = next;
-    draw();
-    if (last) save();
-  });
   const tabs = ["tab-guide", "tab-teach"].map(at);
-  const open = (chosen) => {
-    tabs.forEach((tab, k) => {
-      tab.setAttribute("aria-selected", k === chosen);
-      tab.tabIndex = k === chosen ? 0 : -1;
-      at(tab.getAttribute("aria-controls")).hidden = k !== chosen;
-    });
-    if (chosen) taught ??= teach({ data, found, more, others, made: MADE, shown }).catch(fail);
-    tabs[chosen].focus();
-  };
   tabs.forEach((tab, k) => {
-    tab.onclick = () => open(k);
-    tab.onkeydown = ({ key }) => void (["ArrowLeft", "ArrowRight"].includes(key) && open(1 - k)); // false would keep the key
+    tab.onclick = () => {
+      for (const one of tabs) {
+        one.setAttribute("aria-selected", one === tab);
+        one.tabIndex = one === tab ? 0 : -1;
+        at(one.getAttribute("aria-controls")).hidden = one !== tab;
+      }
+      if (k) taught ??= teach({ data, found, more, others, made: MADE, shown }).catch(fail);
+      tab.focus();
+    };
+    tab.onkeydown = ({ key }) => void (/Arrow(Left|Right)/.test(key) && tabs[1 - k].click()); // false would keep the key
   });
 }
 
@@ -203,6 +222,7 @@ async function main() {
   const { here, guided } = opened();
   [at("live").hidden, at("fallback").hidden] = [false, true];
   await choose(here?.scene ?? 0, here ?? {});
+  at("scenes").scrollLeft = at(`scene-${state.scene}`).offsetLeft - at("scenes").offsetLeft;
   compare();
   more = read(new URL("more.safetensors", MADE));
   others = more.then((all) => ({ ...data.others, side: data.side, x: all.others }));
