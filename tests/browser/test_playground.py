@@ -241,6 +241,7 @@ def test_undo_and_reset_restore_the_network(visit):
     assert twice["steps"] == 40
     page.locator("#undo").click()
     page.wait_for_function("playground.state().steps === 20 && !playground.state().busy")
+    assert page.locator("#progress").evaluate("bar => bar.value") == 20  # the first guidance remains
     page.locator("#scene-0").click()
     page.wait_for_function("playground.state().scene === 0")
     undone = state(page)
@@ -287,6 +288,91 @@ def test_the_class_can_be_chosen(visit):
     page.locator("#class").select_option("2")
     page.wait_for_function("(before) => document.getElementById('box').toDataURL() !== before", arg=before)
     assert state(page)["class"] == "furry" and state(page)["probability"] < 0.5
+    story = page.locator("#story").inner_text()
+    assert "says" not in story and "Press Guide" not in story  # the map of this class has no reasons to move
+    assert "bird" in story  # which is what the scene shows
+
+
+def test_the_story_agrees_with_the_map_and_names_the_next_step(visit):
+    page = visit("docs/playground.html?backend=cpu")
+    page.locator("#scene-1").click()
+    page.wait_for_function("document.getElementById('story').textContent.includes('insect')")
+    assert "background" in page.locator("#story").inner_text()
+    width = page.locator("#guide").bounding_box()["width"]
+    found, story = guided(page), page.locator("#story").inner_text()
+    assert found["epg"] > 0.5 and found["probability-removed"] > 0.5  # inside the box, and not needed
+    assert "background" not in story and "in the box" in story and "Guide" in story
+    assert page.locator("#guide").inner_text() == "Guide again"
+    assert page.locator("#guide").bounding_box()["width"] == width
+    page.locator("#scene-2").click()
+    page.wait_for_function("document.getElementById('story').textContent.includes('not guided this scene')")
+    assert page.locator("#guide").inner_text() == "Guide"
+
+
+def test_undo_brings_the_box_back_before_the_network(visit):
+    page = visit("docs/playground.html?backend=cpu")
+    own = state(page)["box"]
+    assert page.locator("#undo").is_disabled()
+    page.locator("#box").press("ArrowRight")
+    moved = guided(page)["box"]
+    page.locator("#box").press("ArrowDown")
+    seen = []
+    for _ in range(3):
+        page.locator("#undo").click()
+        page.wait_for_function("!playground.state().busy")
+        seen.append((state(page)["box"], state(page)["steps"]))
+    assert moved != own and seen == [(moved, 20), (moved, 0), (own, 0)]
+    assert page.locator("#undo").is_disabled()
+
+
+def test_numbers_on_other_scenes_are_marked_until_they_are_computed(visit):
+    page = visit("docs/playground.html?backend=cpu")
+    marks = """() => {
+      window.seen = { texts: [], focus: new Set(), widths: new Set() };
+      window.look = (ids, button) => new MutationObserver(() => {
+        seen.texts.push(ids.map((id) => document.getElementById(id).textContent).join());
+        seen.focus.add(document.activeElement.id);
+      }).observe(document.getElementById(button), { childList: true, attributes: true, subtree: true });
+    }"""
+    page.evaluate(marks)
+    page.evaluate("look(['story', 'f1-others', 'epg-others'], 'panel-guide')")
+    page.locator("#guide").press("Enter")
+    page.wait_for_function("playground.state().steps === 20 && !playground.state().busy")
+    assert any("Guiding" in text and text.count("→ …") == 2 for text in page.evaluate("seen.texts"))
+    assert page.evaluate("[...seen.focus]") == ["guide"]
+    assert "…" not in page.locator("#f1-others").inner_text() + page.locator("#epg-others").inner_text()
+    page.locator("#undo").press("Enter")
+    page.wait_for_function("playground.state().steps === 0 && !playground.state().busy")
+    assert page.evaluate("document.activeElement.id") == "guide"  # there is nothing left to undo
+    page.locator("#tab-teach").click()
+    page.wait_for_function("'agreement' in playground.state()")
+    page.evaluate(marks)
+    page.evaluate("look(['lesson', 'agreement', 'f1-student', 'epg-student'], 'panel-teach')")
+    page.locator("#teach-kd").press("Enter")
+    page.wait_for_function("document.getElementById('lesson').textContent.includes('20 steps')")
+    assert any("Teaching" in text and text.count("→ …") == 3 for text in page.evaluate("seen.texts"))
+    assert page.evaluate("[...seen.focus]") == ["teach-kd"]
+    assert "…" not in page.locator("#agreement").inner_text()
+
+
+def test_the_bars_show_the_probabilities(visit):
+    page = visit()
+    page.locator(".playground details").evaluate("details => { details.open = true; }")
+    widths = page.locator(".bar").evaluate_all("bars => bars.map((bar) => bar.getBoundingClientRect().width)")
+    heights = page.locator(".bar").evaluate_all("bars => bars.map((bar) => bar.getBoundingClientRect().height)")
+    assert widths[0] > 100 > 10 * max(widths[1:]) and min(heights) > 5  # a bird, at nearly 100 %
+
+
+def test_copying_a_link_says_so_for_a_while(visit):
+    page = visit()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button = page.locator("#share")
+    text, width = button.inner_text(), button.bounding_box()["width"]
+    button.click()
+    page.wait_for_function("document.getElementById('share').textContent === 'Copied'")
+    assert button.bounding_box()["width"] == width
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+    page.wait_for_function("(text) => document.getElementById('share').textContent === text", arg=text)
 
 
 def test_the_box_by_mouse_and_by_key(visit):
@@ -388,24 +474,51 @@ def test_a_phone_shows_it_whole_and_guides_by_touch(visit):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def swipe(page, *places) -> list[int]:
+    """The box after a finger was at these places (x, y) of the map."""
+    area, fingers = page.locator("#box").bounding_box(), page.context.new_cdp_session(page)
+    zoom = area["width"] / 224
+    points = [[{"x": area["x"] + zoom * x, "y": area["y"] + zoom * y}] for x, y in places]
+    kinds = ["touchStart"] + ["touchMove"] * (len(points) - 1) + ["touchEnd"]
+    for kind, point in zip(kinds, [*points, []], strict=True):
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": point})
+    return state(page)["box"]
+
+
 def test_a_finger_draws_the_box(visit):
     page = visit(**PHONE)
-    canvas = page.locator("#box")
-    canvas.scroll_into_view_if_needed()
-    area, fingers = canvas.bounding_box(), page.context.new_cdp_session(page)
-    place = [
-        {"x": area["x"] + area["width"] * part, "y": area["y"] + area["height"] * part} for part in (0.1, 0.3, 0.5)
-    ]
+    page.locator("#box").scroll_into_view_if_needed()
     scrolled = page.evaluate("scrollY")
-    for kind, points in (
-        ("touchStart", place[:1]),
-        ("touchMove", place[1:2]),
-        ("touchMove", place[2:]),
-        ("touchEnd", []),
-    ):
-        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-    assert state(page)["box"] == pytest.approx([22, 22, 112, 112], abs=2)
+    assert swipe(page, (22, 22), (67, 67), (112, 112)) == pytest.approx([22, 22, 112, 112], abs=2)
     assert page.evaluate("scrollY") == scrolled
+
+
+def test_a_finger_that_swipes_scrolls_and_leaves_the_box(visit):
+    page = visit(**PHONE)
+    box = state(page)["box"]
+    assert swipe(page, (30, 200), (90, 202), (190, 205)) == box  # no sliver
+    assert page.evaluate("scrollY") == 0
+    assert swipe(page, (60, 100), (60, 80), (60, 60)) != box  # from inside, the box moves
+    assert page.evaluate("scrollY") == 0
+    page.locator("#undo").tap()
+    assert state(page)["box"] == box
+    assert swipe(page, (190, 200), (191, 150), (192, 100), (192, 50)) == box
+    page.wait_for_function("scrollY > 20")
+
+
+def test_a_phone_on_its_side_shows_the_map_and_its_button(visit):
+    page = visit(**PHONE | {"viewport": {"width": 844, "height": 390}})
+    button, area = page.locator("#guide").bounding_box(), page.locator("#box").bounding_box()
+    assert button["y"] + button["height"] - area["y"] < 390 - 50  # below the header of the site
+
+
+def test_a_link_shows_its_scene_among_the_thumbnails(visit):
+    page = visit("docs/playground.html?now=15,0,energy,1,10,10,90,90", **PHONE)
+    area = page.locator("#scene-15").bounding_box()
+    assert area["x"] >= 0 and area["x"] + area["width"] <= 390
+    button = page.locator("#pst-back-to-top")
+    button.evaluate("button => { button.style.display = 'block'; }")  # as the theme does on the way up
+    assert button.is_hidden()  # it would cover them
 
 
 def test_without_script_a_picture_and_a_sentence_stay(visit):
