@@ -9,6 +9,8 @@ from torchmetrics import Metric
 
 from e2lib.datasets.files import check_value
 
+THRESHOLDS = tuple(t / 20 for t in range(20))  # of `IoUCurve`
+
 NOTHING = 1e-30  # a map whose largest |value| is at most this counts as zero
 
 
@@ -136,7 +138,7 @@ def IoU(threshold: float) -> Average:
 class IoUCurve(Average):
     """Mean `iou` (T,) at each of T increasing thresholds, by default 0, 0.05, …, 0.95, in one pass over the data."""
 
-    def __init__(self, thresholds: Sequence[float] = tuple(t / 20 for t in range(20))):
+    def __init__(self, thresholds: Sequence[float] = THRESHOLDS):
         self.thresholds = _increasing(thresholds)
         super().__init__(partial(iou, threshold=self.thresholds), f"IoU {self.thresholds}", [len(self.thresholds)])
 
