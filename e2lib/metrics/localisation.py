@@ -10,7 +10,6 @@ from torchmetrics import Metric
 from e2lib.datasets.files import check_value
 
 THRESHOLDS = tuple(t / 20 for t in range(20))  # of `IoUCurve`
-
 NOTHING = 1e-30  # a map whose largest |value| is at most this counts as zero
 
 

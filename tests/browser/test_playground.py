@@ -325,34 +325,36 @@ def test_undo_brings_the_box_back_before_the_network(visit):
     assert page.locator("#undo").is_disabled()
 
 
+WATCH = """([panel, ids]) => {
+  window.seen = { texts: [], focus: new Set() };
+  new MutationObserver(() => {
+    seen.texts.push(ids.map((id) => document.getElementById(id).textContent).join());
+    seen.focus.add(document.activeElement.id);
+  }).observe(document.getElementById(panel), { childList: true, attributes: true, subtree: true });
+}"""
+
+
+def watched(page, panel, story, numbers, button, done, says) -> None:
+    """Press the button by key: meanwhile the story says so, the numbers wait, and the focus stays."""
+    page.evaluate(WATCH, [panel, [story, *numbers]])
+    page.locator(f"#{button}").press("Enter")
+    page.wait_for_function(done)
+    assert any(says in text and text.count("→ …") == len(numbers) for text in page.evaluate("seen.texts"))
+    assert page.evaluate("[...seen.focus]") == [button]
+    assert not any("…" in page.locator(f"#{name}").inner_text() for name in numbers)
+
+
 def test_numbers_on_other_scenes_are_marked_until_they_are_computed(visit):
     page = visit("docs/playground.html?backend=cpu")
-    marks = """() => {
-      window.seen = { texts: [], focus: new Set(), widths: new Set() };
-      window.look = (ids, button) => new MutationObserver(() => {
-        seen.texts.push(ids.map((id) => document.getElementById(id).textContent).join());
-        seen.focus.add(document.activeElement.id);
-      }).observe(document.getElementById(button), { childList: true, attributes: true, subtree: true });
-    }"""
-    page.evaluate(marks)
-    page.evaluate("look(['story', 'f1-others', 'epg-others'], 'panel-guide')")
-    page.locator("#guide").press("Enter")
-    page.wait_for_function("playground.state().steps === 20 && !playground.state().busy")
-    assert any("Guiding" in text and text.count("→ …") == 2 for text in page.evaluate("seen.texts"))
-    assert page.evaluate("[...seen.focus]") == ["guide"]
-    assert "…" not in page.locator("#f1-others").inner_text() + page.locator("#epg-others").inner_text()
+    done = "playground.state().steps === 20 && !playground.state().busy"
+    watched(page, "panel-guide", "story", ["f1-others", "epg-others"], "guide", done, "Guiding")
     page.locator("#undo").press("Enter")
     page.wait_for_function("playground.state().steps === 0 && !playground.state().busy")
     assert page.evaluate("document.activeElement.id") == "guide"  # there is nothing left to undo
     page.locator("#tab-teach").click()
     page.wait_for_function("'agreement' in playground.state()")
-    page.evaluate(marks)
-    page.evaluate("look(['lesson', 'agreement', 'f1-student', 'epg-student'], 'panel-teach')")
-    page.locator("#teach-kd").press("Enter")
-    page.wait_for_function("document.getElementById('lesson').textContent.includes('20 steps')")
-    assert any("Teaching" in text and text.count("→ …") == 3 for text in page.evaluate("seen.texts"))
-    assert page.evaluate("[...seen.focus]") == ["teach-kd"]
-    assert "…" not in page.locator("#agreement").inner_text()
+    done = "document.getElementById('lesson').textContent.includes('20 steps')"
+    watched(page, "panel-teach", "lesson", ["agreement", "f1-student", "epg-student"], "teach-kd", done, "Teaching")
 
 
 def test_the_bars_show_the_probabilities(visit):
