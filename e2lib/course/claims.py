@@ -30,7 +30,7 @@ class Claim(BaseModel, extra="forbid", frozen=True):
     claim: str
     paper: Literal["guidance", "e²KD"]
     theme: str  # a figure of its own
-    headline: bool = False  # among the few that stand first
+    headline: list[str] = []  # names of data sets whose rows stand first, large
     above: float = 0.0  # points
     paper_says: float | None  # the paper's number in the setting most like ours
     setting: str  # which setting that is
@@ -112,7 +112,7 @@ def judge(claims: list[Claim], table: pd.DataFrame) -> pd.DataFrame:
                 numbers = values(table, ours)
                 low, high = interval(numbers)
                 row = claim.model_dump(exclude={"ours"}) | {"data": name, "ours": numbers.mean(), "seeds": len(numbers)}
-                row |= {"revisions": pooled.get(ours.run, "")}
+                row |= {"revisions": pooled.get(ours.run, ""), "headline": name in claim.headline}
                 mine.append(row | {"low": low, "high": high, "here": verdict(low, high, claim.above)})
         said = {row["here"] for row in mine} - {OPEN}
         overall = MIXED if len(said) > 1 else said.pop() if said else OPEN

@@ -60,9 +60,17 @@ def show_claims(table: pd.DataFrame) -> Figure:
     """What `claims.judge` returns: one line per claim and data set, with our mean, its interval, and others' numbers.
 
     The x axis counts points above the claim's bound. It is linear up to 5 on either side and logarithmic beyond. A line
-    below names the revisions of numbers marked with †.
+    below names the revisions of numbers marked with †. Up to six lines are large, to be read from far away.
     """
-    figure, axis = plt.subplots(figsize=(11, 1.3 + 0.4 * len(table)))
+    large = len(table) <= 6
+    sizes = dict.fromkeys(("font.size", "xtick.labelsize", "ytick.labelsize"), 17) if large else {}
+    with plt.rc_context(sizes):
+        return _claims(table, 0.95 if large else 0.4, 36 if large else 58)
+
+
+def _claims(table: pd.DataFrame, height: float, wide: int) -> Figure:
+    """height: of a line, inches; wide: letters of a name in a line."""
+    figure, axis = plt.subplots(figsize=(11, 1.3 + height * len(table)))
     for y, row in enumerate(table.itertuples()):
         first = y == 0 or table.claim.iloc[y - 1] != row.claim
         colour = {"holds": COLOURS[2], "does not hold": COLOURS[3]}.get(row.here, "0.4")
@@ -77,7 +85,7 @@ def show_claims(table: pd.DataFrame) -> Figure:
             axis.axhline(y - 0.5, color="0.85", linewidth=0.8)
             axis.text(1.01, y, row.verdict, transform=axis.get_yaxis_transform(), va="center")
     data = table.data + [" †" * bool(several) for several in table.revisions]
-    names = data.where(table.claim.duplicated(), table.claim + "   " + data).map(lambda name: textwrap.fill(name, 58))
+    names = data.where(table.claim.duplicated(), table.claim + "   " + data).map(lambda name: textwrap.fill(name, wide))
     axis.axvline(0, color="black", linestyle=":")
     axis.set_xscale("symlog", linthresh=5)
     ticks = [-50, -10, -2, 0, 2, 10, 50]
@@ -86,5 +94,5 @@ def show_claims(table: pd.DataFrame) -> Figure:
     axis.set_yticklabels(names)
     pooled = "".join(f"\n† of several revisions: {one}" for one in sorted({*table.revisions} - {""}))
     axis.set_xlabel("points above the bound" + pooled)
-    figure.suptitle("● ours, 95 % interval over seeds   ◇ paper   × reproductions", fontsize=12)
+    figure.suptitle("● ours, 95 % interval over seeds   ◇ paper   × reproductions", fontsize=plt.rcParams["font.size"])
     return figure

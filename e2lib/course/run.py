@@ -5,6 +5,7 @@ Snakemake calls `execute` for each of them.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import functools
 import glob
@@ -335,6 +336,8 @@ def execute(file: Path, kept: str) -> None:
 
     The job may still run, because it outlived its Snakemake. Then this waits for it and uses its result.
     """
+    # nbformat would compile its grammar of web addresses, which takes a second and serves no notebook.
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     about = json.loads(file.read_text("utf-8"))[kept]
     job = Job.of(Path(about["notebook"]), about["given"], Path(about["place"]), read=about["read"])  # as it is now
     if job.kept.absolute() != Path(kept):
@@ -403,12 +406,12 @@ def _trouble(executed: Any, error: Exception | None) -> str | None:
 
 
 def _machine(device: str) -> str:
-    """The name of the GPU, or the kind of processor and the number of threads that torch uses."""
+    """The name of the GPU, or the kind of processor and the number of threads that Snakemake gives to torch."""
+    if device == "cpu" or not cards():
+        return f"{platform.machine()}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads"
     import torch
 
-    if (kind := parameters.device(device)).type == "cuda":
-        return torch.cuda.get_device_name(kind)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(parameters.device(device))
 
 
 def _commit(folder: Path) -> str:
@@ -421,7 +424,11 @@ def _commit(folder: Path) -> str:
 @functools.cache
 def cards() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch  # here, because a login node does not need it
+    try:
+        ctypes.CDLL("libcuda.so.1")  # NVIDIA's driver
+    except OSError:
+        return []
+    import torch  # here, because it takes seconds
 
     count = torch.cuda.device_count()  # CUDA takes the names before the first that is no GPU, such as -1
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
