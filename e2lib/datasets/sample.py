@@ -236,14 +236,20 @@ class Batch:
         """
         if segmentation and self.masks is None:
             raise ValueError("segmentation masks were asked for, but no image of this batch has any")
-        nowhere = torch.zeros(1, *self.size, dtype=torch.bool, device=self.images.device)
-        result = []
-        for i, wanted in enumerate(classes.reshape(len(self.names), -1).tolist()):
-            shapes = self.masks[i] if segmentation else box_masks(self.boxes[i], self.size)
-            for c in wanted:
-                of_class = [] if shapes is None else [shapes[self.box_labels[i] == c]]
-                result.append(torch.cat([nowhere, *of_class]).amax(0))
-        return torch.stack(result).unflatten(0, (len(self.names), -1))  # (B*K, H, W) -> (B, K, H, W)
+        wanted = classes.reshape(len(self.names), -1)
+        image = torch.repeat_interleave(torch.tensor([len(labels) for labels in self.box_labels]))  # of each box
+        box, k = (torch.cat(self.box_labels)[:, None] == wanted[image]).nonzero().T
+        if segmentation:
+            empty = [torch.zeros(len(labels), *self.size, dtype=torch.bool) for labels in self.box_labels]
+            shapes = torch.cat([e.to(box.device) if m is None else m for m, e in zip(self.masks, empty, strict=True)])[
+                box
+            ]
+        else:
+            shapes = box_masks(torch.cat(self.boxes)[box], self.size)
+        result = shapes.new_zeros(*wanted.shape, *self.size)
+        for i, j, shape in zip(image[box.cpu()].tolist(), k.tolist(), shapes, strict=True):
+            result[i, j] = torch.maximum(result[i, j], shape)
+        return result
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
