@@ -241,9 +241,8 @@ class Batch:
         box, k = (torch.cat(self.box_labels)[:, None] == wanted[image]).nonzero().T
         if segmentation:
             empty = [torch.zeros(len(labels), *self.size, dtype=torch.bool) for labels in self.box_labels]
-            shapes = torch.cat([e.to(box.device) if m is None else m for m, e in zip(self.masks, empty, strict=True)])[
-                box
-            ]
+            known = zip(self.masks, empty, strict=True)
+            shapes = torch.cat([none.to(box.device) if masks is None else masks for masks, none in known])[box]
         else:
             shapes = box_masks(torch.cat(self.boxes)[box], self.size)
         result = shapes.new_zeros(*wanted.shape, *self.size)
