@@ -3,7 +3,8 @@
 `python -m tests.bench.real` prints what fills do on scenes, a table of guided heads, one of guided heads on scenes with
 the exact removal test, and one of distilled heads. It keeps features in runs/real, and says so where --root has no
 voc2007/VOCdevkit. λ has been looked at on test images: these numbers check the road, and choose nothing.
-With --bcos FILE it compares a network of data/bcosify.py with its original instead, on validation images.
+With --bcos FILE it compares a network of data/bcosify.py with its original instead: on scenes, and on the validation
+images of VOC2007.
 """
 
 import argparse
@@ -110,13 +111,13 @@ def distilled(seeds: int, train, test, teachers) -> list[float]:
     return table("distilled, VOC2007, half of test", seeds, rows)
 
 
-def fitted(file: Path, seeds: int, train, val) -> list[float]:
+def fitted(title: str, file: Path, seeds: int, size: int, train, val) -> list[float]:
     """Heads on a B-cos network of data/bcosify.py, and on its original, after twenty epochs."""
 
     def row(name, weights, method):
         def scores(seed):
             torch.manual_seed(seed)
-            trunk, head = models.split(models.build(name, len(train.classes), weights), SIZE)
+            trunk, head = models.split(models.build(name, len(train.classes), weights), size)
             on_train, on_val = (features.extract(trunk, part, FOLDER, **HOW) for part in (train, val))
             training.fit(head, on_train, 20, 3e-3, 64, seed, Guide(at="Final", weight=0))
             return training.evaluate(head, on_val, 64, method, "Final")
@@ -124,7 +125,7 @@ def fitted(file: Path, seeds: int, train, val) -> list[float]:
         return scores
 
     rows = {"original": row(NAME, "imagenet", "ixg"), f"B-cos, {file.name}": row(f"bcos_{NAME}", file, "bcos")}
-    return table("VOC2007, validation images", seeds, rows)
+    return table(title, seeds, rows)
 
 
 def fills() -> None:
@@ -153,13 +154,16 @@ def main() -> None:
         print(f"{name}: {times[name]:.0f} s, {sum(times.values()):.0f} s so far", flush=True)
         return found
 
+    if given.bcos:
+        parts = (datasets.Scenes(split, count, 128) for split, count in (("train", 4000), ("test", 1000)))
+        clock("heads on scenes", fitted("scenes, 128 px, test images", given.bcos, given.seeds, 128, *parts))
     place = given.root / "voc2007"
     if not (place / "VOCdevkit").exists():
         print(f"skipped: {place} holds no VOCdevkit")
         return
     if given.bcos:
         parts = (datasets.load("voc", place, split, SIZE) for split in ("train", "val"))
-        clock("heads on both networks", fitted(given.bcos, given.seeds, *parts))
+        clock("heads on VOC2007", fitted("VOC2007, validation images", given.bcos, given.seeds, SIZE, *parts))
         return
     clock("fills on scenes", fills())
     train, test = (datasets.load("voc", place, split, SIZE) for split in ("train", "test"))
