@@ -85,7 +85,7 @@ def _claims(table: pd.DataFrame, height: float, wide: int) -> Figure:
             axis.axhline(y - 0.5, color="0.85", linewidth=0.8)
             axis.text(1.01, y, row.verdict, transform=axis.get_yaxis_transform(), va="center")
     data = table.data + [" †" * bool(several) for several in table.revisions]
-    names = data.where(table.claim.duplicated(), table.claim + "   " + data).map(lambda name: textwrap.fill(name, wide))
+    names = data.where(table.claim.duplicated(), table.claim + " · " + data).map(lambda name: textwrap.fill(name, wide))
     axis.axvline(0, color="black", linestyle=":")
     axis.set_xscale("symlog", linthresh=5)
     ticks = [-50, -10, -2, 0, 2, 10, 50]
