@@ -207,7 +207,7 @@ def test_scores_are_those_of_e2lib(visit, numbers, heads):
 
 def test_the_first_thing_on_the_landing_page_is_the_playground(visit):
     page = visit("docs/index.html")
-    follows = "document.querySelector('article h1 ~ *').id"
+    follows = "document.querySelector('article h1 ~ *').className"
     assert page.evaluate(follows) == "playground"
     assert page.locator("main a[href='playground.html']").count() >= 1
     assert guided(page)["steps"] == 20
@@ -216,7 +216,7 @@ def test_the_first_thing_on_the_landing_page_is_the_playground(visit):
 def test_guidance_moves_the_reasons_into_the_box(visit):
     page = visit()
     start = state(page)
-    assert start["probability"] > 0.5 and start["probability-removed"] > 0.5  # it is fooled
+    assert start["probability"] > 50 and start["probability-removed"] > 50  # it is fooled
     drawn = page.evaluate("document.getElementById('box').toDataURL()")
     page.evaluate("""() => {
       window.seen = new Set();
@@ -226,10 +226,11 @@ def test_guidance_moves_the_reasons_into_the_box(visit):
     end = guided(page)
     assert page.evaluate("seen.size") >= 15  # of 20 maps; a busy machine may leave out frames
     assert page.evaluate("document.getElementById('box').toDataURL()") != drawn
-    assert end["epg"] > start["epg"] + 0.1 and end["probability"] > 0.5 > end["probability-removed"]
-    for name in ("probability", "probability-removed", "epg"):
-        assert page.locator(f"#{name}").inner_text() == f"{round(100 * end[name])} %"
-    assert page.locator("#f1-others").inner_text() == f"{start['f1-others']:.1f} → {end['f1-others']:.1f}"
+    assert end["epg"] > start["epg"] + 10 and end["probability"] > 50 > end["probability-removed"]
+    for name in ("probability", "probability-removed"):
+        assert page.locator(f"#{name}").inner_text() == f"{end[name]:.0f} %"
+    assert page.locator("#epg").inner_text() == f"{start['epg']:.0f} % → {end['epg']:.0f} %"
+    assert page.locator("#f1-others").inner_text() == f"{start['f1-others']:.1f} % → {end['f1-others']:.1f} %"
 
 
 def test_undo_and_reset_restore_the_network(visit):
@@ -241,11 +242,11 @@ def test_undo_and_reset_restore_the_network(visit):
     assert twice["steps"] == 40
     page.locator("#undo").click()
     page.wait_for_function("playground.state().steps === 20 && !playground.state().busy")
-    assert page.locator("#progress").evaluate("bar => bar.value") == 20  # the first guidance remains
+    assert page.locator("#progress").evaluate("bar => bar.value") == 0  # of this scene
     page.locator("#scene-0").click()
-    page.wait_for_function("playground.state().scene === 0")
+    page.wait_for_function("document.getElementById('progress').value === 20")  # of that one
     undone = state(page)
-    assert undone["probability-removed"] == pytest.approx(once["probability-removed"], abs=1e-6)
+    assert undone["probability-removed"] == pytest.approx(once["probability-removed"], abs=1e-4)
     page.locator("#reset").click()
     page.wait_for_function("playground.state().steps === 0 && !playground.state().busy")
     assert state(page) == start
@@ -279,7 +280,7 @@ def test_lambda_zero_is_the_control(visit):
     start = state(page)
     page.locator("#lambda").select_option("0")
     end = guided(page)
-    assert end["probability-removed"] > 0.5 and end["epg"] < start["epg"] + 0.1
+    assert end["probability-removed"] > 50 and end["epg"] < start["epg"] + 10
 
 
 def test_the_class_can_be_chosen(visit):
@@ -287,7 +288,7 @@ def test_the_class_can_be_chosen(visit):
     before = page.evaluate("document.getElementById('box').toDataURL()")
     page.locator("#class").select_option("2")
     page.wait_for_function("(before) => document.getElementById('box').toDataURL() !== before", arg=before)
-    assert state(page)["class"] == "furry" and state(page)["probability"] < 0.5
+    assert state(page)["class"] == "furry" and state(page)["probability"] < 50
     story = page.locator("#story").inner_text()
     assert "says" not in story and "Press Guide" not in story  # the map of this class has no reasons to move
     assert "bird" in story  # which is what the scene shows
@@ -300,29 +301,63 @@ def test_the_story_agrees_with_the_map_and_names_the_next_step(visit):
     assert "background" in page.locator("#story").inner_text()
     width = page.locator("#guide").bounding_box()["width"]
     found, story = guided(page), page.locator("#story").inner_text()
-    assert found["epg"] > 0.5 and found["probability-removed"] > 0.5  # inside the box, and not needed
-    assert "background" not in story and "in the box" in story and "Guide" in story
+    assert found["epg"] > 50 and found["probability-removed"] > 50  # inside the box, and not needed
+    assert "background" not in story and "in the box" in story
+    assert (
+        found["f1-others"] < 66.7 - 5 and f"{found['f1-others']:.1f} %" in story and "Guide" not in story
+    )  # the price
     assert page.locator("#guide").inner_text() == "Guide again"
     assert page.locator("#guide").bounding_box()["width"] == width
     page.locator("#scene-2").click()
-    page.wait_for_function("document.getElementById('story').textContent.includes('not guided this scene')")
+    page.wait_for_function("document.getElementById('story').textContent.includes('furry')")
     assert page.locator("#guide").inner_text() == "Guide"
 
 
-def test_undo_brings_the_box_back_before_the_network(visit):
+def test_undo_goes_back_one_by_one_and_reset_wholly(visit):
     page = visit("docs/playground.html?backend=cpu")
     own = state(page)["box"]
     assert page.locator("#undo").is_disabled()
     page.locator("#box").press("ArrowRight")
     moved = guided(page)["box"]
     page.locator("#box").press("ArrowDown")
+    lower = state(page)["box"]
+    page.locator("#box").press("ArrowDown")
     seen = []
-    for _ in range(3):
+    for _ in range(4):
         page.locator("#undo").click()
         page.wait_for_function("!playground.state().busy")
         seen.append((state(page)["box"], state(page)["steps"]))
-    assert moved != own and seen == [(moved, 20), (moved, 0), (own, 0)]
+    assert moved != own and seen == [(lower, 20), (moved, 20), (moved, 0), (own, 0)]
     assert page.locator("#undo").is_disabled()
+    page.locator("#box").press("ArrowDown")
+    lower = state(page)["box"]
+    for k in (1, 0):
+        page.locator(f"#scene-{k}").click()
+        page.wait_for_function("k => playground.state().scene === k", arg=k)
+    assert state(page)["box"] == lower  # kept with its scene
+    page.locator("#reset").click()
+    page.wait_for_function("document.getElementById('reset').disabled")
+    assert state(page)["box"] == own
+
+
+def test_a_box_beside_the_object_is_named(visit):
+    page = visit("docs/playground.html?now=0,0,energy,1,170,160,215,215")
+    assert "misses the object" in page.locator("#story").inner_text()
+    page.locator("#undo").click()
+    page.wait_for_function("document.getElementById('undo').disabled")
+    assert "misses" not in page.locator("#story").inner_text()
+
+
+def test_buttons_say_that_they_wait(visit):
+    page = visit()
+    page.locator("#guide").click()
+    names = ["guide", "undo", "reset", "scene-3"]
+    assert [page.locator(f"#{name}").get_attribute("aria-disabled") for name in names] == ["true"] * 4
+    page.locator("#scene-3").click(force=True)
+    assert state(page)["busy"] and state(page)["scene"] == 0
+    page.wait_for_function("!playground.state().busy")
+    assert page.locator("#scene-3").get_attribute("aria-disabled") == "false"
+    assert page.locator("#undo").is_enabled()
 
 
 WATCH = """([panel, ids]) => {
@@ -339,7 +374,7 @@ def watched(page, panel, story, numbers, button, done, says) -> None:
     page.evaluate(WATCH, [panel, [story, *numbers]])
     page.locator(f"#{button}").press("Enter")
     page.wait_for_function(done)
-    assert any(says in text and text.count("→ …") == len(numbers) for text in page.evaluate("seen.texts"))
+    assert any(says in text and text.count("…") == 1 + len(numbers) for text in page.evaluate("seen.texts"))
     assert page.evaluate("[...seen.focus]") == [button]
     assert not any("…" in page.locator(f"#{name}").inner_text() for name in numbers)
 
@@ -354,7 +389,9 @@ def test_numbers_on_other_scenes_are_marked_until_they_are_computed(visit):
     page.locator("#tab-teach").click()
     page.wait_for_function("'agreement' in playground.state()")
     done = "document.getElementById('lesson').textContent.includes('20 steps')"
-    watched(page, "panel-teach", "lesson", ["agreement", "f1-student", "epg-student"], "teach-kd", done, "Teaching")
+    watched(
+        page, "panel-teach", "lesson", ["agreement-kd", "f1-student-kd", "epg-student-kd"], "teach-kd", done, "Teaching"
+    )
 
 
 def test_the_bars_show_the_probabilities(visit):
@@ -426,13 +463,17 @@ def test_e2kd_hands_the_teachers_reasons_down_and_kd_does_not(visit):
     page.locator("#tab-teach").click()
     page.wait_for_function("'agreement' in playground.state()")
     start, found = state(page), {}
+    assert page.locator("#forget").is_disabled()
     for kind in ("kd", "e2kd"):
         page.locator(f"#teach-{kind}").click()
-        page.wait_for_function("document.getElementById('lesson').textContent.includes('20 steps')")
-        page.wait_for_function("!document.getElementById('forget').disabled")
+        assert state(page)["busy"]
+        page.wait_for_function("!playground.state().busy")
         found[kind] = state(page)
     assert found["e2kd"]["alike"] > found["kd"]["alike"] + 0.1
     assert found["e2kd"]["alike"] > start["alike"] + 0.1
+    assert "more alike" in page.locator("#lesson").inner_text()
+    for kind, now in ({"start": start} | found).items():  # side by side
+        assert page.locator(f"#alike-{kind}").inner_text() == f"{now['alike']:.2f}"
     page.locator("#forget").click()
     page.wait_for_function("document.getElementById('lesson').textContent.includes('Teach it')")
     assert state(page) == start
@@ -456,7 +497,7 @@ def test_axe_finds_no_fault(visit, scheme, options, tab):
         page.wait_for_function("'agreement' in playground.state()")
     page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"], "preload": False}
-    found = Axe().run(page, context={"include": ["#playground"]}, options=rules).response["violations"]
+    found = Axe().run(page, context={"include": [".playground"]}, options=rules).response["violations"]
     assert [(fault["help"], fault["nodes"][0]["html"][:200]) for fault in found] == []
 
 
@@ -583,7 +624,7 @@ def test_it_runs_with_webgl_and_without(visit, webgl):
     )
     assert page.evaluate("playground.tf.getBackend()") == ("webgl" if webgl else "cpu")
     end = guided(page)
-    assert end["probability"] > 0.5 > end["probability-removed"]
+    assert end["probability"] > 50 > end["probability-removed"]
 
 
 def test_it_is_small_and_quick(visit, home):

@@ -1,18 +1,25 @@
-// Pictures: photographs in grey under a map in red and blue, and the box that a visitor draws.
+// What is drawn: photographs in grey under a map in red and blue, and a visitor's box. And what both tabs say alike.
+import * as tf from "./made/tf.js";
+
 const FOR = [178, 24, 43], AGAINST = [33, 102, 172];
 const LEAST = 8, DRAWN = 16; // pixels, of a side of a box, and of a new one: less is a tap or a swipe
 const ARROWS = { ArrowLeft: [-4, 0], ArrowRight: [4, 0], ArrowUp: [0, -4], ArrowDown: [0, 4] }; // pixels
 const between = (value, low, high) => Math.max(low, Math.min(high, Math.round(value)));
+export const at = (id) => document.getElementById(id);
+export const percent = (share) => `${Math.round(share)} %`;
 export const blank = (width, height) => Object.assign(document.createElement("canvas"), { width, height });
+
+/** While a panel waits, its buttons keep the focus, which `disabled` would take, and look disabled. view stops their clicks. */
+export function wait(panel, yes) {
+  at(panel).setAttribute("aria-busy", yes);
+  for (const button of at(panel).querySelectorAll("button:not(.free)")) button.setAttribute("aria-disabled", yes);
+}
 
 /** A photograph's grey values, pale, one per pixel. */
 export async function picture(address) {
   const image = Object.assign(new Image(), { src: address });
   await image.decode();
-  const pen = blank(image.width, image.height).getContext("2d");
-  pen.drawImage(image, 0, 0);
-  const { data } = pen.getImageData(0, 0, image.width, image.height);
-  return Float32Array.from({ length: data.length / 4 }, (_, k) => 110 + 0.19 * (data[4 * k] + data[4 * k + 1] + data[4 * k + 2]));
+  return tf.tidy(() => tf.browser.fromPixels(image).sum(2).mul(0.19).add(110).dataSync());
 }
 
 /** Draws a map (pixels, row by row) over a grey photograph, its strongest value in full colour, and a box if given. */
@@ -37,10 +44,16 @@ export function paint(canvas, grey, map, box) {
 }
 
 /** A box of two corners: in order, inside, with sides of at least LEAST, in whole pixels. */
-function box(x1, y1, x2, y2, side) {
+export function fitted(x1, y1, x2, y2, side) {
   const low = (a, b) => between(Math.min(a, b), 0, side - LEAST);
   const high = (a, b) => between(Math.max(a, b), low(a, b) + LEAST, side);
   return [low(x1, x2), low(y1, y2), high(x1, x2), high(y1, y2)];
+}
+
+/** How much of the smaller box lies in the other one, from 0 to 1. */
+export function overlap(a, b) {
+  const area = ([x1, y1, x2, y2]) => Math.max(0, x2 - x1) * Math.max(0, y2 - y1);
+  return area(a.map((value, k) => Math[k < 2 ? "max" : "min"](value, b[k]))) / Math.min(area(a), area(b));
 }
 
 const moved = ([x1, y1, x2, y2], dx, dy, side) => [x1, y1, x2, y2].map((value, k) =>
@@ -58,9 +71,9 @@ export function watch(canvas, side, current, changed) {
     const inside = x > x1 && x < x2 && y > y1 && y < y2;
     still = corner || inside;
     drag = (u, v) => {
-      if (corner) return box(x1 + x2 - near[0], y1 + y2 - near[1], u, v, side);
+      if (corner) return fitted(x1 + x2 - near[0], y1 + y2 - near[1], u, v, side);
       if (inside) return moved(old, u - x, v - y, side);
-      const drawn = box(x, y, u, v, side);
+      const drawn = fitted(x, y, u, v, side);
       return Math.min(drawn[2] - drawn[0], drawn[3] - drawn[1]) < DRAWN ? old : drawn;
     };
     canvas.setPointerCapture(event.pointerId);
@@ -71,15 +84,13 @@ export function watch(canvas, side, current, changed) {
     still ||= Math.abs(clientY - from.clientY) < 2 * Math.abs(clientX - from.clientX);
     return !still; // a finger that goes up or down beside the box scrolls, unless this is false
   };
-  canvas.onlostpointercapture = () => {
-    drag = null;
-    changed(current(), true);
-  };
+  canvas.onlostpointercapture = () => changed(current(), !(drag = null));
+  canvas.onkeyup = ({ key }) => ARROWS[key] && changed(current(), true); // a key that is held moves it once, for Undo
   canvas.onkeydown = (event) => {
     const [dx, dy] = ARROWS[event.key] ?? [0, 0], old = current(), [x1, y1, x2, y2] = old;
     if (!dx && !dy) return;
     event.preventDefault();
-    const wider = box(x1, y1, Math.max(x1 + LEAST, x2 + dx), Math.max(y1 + LEAST, y2 + dy), side);
-    changed(event.shiftKey ? wider : moved(old, dx, dy, side), true);
+    const wider = fitted(x1, y1, Math.max(x1 + LEAST, x2 + dx), Math.max(y1 + LEAST, y2 + dy), side);
+    changed(event.shiftKey ? wider : moved(old, dx, dy, side), false);
   };
 }

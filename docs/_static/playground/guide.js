@@ -16,13 +16,11 @@ async function train(net, loss, after) {
   const optimizer = tf.train.adam(RATE, 0.9, 0.999, 1e-8);
   for (let step = 0; step < STEPS; step++) {
     let seen;
-    const { grads } = tf.variableGrads(() => {
+    optimizer.minimize(() => {
       seen = loss();
       Object.values(seen).forEach((tensor) => tf.keep(tensor));
       return seen.loss;
-    }, variables(net));
-    optimizer.applyGradients(grads);
-    tf.dispose(grads);
+    }, true, variables(net));
     await after(step, seen);
     tf.dispose(seen);
     await tf.nextFrame(); // so that the page is drawn, and can be used

@@ -12,38 +12,31 @@ function shares(cells, side) {
   });
 }
 
-/** What each cell weighs in the sum over the pixels of a box [x1, y1, x2, y2]: (cells, 1). */
-function weights(cells, side, [x1, y1, x2, y2]) {
-  const axis = tf.tensor(shares(Math.sqrt(cells), side)), sum = (from, to) => axis.slice([from, 0], [to - from, -1]).sum(0);
-  return tf.outerProduct(sum(y1, y2), sum(x1, x2)).reshape([cells, 1]);
+/** The sum of maps (B, cells) over the pixels of a box: (B, 1). */
+function sum(maps, side, [x1, y1, x2, y2]) {
+  const cells = maps.shape[1], axis = tf.tensor(shares(Math.sqrt(cells), side));
+  const weights = (from, to) => axis.slice([from, 0], [to - from, -1]).sum(0);
+  return tf.matMul(maps, tf.outerProduct(weights(y1, y2), weights(x1, x2)).reshape([cells, 1]));
 }
 
 /** The two guidance losses, of |map|, per image. */
 export const LOSSES = {
   energy(maps, box, side) {
-    const sum = (where) => tf.matMul(tf.abs(maps), weights(maps.shape[1], side, where));
-    return tf.sub(1, tf.div(sum(box), tf.maximum(sum([0, 0, side, side]), 1e-30)));
+    const size = tf.abs(maps), all = sum(size, side, [0, 0, side, side]);
+    return tf.sub(1, tf.div(sum(size, side, box), tf.maximum(all, 1e-30)));
   },
-  l1(maps, [x1, y1, x2, y2], side) {
-    const size = tf.abs(maps), full = tf.div(size, tf.maximum(size.max(1, true), 1e-30));
-    const sum = (where) => tf.matMul(full, weights(maps.shape[1], side, where));
-    const missing = tf.sub((x2 - x1) * (y2 - y1), sum([x1, y1, x2, y2])); // Σ M (1 − Â)
-    return tf.div(tf.add(missing, tf.sub(sum([0, 0, side, side]), sum([x1, y1, x2, y2]))), side * side); // + Σ (1 − M) Â
+  l1(maps, box, side) {
+    const size = tf.abs(maps), full = tf.div(size, tf.maximum(size.max(1, true), 1e-30)), [x1, y1, x2, y2] = box;
+    const more = tf.sub(sum(full, side, [0, 0, side, side]), tf.mul(2, sum(full, side, box)));
+    return tf.div(tf.add((x2 - x1) * (y2 - y1), more), side * side); // Σ M (1 − Â) + Σ (1 − M) Â = Σ M + Σ Â − 2 Σ M Â
   },
 };
 
 /** Binary cross-entropy of logits (B, C) and labels of 0 and 1, mean over images and classes. */
 export const bce = (logits, labels) => tf.sub(tf.softplus(logits), tf.mul(logits, labels)).mean();
 
-/** Σ_c KL(σ(teacher) ‖ σ(student)), per image. */
-export function kd(student, teacher) {
-  const side = (sign) => {
-    // tf.logSigmoid would lose what its gradient needs
-    const [there, here] = [teacher, student].map((logits) => tf.neg(tf.softplus(tf.mul(-sign, logits))));
-    return tf.mul(tf.exp(there), tf.sub(there, here));
-  };
-  return tf.add(side(1), side(-1)).sum(1);
-}
+/** Σ_c KL(σ(t) ‖ σ(s)) = Σ_c σ(t) (t − s) + log(1 + eˢ) − log(1 + eᵗ), of logits of student and teacher, per image. */
+export const kd = (s, t) => tf.add(tf.mul(tf.sigmoid(t), tf.sub(t, s)), tf.sub(tf.softplus(s), tf.softplus(t))).sum(1);
 
 /** Cosine of two maps in pixels, per image. e²KD's loss is 1 − this. */
 export function cosine(student, teacher, side) {
@@ -55,18 +48,17 @@ export function cosine(student, teacher, side) {
 }
 
 /** A map of cells in pixels, row by row. */
-export function resize(map, side) {
-  const size = Math.sqrt(map.length), axis = shares(size, side), result = new Float32Array(side ** 2);
-  axis.forEach((down, y) => {
-    const row = axis[y].map((_, c) => down.reduce((sum, share, r) => sum + share * map[r * size + c], 0));
-    axis.forEach((right, x) => row.forEach((value, c) => (result[y * side + x] += right[c] * value)));
-  });
-  return result;
-}
+export const resize = (map, side) => tf.tidy(() => {
+  const size = Math.sqrt(map.length), axis = tf.tensor(shares(size, side));
+  return tf.matMul(tf.matMul(axis, tf.tensor(map, [size, size])), axis, false, true).dataSync();
+});
+
+/** The values of a map in pixels that lie in a box. */
+export const inside = (map, side, [x1, y1, x2, y2]) =>
+  map.filter((_, k) => k % side >= x1 && k % side < x2 && k >= y1 * side && k < y2 * side);
 
 /** EPG: the share of positive attribution in the box, of a map in pixels. */
-export function epg(map, side, [x1, y1, x2, y2]) {
-  const inside = map.filter((value, k) => k % side >= x1 && k % side < x2 && k >= y1 * side && k < y2 * side);
+export function epg(map, side, box) {
   const sum = (values) => values.reduce((total, value) => total + Math.max(0, value), 0), total = sum(map);
-  return total && sum(inside) / total;
+  return total && sum(inside(map, side, box)) / total;
 }

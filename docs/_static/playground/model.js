@@ -21,10 +21,8 @@ const HALVES = Float32Array.from({ length: 2 ** 16 }, (_, bits) => {
   const exponent = (bits >> 10) & 31, fraction = bits & 1023;
   return (bits >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction);
 });
-const READ = {
-  F16: (bytes) => Float32Array.from(new Uint16Array(bytes), (bits) => HALVES[bits]),
-  F32: (bytes) => new Float32Array(bytes),
-};
+const floats = (bytes, type) =>
+  type === "F16" ? Float32Array.from(new Uint16Array(bytes), (bits) => HALVES[bits]) : new Float32Array(bytes);
 
 /** All tensors of a safetensors file, by name, as float32. */
 export async function read(address) {
@@ -34,23 +32,19 @@ export async function read(address) {
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes, 8, length)));
   const named = Object.entries(header).filter(([name]) => name !== "__metadata__");
   return Object.fromEntries(named.map(([name, { dtype, shape, data_offsets: [from, to] }]) =>
-    [name, tf.tensor(READ[dtype](bytes.slice(8 + length + from, 8 + length + to)), shape)]));
+    [name, tf.tensor(floats(bytes.slice(8 + length + from, 8 + length + to), dtype), shape)]));
 }
 
 /** Features (count, cells, channels) of some of all scenes. */
 export const features = (all, from, count) => all.slice([from, 0, 0], [count, -1, -1]);
 
-/** A head of a file's tensors, whose names begin with `prefix`. */
+/** A head of a file's tensors, whose names begin with `prefix`; or, without it, a copy of a head. */
 export function head(found, prefix) {
   const trained = TRAINED.map((name) => [name, tf.variable(found[prefix + name])]);
   return { mean: found[prefix + "mean"], inverse: found[prefix + "inverse"], ...Object.fromEntries(trained) };
 }
 
 export const variables = (net) => TRAINED.map((name) => net[name]);
-
-/** The trained numbers as they are now. `restore` sets them again. */
-export const remember = (net) => variables(net).map((variable) => variable.clone());
-export const restore = (net, kept) => variables(net).forEach((variable, k) => variable.assign(kept[k].clone()));
 
 /** Features (B, cells, channels) to logits (B, classes) and maps (B, cells, classes).
  * The maps are Input x Gradient of each logit at the head's ReLU6, e2lib's depth Final. Behind it come only a mean and
