@@ -54,7 +54,7 @@ export async function teach({ data, found, more, others, made, shown }) {
     const maps = way("alike", 0.02, "less alike than", "as alike as", "more alike than");
     const answers = way("agreement", 2, "fewer", "about as many", "more");
     at("lesson").textContent = start ? "The teacher learned with boxes: it looks at objects. The student looks elsewhere. Teach it."
-      : `20 steps of ${at(kind).textContent}: maps ${maps} at first, ${answers} answers like the teacher's. Try the other button, too.`;
+      : `20 steps of ${at(kind).textContent}: maps ${maps} at first, ${answers} answers like the teacher's. Compare with the other button.`;
     wait("panel-teach", false);
     at("forget").disabled = start;
     if (document.activeElement.disabled) at("teach-kd").focus();
