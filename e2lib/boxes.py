@@ -58,8 +58,9 @@ def mask_box(mask: Tensor) -> Tensor:
 def check_boxes(boxes: Tensor, size: tuple[float, float], where: str) -> Tensor:
     """Return boxes (N, 4) clipped to an image of size (H, W), where 0 means unknown.
 
-    ValueError, with `where`, for a box that is not finite, inverted or empty, or outside the image: as a whole, or by
-    more than one pixel and more than a tenth of its side, which annotators do not draw (CUB: up to 8 %).
+    ValueError, with `where`, for a box that is not finite, inverted or empty, in shares of the sides (0.1 to 0.9), or
+    outside the image: as a whole, or by more than one pixel and more than a tenth of its side, which annotators do not
+    draw (CUB: up to 8 %).
     """
     height, width = (side or math.inf for side in size)
     clipped = clip_boxes_to_image(boxes, (height, width))
@@ -67,8 +68,9 @@ def check_boxes(boxes: Tensor, size: tuple[float, float], where: str) -> Tensor:
         sides = [box[2] - box[0], box[3] - box[1]]
         outside = [abs(a - b) > max(1, 0.1 * side) for a, b, side in zip(box, inner, sides * 2, strict=True)]
         faults = {"is not finite": not all(map(math.isfinite, box)), "is inverted": min(sides) < 0}
-        gone = inner[2] <= inner[0] or inner[3] <= inner[1]
-        faults |= {"is empty": min(sides) == 0, "reaches outside the image": any(outside) or gone}
+        gone, shares = inner[2] <= inner[0] or inner[3] <= inner[1], max(box) <= 1 and any(side % 1 for side in box)
+        faults |= {"is in shares of the sides, not in pixels": shares, "is empty": min(sides) == 0}
+        faults |= {"reaches outside the image": any(outside) or gone}
         if found := [fault for fault, wrong in faults.items() if wrong]:
             right = f"0 <= x1 < x2 <= {width} (width) and 0 <= y1 < y2 <= {height} (height)"
             raise ValueError(f"{where}: box (x1, y1, x2, y2) = {tuple(box)} {found[0]}; need {right}")

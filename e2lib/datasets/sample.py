@@ -176,7 +176,7 @@ class Batch:
     def of(
         cls,
         images: Tensor,
-        labels: Tensor,
+        labels: Tensor | Sequence[int],
         boxes: Tensor | Sequence[Tensor | None] | None = None,
         box_labels: Sequence[Tensor | None] | None = None,
         masks: Tensor | Sequence[Tensor | None] | None = None,
@@ -191,7 +191,7 @@ class Batch:
         (B, N, 4), and masks (B, H, W), where an empty mask means none. Images may be uint8. Features need `size`, the
         (H, W) of their images. ValueError for an argument of another length, and for what Sample and `collate` refuse.
         """
-        size, count = tuple(size or images.shape[-2:]), len(images)
+        size, count, labels = tuple(size or images.shape[-2:]), len(images), torch.as_tensor(labels)
         if isinstance(boxes, Tensor):
             if boxes.ndim not in (2, 3) or boxes.shape[-1] != 4:
                 raise ValueError(f"boxes are {tuple(boxes.shape)}; a tensor of them must be (B, 4) or (B, N, 4)")
@@ -265,7 +265,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
             raise ValueError(f"boxes of {s.name} are given for {s.boxes.canvas_size} pixels (H, W), not for {wanted}")
     boxes = [s.boxes.as_subclass(Tensor) for s in samples]
     every = torch.cat(boxes)
-    if not ((every[:, 2:] > every[:, :2]).all() and every.isfinite().all()):
+    right = (every[:, 2:] > every[:, :2]).all() and every.isfinite().all()
+    if not right or (len(every) and every.max() <= 1):
         for s, own in zip(samples, boxes, strict=True):
             check_boxes(own, size, f"image {s.name}")
     images = torch.stack([s.image.as_subclass(Tensor) for s in samples]).float()

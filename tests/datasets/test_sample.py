@@ -360,3 +360,12 @@ def test_samples_of_two_types_are_not_stacked():
             collate([one, other])
     with pytest.raises(ValueError, match="image and labels of one are"):
         collate([Sample(dark, torch.tensor(0), name="one"), Sample(dark, torch.tensor([1, 0]), name="two")])
+
+
+def test_batch_of_takes_labels_in_a_list_and_refuses_boxes_in_shares_of_the_sides():
+    images = torch.rand(2, 3, 8, 8)
+    assert Batch.of(images, [1, 0]).labels.tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"image 0: box .* is in shares of the sides, not in pixels; need .* 8"):
+        Batch.of(images, [1, 0], torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.0, 0.25, 1.0, 1.0]]))
+    corner = Batch.of(images, [1, 0], torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]))
+    assert corner.class_masks(corner.labels).sum((1, 2, 3)).tolist() == [1, 1]  # one pixel
