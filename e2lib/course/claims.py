@@ -101,8 +101,8 @@ def judge(claims: list[Claim], table: pd.DataFrame) -> pd.DataFrame:
     """One row per claim and data set of ours: mean, interval, seeds, the others' numbers, and two verdicts.
 
     "here" is the verdict on this data set, "verdict" that on the claim: holds or does not hold if no data set says the
-    opposite, mixed if both occur, else undecided. "revisions" is the text of `results.pooled` for the run, or empty.
-    Data sets whose run is `missing` are left out.
+    opposite, mixed if both occur, else undecided. "held" says on how many data sets it holds. "revisions" is the text
+    of `results.pooled` for the run, or empty. Data sets whose run is `missing` are left out.
     """
     rows, pooled = [], results.pooled(table)
     for claim in claims:
@@ -116,7 +116,8 @@ def judge(claims: list[Claim], table: pd.DataFrame) -> pd.DataFrame:
                 mine.append(row | {"low": low, "high": high, "here": verdict(low, high, claim.above)})
         said = {row["here"] for row in mine} - {OPEN}
         overall = MIXED if len(said) > 1 else said.pop() if said else OPEN
-        rows += [row | {"verdict": overall} for row in mine]
+        held = f"{sum(row['here'] == HOLDS for row in mine)} of {len(mine)}"
+        rows += [row | {"verdict": overall, "held": held} for row in mine]
     return pd.DataFrame(rows)
 
 

@@ -83,7 +83,7 @@ def _claims(table: pd.DataFrame, height: float, wide: int) -> Figure:
             if pd.notna(row.paper_says):
                 axis.plot(row.paper_says - row.above, y, "kD", markersize=6, markerfacecolor="none")
             axis.axhline(y - 0.5, color="0.85", linewidth=0.8)
-            axis.text(1.01, y, row.verdict, transform=axis.get_yaxis_transform(), va="center")
+            axis.text(1.01, y, f"{row.verdict} ({row.held})", transform=axis.get_yaxis_transform(), va="center")
     data = table.data + [" †" * bool(several) for several in table.revisions]
     names = data.where(table.claim.duplicated(), table.claim + " · " + data).map(lambda name: textwrap.fill(name, wide))
     axis.axvline(0, color="black", linestyle=":")

@@ -260,7 +260,7 @@ def start(jobs: list[Job], folder: Path, at_once: int = 0, gpus: int = 1, profil
         _watch(process, jobs, not bars and folder.name)
         log.seek(begin)
         said = log.read()
-    print(summary(jobs, folder.name))
+    print(summary(jobs, folder.name) + (f"\n{folder}/ holds the executed notebooks" if bars else ""))
     if process.returncode < 0:
         print(f"Snakemake was ended by {signal.Signals(-process.returncode).name}; run the same command to continue")
     elif process.returncode and not any(job.error.exists() for job in jobs):  # not because a notebook failed
@@ -389,6 +389,8 @@ def _execute(job: Job, bar: str) -> None:
         write(job.error, trouble)
         sys.exit(f"{job.notebook}: {trouble}")
     minutes = round((time.monotonic() - begin) / 60, 2)
+    for cell in notebook.code_cells(executed):
+        cell.outputs = [output for output in cell.outputs if not notebook.is_bar(output)]
     executed.metadata["run"] = {"minutes": minutes, "device": _machine(job.device), "commit": commit}
     write(job.kept, nbformat.writes(executed) + "\n")
 
