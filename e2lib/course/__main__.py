@@ -117,8 +117,8 @@ def main() -> None:
             return run.execute(Path(given.file), given.kept)
         if given.command == "run":
             jobs = run.plan(given.preset, given.notebooks, given.device)
-            # A notebook uses all cores. In the smoke preset most of the time goes into starting, so two run at once.
-            at_once = 2 if given.preset == "smoke" and not run.cards() else 0
+            # A notebook uses all cores. In the smoke preset most of the time goes into starting, so three run at once.
+            at_once = 3 if given.preset == "smoke" and not run.cards() else 0
             sys.exit(run.start(jobs, Path("runs", given.preset), at_once, bars=True))
         if given.command == "publish":
             from e2lib.course.publish import publish
