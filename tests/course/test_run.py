@@ -52,7 +52,7 @@ def test_a_failure_is_named_the_others_are_kept_and_nothing_is_repeated(project)
     assert sorted(path.name for path in folder.glob("*.ipynb")) == names
     first = notebook.read(folder / "01_first.ipynb")
     assert first.cells[3].outputs[0].text == "96\n"  # the preset's value
-    assert first.metadata["run"]["device"].endswith(f", {max(1, os.cpu_count() // 2)} threads")  # two run at once
+    assert first.metadata["run"]["device"].endswith(f", {max(1, os.cpu_count() // 3)} threads")  # three run at once
 
     write(broken, "print('mended')")
     done = course("run", "--preset", "smoke")
