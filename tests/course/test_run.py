@@ -94,11 +94,12 @@ def test_after_every_kill_the_same_command_goes_on(project):
     said = done.communicate()[0]
     assert done.returncode > 0 and "smoke: 0 of 1 jobs done" in said, said
     killed("starter", "Snakemake", "others")
-    killed("starter", "Snakemake")  # the job outlives them
+    outlived = killed("starter", "Snakemake")  # by the job, which writes to the pipe: its reading end must stay open
     done = course("run", "--preset", "smoke", "--notebooks", "2", start=subprocess.Popen)
     assert "1 of the jobs, started earlier, still running" in done.stdout.readline()
     (project / "notebooks" / "go").touch()  # while the last one waits
     said = done.communicate()[0]
+    outlived.stdout.close()
     assert done.returncode == 0, said
     assert len(log.read_text().split()) == 3
     assert notebook.read(project / "runs" / "smoke" / "02_slow.ipynb").cells[-1].execution_count
