@@ -198,12 +198,15 @@ def plan(preset: str, numbers: str = "", device: str = "auto") -> list[Job]:
     """The jobs of a preset's notebooks in teaching order; `numbers` chooses some, as "02 03" does.
 
     A notebook belongs to a preset that has a file for it. The laptop preset leaves out notebooks such as 04b, which go
-    on where a lesson ends, unless they are chosen. ValueError for an unknown preset, notebook, device or parameter.
+    on where a lesson ends, unless they are chosen. ValueError for an unknown preset, notebook, device or parameter;
+    FileNotFoundError if the folder of photographs is missing, which the preset real takes from E2LIB_REAL.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown PRESET {preset!r}: choose from {', '.join(PRESETS)}")
     if not re.fullmatch(parameters.DEVICES, device):
         raise ValueError(f"unknown DEVICE {device!r}: choose from auto, cpu, cuda")
+    if preset == "real" and not (real := Path(os.path.expandvars("$E2LIB_REAL"))).is_dir():
+        raise FileNotFoundError(f"there is no folder {real}; REAL=FOLDER names one with voc2007/, waterbirds100/, ...")
     words = " ".join(word.zfill(2 + word[-1].isalpha()) for word in numbers.split())
     found, jobs, lessons = notebooks(), [], preset == "laptop" and not words
     files = {number: Path("notebooks", "presets", preset, f"{number}.yaml") for number in found}

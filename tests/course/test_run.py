@@ -288,6 +288,17 @@ def test_what_yaml_allows_stays_allowed(tmp_path):
         run.mapping(file)
 
 
+def test_the_real_preset_asks_for_its_folder_before_anything_runs(project, monkeypatch):
+    write(project / "notebooks" / "01_first.ipynb", "1")
+    (project / "notebooks" / "presets" / "real").mkdir(parents=True)
+    (project / "notebooks" / "presets" / "real" / "01.yaml").write_text("{}")
+    monkeypatch.setenv("E2LIB_REAL", str(project / "photographs"))
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*photographs; REAL=FOLDER names one"):
+        plan("real")
+    (project / "photographs").mkdir()
+    assert len(plan("real")) == 1
+
+
 def test_device_goes_to_the_notebooks_that_have_one(project, monkeypatch):
     write(project / "notebooks" / "01_first.ipynb", "1")
     write(project / "notebooks" / "02_second.ipynb", "1", first="# Parameters: a\nsize = 64\ndevice = 'auto'")
