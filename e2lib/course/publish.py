@@ -21,7 +21,7 @@ def publish(jobs: list[Job]) -> None:
         source, executed = notebook.read(job.notebook), notebook.read(job.kept)
         cells = zip(notebook.code_cells(source), notebook.code_cells(executed), strict=True)
         for number, (cell, done) in enumerate(cells, 1):
-            cell.outputs = done.outputs
+            cell.outputs = [output for output in done.outputs if not notebook.is_bar(output)]
             for output in cell.outputs:
                 if "image/jpeg" in (data := output.get("data", {})):  # a widget with a picture of itself
                     data.pop(notebook.WIDGET, None)

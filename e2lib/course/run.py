@@ -392,8 +392,6 @@ def _execute(job: Job, bar: str) -> None:
         write(job.error, trouble)
         sys.exit(f"{job.notebook}: {trouble}")
     minutes = round((time.monotonic() - begin) / 60, 2)
-    for cell in notebook.code_cells(executed):
-        cell.outputs = [output for output in cell.outputs if not notebook.is_bar(output)]
     executed.metadata["run"] = {"minutes": minutes, "device": _machine(job.device), "commit": commit}
     write(job.kept, nbformat.writes(executed) + "\n")
 
