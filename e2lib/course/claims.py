@@ -51,6 +51,8 @@ def read(path: str | Path | None = None) -> list[Claim]:
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ValueError(f"{path}, claim {number}: {wrong}") from error
+        if unknown := [name for name in claim.headline if name not in claim.ours]:
+            raise ValueError(f"{path}, claim {number}: headline names {unknown}; choose from {list(claim.ours)}")
         if claims.setdefault(claim.claim, claim) is not claim:
             raise ValueError(f"{path}, claim {number}: there is another claim {claim.claim!r}")
     return [*claims.values()]

@@ -77,6 +77,8 @@ def test_a_claim_is_judged_by_all_its_data(tmp_path):
 def test_wrong_claims_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="claims.yaml, claim 2: ours.embedded.valeu: Extra inputs"):
         judged(tmp_path, claim(), claim(ours={"embedded": claim()["ours"]["embedded"] | {"valeu": "x"}}))
+    with pytest.raises(ValueError, match=r"claim 1: headline names \['embeded'\]; choose from \['embedded'\]"):
+        judged(tmp_path, claim(headline=["embeded"]))
     with pytest.raises(ValueError, match="claim 2: there is another claim 'c'"):
         judged(tmp_path, claim(), claim())
     with pytest.raises(ValueError, match="run one: the results have no column 'EPG'"):
