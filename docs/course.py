@@ -99,6 +99,7 @@ def _visit_math_block(translator, node: nodes.math_block) -> None:
 def compose(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the playground and the README onto the first page, with links as seen from docs/; list the presets."""
     if docname == "docs/index":
+        app.env.note_dependency(str(ROOT / "README.md"), docname=docname)  # an edit of README makes the page anew
         title, first = (ROOT / "README.md").read_text().split("\n", 1)
         first = f"{title}\n\n```{{raw}} html\n:file: playground.html\n```\n{first}"
         source[0] = re.sub(r"\]\((?!\w+:)", "](../", first) + source[0]
