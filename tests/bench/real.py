@@ -3,23 +3,31 @@
 `python -m tests.bench.real` prints what fills do on scenes, a table of guided heads, one of guided heads on scenes with
 the exact removal test, and one of distilled heads. It keeps features in runs/real, and says so where --root has no
 voc2007/VOCdevkit. λ has been looked at on test images: these numbers check the road, and choose nothing.
+Heads train on several cores at a time, each on one core and in bfloat16 where the processor has it.
 With --bcos FILE it compares a network of data/bcosify.py with its original instead: on the validation images of
 VOC2007, or, without VOC2007, on the test images of scenes.
 """
 
 import argparse
+import contextlib
+import io
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from e2lib import Distill, datasets, features, models, training
 from e2lib.guidance import Guide
+from e2lib.training.precision import has_bfloat16
 from tests.bench import page
 
-SIZE, NAME, FOLDER, HOW = 224, "efficientnet_lite0", Path("runs/real"), {"batch_size": 64, "workers": 2}
+SIZE, NAME, FOLDER = 224, "efficientnet_lite0", Path("runs/real")
+PRECISION = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
 MEASURES = ("F1", "mAP", "EPG", "IoU", "agreement", "still named", "control")
 SETTINGS = {
     "no guidance": Guide(at="Final", weight=0),
@@ -44,7 +52,9 @@ def network(classes: int, seed: int = 0, name: str = NAME) -> models.Model:
 def extracted(*parts, name: str = NAME) -> list[features.Features]:
     """Features of data sets, of the first with mirror images."""
     trunk, _ = models.split(network(len(parts[0].classes), name=name), SIZE)
-    return [features.extract(trunk, part, FOLDER, mirrored=part is parts[0], **HOW) for part in parts]
+    jobs = {i: partial(features.extract, trunk, part, FOLDER, mirrored=not i) for i, part in enumerate(parts)}
+    together("features", {i: lambda job=job: len(job()) for i, job in jobs.items()})
+    return [job() for job in jobs.values()]  # from the folder
 
 
 def trained(step, data, seed: int, channels: slice = slice(None), name: str = NAME) -> models.Head:
@@ -53,7 +63,7 @@ def trained(step, data, seed: int, channels: slice = slice(None), name: str = NA
     head.channels = channels
     if getattr(step, "fraction", 1) < 1:
         data = datasets.with_boxes(data, step.fraction, seed)
-    training.fit(head, data, 6, 1e-3, 64, seed, step)
+    training.fit(head, data, 6, 1e-3, 64, seed, step, PRECISION)
     return head
 
 
@@ -65,53 +75,70 @@ def measured(head, test, removed=None, control=None, teacher=None) -> dict[str, 
     return scores
 
 
-def table(title: str, seeds: int, rows: dict) -> list[float]:
-    """Print the mean scores of each row, a function of the seed; returns the seconds of each."""
-    found, times = {}, []
-    for name, scores in tqdm(rows.items(), desc=title):
-        start = time.perf_counter()
-        found[name] = [scores(seed) for seed in range(seeds)]
-        times.append((time.perf_counter() - start) / seeds)
+def together(title: str, jobs: dict[Any, Callable[[], Any]]) -> dict[Any, Any]:
+    """What each job returns, by its name. As many run at a time as torch has threads, each on one thread.
+
+    Processes are forked: jobs see what is in memory, and only their results travel. Small heads keep two threads of one
+    process waiting for each other most of the time.
+    """
+    count, context = torch.get_num_threads(), torch.multiprocessing.get_context("fork")
+    with context.Pool(count, _begin, (jobs,)) as pool:
+        return dict(tqdm(pool.imap(_result, jobs), desc=title, total=len(jobs)))
+
+
+def _begin(jobs) -> None:
+    global JOBS
+    JOBS = jobs
+    torch.set_num_threads(1)
+
+
+def _result(name) -> tuple[Any, Any]:
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars of several processes would mix
+        return name, JOBS[name]()
+
+
+def by_seed(seeds: int, rows: dict[Any, Callable[[int], Any]]) -> dict[Any, Callable[[], Any]]:
+    """Jobs for `together`: each row, a function of the seed, with each seed."""
+    return {(name, seed): partial(row, seed) for name, row in rows.items() for seed in range(seeds)}
+
+
+def table(title: str, names: Sequence[str], scores: dict[tuple[str, int], dict[str, float]]) -> None:
+    """Print the mean over the seeds of each row's scores; a row's name there begins with the title."""
+    found = {name: [values for (row, _), values in scores.items() if row == (title, name)] for name in names}
     columns = [m for m in MEASURES if any(m in scores[0] for scores in found.values())]
     lines = [
         (name, *(f"{statistics.mean(one[m] for one in scores):.1f}" if m in scores[0] else "–" for m in columns))
         for name, scores in found.items()
     ]
     print(page.table((title, *columns), lines), flush=True)
-    return times
 
 
-def guided(title: str, settings, seeds: int, train, test, removed, control) -> list[float]:
-    """Heads on features with the guidance of each setting."""
+def guided(title: str, settings, train, test, removed, control) -> dict:
+    """Rows: heads on features with the guidance of each setting."""
 
-    def row(name):
-        return lambda seed: measured(trained(SETTINGS[name], train, seed), test, removed, control)
+    def row(name, seed):
+        return measured(trained(SETTINGS[name], train, seed), test, removed, control)
 
-    return table(title, seeds, {name: row(name) for name in settings})
-
-
-def distilled(seeds: int, train, test, teachers) -> list[float]:
-    """Heads of EfficientNet-Lite0 that learn from a guided one of EfficientNet-Lite2."""
-    both, on_test = (features.join(*pair) for pair in zip((train, test), teachers, strict=True))
-    own, other = slice(0, train.shape[2]), slice(train.shape[2], None)
-    kept = [trained(SETTINGS["energy, λ = 0.3"], both, seed, other, "efficientnet_lite2") for seed in range(seeds)]
-    few = next(iter(torch.utils.data.DataLoader(both, 2, collate_fn=datasets.collate))).images
-
-    def row(**terms):
-        def scores(seed):
-            _, head = models.split(network(20, seed), SIZE)
-            head.channels = own
-            step = Distill(kept[seed], head, few, terms, method="ixg", at="Final") if terms else Guide(weight=0)
-            return measured(trained(step, both, seed, own), on_test, teacher=kept[seed])
-
-        return scores
-
-    rows = {"teacher": lambda seed: measured(kept[seed], on_test), "no teacher": row(), "KD": row(multi_label_kd=1.0)}
-    rows |= {f"KD + e²KD, λ = {weight}": row(multi_label_kd=1.0, e2kd=weight) for weight in (1.0, 5.0)}
-    return table("distilled, VOC2007, half of test", seeds, rows)
+    return {(title, name): partial(row, name) for name in settings}
 
 
-def fitted(title: str, file: Path, b: float, seeds: int, size: int, train, val) -> list[float]:
+def distilled(title: str, train, test, own: slice, kept: dict[int, models.Head]) -> dict:
+    """Rows: heads of EfficientNet-Lite0 that learn from a guided one of EfficientNet-Lite2, `kept` by seed."""
+    few = next(iter(torch.utils.data.DataLoader(train, 2, collate_fn=datasets.collate))).images
+
+    def row(terms, seed):
+        _, head = models.split(network(20, seed), SIZE)
+        head.channels = own
+        step = Distill(kept[seed], head, few, terms, method="ixg", at="Final") if terms else Guide(weight=0)
+        return measured(trained(step, train, seed, own), test, teacher=kept[seed])
+
+    rows = {"teacher": lambda seed: measured(kept[seed], test), "no teacher": partial(row, {})}
+    rows |= {"KD": partial(row, {"multi_label_kd": 1.0})}
+    rows |= {f"KD + e²KD, λ = {x}": partial(row, {"multi_label_kd": 1.0, "e2kd": x}) for x in (1.0, 5.0)}
+    return {(title, name): row for name, row in rows.items()}
+
+
+def fitted(title: str, file: Path, b: float, seeds: int, size: int, train, val) -> None:
     """Heads on a B-cos network of data/bcosify.py, and on its original, after twenty epochs."""
 
     def row(name, weights, method):
@@ -121,14 +148,14 @@ def fitted(title: str, file: Path, b: float, seeds: int, size: int, train, val) 
             if method == "bcos":
                 models.sharpen(net, b)
             trunk, head = models.split(net, size)
-            on_train, on_val = (features.extract(trunk, part, FOLDER, **HOW) for part in (train, val))
+            on_train, on_val = (features.extract(trunk, part, FOLDER) for part in (train, val))
             training.fit(head, on_train, 20, 3e-3, 64, seed, Guide(at="Final", weight=0))
             return training.evaluate(head, on_val, 64, method, "Final")
 
         return scores
 
     rows = {"original": row(NAME, "imagenet", "ixg"), f"B-cos, {file.name}": row(f"bcos_{NAME}", file, "bcos")}
-    return table(title, seeds, rows)
+    table(title, rows, together(title, by_seed(seeds, {(title, name): scores for name, scores in rows.items()})))
 
 
 def fills() -> None:
@@ -137,10 +164,13 @@ def fills() -> None:
     net = models.build("bcos_scenes", 10, "scenes")
     kinds = {"exact": ("scene", False), "boxes": ("boxes", False), "segments": ("segments", False)}
     kinds |= {"control, boxes": ("boxes", True), "control, segments": ("segments", True)}
-    rows = []
-    for name, (by, elsewhere) in kinds.items():
+
+    def row(by, elsewhere):
         removed = datasets.Without(data, by, elsewhere=elsewhere)
-        rows.append((name, f"{training.evaluate(net, data, removed=removed)['still named']:.1f}", f"{len(removed)}"))
+        return f"{training.evaluate(net, data, removed=removed)['still named']:.1f}", f"{len(removed)}"
+
+    found = together("fills", {name: partial(row, *kind) for name, kind in kinds.items()})
+    rows = [(name, *cells) for name, cells in found.items()]
     print(page.table(("removal on 300 embedded scenes, B-cos network", "still named", "pairs"), rows), flush=True)
 
 
@@ -172,19 +202,30 @@ def main() -> None:
         return
     clock("fills on scenes", fills())
     train, test = (datasets.load("voc", place, split, SIZE) for split in ("train", "test"))
-    removed, control = (datasets.Without(test, elsewhere=elsewhere) for elsewhere in (False, True))
-    clock("finding objects", None)
+    find = {name: partial(datasets.Without, test, elsewhere=name == "control") for name in ("removed", "control")}
+    removed, control = clock("finding objects", together("finding objects", find)).values()
     seen = clock("features", extracted(train, test, removed, control))
-    heads = clock("guided heads", guided("VOC2007, half of test", SETTINGS, given.seeds, *seen))
-    others = clock("features of the teacher", extracted(train, test, name="efficientnet_lite2"))
-    clock("distilled heads", distilled(given.seeds, *seen[:2], others))
+    joined = zip(seen[:2], extracted(train, test, name="efficientnet_lite2"), strict=True)
+    joined = clock("features of the teacher", [features.join(*pair) for pair in joined])
+    own, other = slice(0, seen[0].shape[2]), slice(seen[0].shape[2], None)
     train, test = (
         datasets.Scenes(split, count, SIZE, correlation=1.0) for split, count in (("train", 2000), ("test", 400))
     )
     scenes = clock("features of scenes", extracted(train, test, datasets.Without(test, "scene")))
-    clock("heads on scenes", guided("scenes, correlation 1.0, exact removal", ON_SCENES, given.seeds, *scenes, None))
+    on_photographs, on_scenes = "VOC2007, half of test", "scenes, correlation 1.0, exact removal"
+    teach = partial(trained, SETTINGS["energy, λ = 0.3"], joined[0], channels=other, name="efficientnet_lite2")
+    rows = {"teacher": teach} | guided(on_photographs, SETTINGS, *seen)
+    rows |= guided(on_scenes, ON_SCENES, *scenes, None)
+    found = clock("guided heads", together("guided heads", by_seed(given.seeds, rows)))
+    heads = times["guided heads"] / len(found)
+    table(on_photographs, SETTINGS, found)
+    table(on_scenes, ON_SCENES, found)
+    title, kept = "distilled, VOC2007, half of test", {seed: found["teacher", seed] for seed in range(given.seeds)}
+    rows = distilled(title, *joined, own, kept)
+    found = clock("distilled heads", together("distilled heads", by_seed(given.seeds, rows)))
+    table(title, [name for _, name in rows], found)
     print(f"{len(seen[0])} training images, {len(seen[1])} test images; {len(removed)} and {len(control)} pairs filled")
-    print(f"a head with its measurement: {statistics.median(heads):.0f} s; at most {max(heads):.0f} s")
+    print(f"a guided head with its measurement: {heads:.0f} s, {torch.get_num_threads()} at a time")
 
 
 if __name__ == "__main__":
