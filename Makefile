@@ -43,7 +43,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; ok = sys.version_info >= (3, 11); \
 	  sys.exit(None if ok else 'Python 3.11 or newer is needed; $(PYTHON) is %d.%d. Try: make setup PYTHON=python3.12' % sys.version_info[:2])"
-	@test -x $(python) || { echo "Installing into .venv: about 6 GB, some minutes, once"; $(PYTHON) -m venv .venv; }
+	@test -x $(python) || { echo "Installing into .venv: about 8 GB, some minutes, once"; $(PYTHON) -m venv .venv; }
 	$(python) -m pip install --constraint constraints.txt --editable ".[course,test]"
 	@touch $@
 
