@@ -46,7 +46,7 @@ def show_samples(
         axis.imshow(sample.image.permute(1, 2, 0))
         for box, label in zip(sample.boxes.tolist(), sample.box_labels.tolist(), strict=True):
             add_box(axis, box, COLOURS[label % len(COLOURS)])
-        axis.set_title(titles[i] if titles else ", ".join(classes[c] for c in sample.labels.nonzero()), fontsize=10)
+        axis.set_title(titles[i] if titles else ", ".join(classes[c] for c in sample.labels.nonzero()))
     return figure
 
 
@@ -64,7 +64,7 @@ def show_maps(
     are texts below the maps, by the name of their column.
     """
     figure, axes = _grid(len(images), 1 + len(maps))
-    size = 10 * max(1, (1 + len(maps)) / 6)  # a page shrinks a wide figure
+    size = 12 * max(1, (1 + len(maps)) / 6)  # a page shrinks a wide figure
     for i, row in enumerate(axes):
         photo = images[i].permute(1, 2, 0).cpu()
         row[0].imshow(photo)
@@ -74,7 +74,7 @@ def show_maps(
             show_map(axis, values, photo, max(map(_strength, shares.values())))
             axis.set_title(name if i == 0 else "", fontsize=size)
             if notes and name in notes:
-                axis.set_xlabel(notes[name][i], fontsize=0.9 * size, labelpad=2)
+                axis.set_xlabel(notes[name][i], fontsize=size, labelpad=2)
         for axis in row if boxes else ():
             for box in boxes[i].tolist():
                 add_box(axis, box, "black" if axis is not row[0] else "yellow")
@@ -103,12 +103,12 @@ def show_removal(
         for half, images, title, answers in zip(row.reshape(2, -1), batches, titles, said, strict=True):
             photo = images[0].permute(1, 2, 0)
             half[0].imshow(photo)
-            half[0].set_title(title, fontsize=10)
+            half[0].set_title(title)
             for axis, name, (logits, maps) in zip(half[1:], networks, answers, strict=True):
                 chances = logits[0].float().sigmoid() if dataset.multilabel else logits[0].float().softmax(0)
                 show_map(axis, maps[0, 0], photo, limit)
-                axis.set_title(name if j == which[0] else "", fontsize=10)
-                axis.set_xlabel(f"{dataset.classes[c]} {chances[c]:.0%}", fontsize=10, labelpad=2)
+                axis.set_title(name if j == which[0] else "")
+                axis.set_xlabel(f"{dataset.classes[c]} {chances[c]:.0%}", labelpad=2)
     add_scale(figure, axes)
     return figure
 
@@ -157,7 +157,7 @@ def show_front(
         xy = np.array([[point["scores"]["F1"], point["scores"][y]] for point in line])
         axis.plot(*xy.T, marker=marker, color=colour, markersize=5, label=label)
         if by != "weight":
-            axis.annotate(f"{weight:g}", xy[-1], (7, 4), textcoords="offset points", fontsize=9)
+            axis.annotate(f"{weight:g}", xy[-1], (7, 4), textcoords="offset points")
         front = xy[[point["file"] is not None for point in line]]
         axis.plot(*front.T, "o", markersize=12, markerfacecolor="none", markeredgecolor=colour)
     axis.plot(baseline["F1"], baseline[y], "kX", markersize=10, label="baseline (λ = 0)")
@@ -194,5 +194,5 @@ def _strength(values: Tensor) -> float:
 
 
 def _grid(rows: int, columns: int) -> tuple[plt.Figure, np.ndarray]:
-    size, bare = (1.9 * columns, 2.15 * rows), {"xticks": [], "yticks": [], "frame_on": False}
+    size, bare = (1.9 * columns, 2.35 * rows), {"xticks": [], "yticks": [], "frame_on": False}
     return plt.subplots(rows, columns, figsize=size, squeeze=False, subplot_kw=bare)
