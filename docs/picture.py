@@ -1,6 +1,6 @@
 """`python docs/picture.py` brings README.md up to date with the executed notebooks and results.csv.
 
-It writes the two pictures, the lines of results, the table of lessons, and links that launch the lessons elsewhere.
+It writes the three pictures, the lines of results, the table of lessons, and links that launch the lessons elsewhere.
 """
 
 import base64
@@ -16,7 +16,8 @@ from e2lib.course import claims
 from e2lib.disk import replacing
 
 ROOT = Path(__file__).parents[1]
-PICTURES = {"image/jpeg": "car.jpg", "image/gif": "map.gif"}  # kind of an output -> its file in docs/
+# lesson and kind of an output, in a cell tagged readme -> its file in docs/
+PICTURES = {("01", "image/jpeg"): "car.jpg", ("01", "image/gif"): "map.gif", ("08", "image/jpeg"): "students.jpg"}
 BIRDS = {"run": "06b-waterbirds", "where": {"task": "bird", "method": "baseline"}, "value": "worst group"}
 PAIRS = {"run": "08b-waterbirds", "where": {"task": "heads", "method": "KD"}, "value": "out of distribution"}
 VOC = {"run": "04c-voc", "where": {"method": "none", "selection rule": "last epoch"}}
@@ -33,13 +34,17 @@ RESULTS = [
 ]
 
 
-def pictures(path: Path) -> dict[str, bytes]:
-    """The pictures of a notebook's cells tagged `readme`, by file. ValueError unless there is one of each kind."""
-    cells = [cell for cell in nbformat.read(path, 4).cells if "readme" in cell.metadata.get("tags", [])]
-    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-    found = [(PICTURES[kind], base64.b64decode(some[kind])) for some in data for kind in PICTURES.keys() & some]
+def pictures(folder: Path) -> dict[str, bytes]:
+    """The pictures of the lessons' cells tagged `readme`, by file. ValueError unless there is one of each."""
+    found = []
+    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        cells = [cell for cell in nbformat.read(path, 4).cells if "readme" in cell.metadata.get("tags", [])]
+        for data in (output.get("data", {}) for cell in cells for output in cell.get("outputs", [])):
+            keys = [(path.name[:2], kind) for kind in data if (path.name[:2], kind) in PICTURES]
+            found += [(PICTURES[key], base64.b64decode(data[key[1]])) for key in keys]
     if sorted(name for name, _ in found) != sorted(PICTURES.values()):
-        raise ValueError(f"{path} must show one JPEG and one GIF in cells tagged 'readme'; run `make notebooks`")
+        wanted = ", ".join(f"{kind} of lesson {lesson}" for lesson, kind in PICTURES)
+        raise ValueError(f"{folder}: cells tagged 'readme' must show one {wanted}; run `make notebooks`")
     return dict(found)
 
 
@@ -91,7 +96,7 @@ def filled(text: str) -> str:
 
 def main() -> None:
     """Write the pictures and README."""
-    for name, content in pictures(ROOT / "notebooks" / "01_meet_the_data.ipynb").items():
+    for name, content in pictures(ROOT / "notebooks").items():
         with replacing(ROOT / "docs" / name) as part:
             part.write_bytes(content)
     readme = ROOT / "README.md"

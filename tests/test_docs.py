@@ -1,5 +1,6 @@
 """The examples in the documents run as they stand, and README says what results.csv and the lessons say."""
 
+import base64
 import importlib.util
 import re
 from pathlib import Path
@@ -64,11 +65,12 @@ def test_a_result_is_the_mean_over_seeds(picture, monkeypatch):
 
 
 def test_pictures_come_from_the_tagged_cells(picture, tmp_path):
-    outputs = [new_output("display_data", {kind: "eA=="}) for kind in ("image/jpeg", "image/gif")]
-    cells = [new_code_cell(outputs=[output], metadata={"tags": ["readme"]}) for output in outputs]
-    path = tmp_path / "a.ipynb"
-    nbformat.write(new_notebook(cells=[*cells, new_code_cell(outputs=outputs)]), path)
-    assert picture.pictures(path) == {"car.jpg": b"x", "map.gif": b"x"}
-    nbformat.write(new_notebook(cells=cells[:1]), path)
-    with pytest.raises(ValueError, match="must show one JPEG and one GIF"):
-        picture.pictures(path)
+    for (lesson, kind), name in picture.PICTURES.items():
+        output = new_output("display_data", {kind: base64.b64encode(name.encode()).decode()})
+        path, tagged = tmp_path / f"{lesson}_a.ipynb", new_code_cell(outputs=[output], metadata={"tags": ["readme"]})
+        cells = nbformat.read(path, 4).cells if path.exists() else []
+        nbformat.write(new_notebook(cells=[*cells, tagged, new_code_cell(outputs=[output])]), path)
+    assert picture.pictures(tmp_path) == {name: name.encode() for name in picture.PICTURES.values()}
+    path.unlink()
+    with pytest.raises(ValueError, match=f"must show one .*image/jpeg of lesson {lesson}"):
+        picture.pictures(tmp_path)
