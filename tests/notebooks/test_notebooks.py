@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 EVERY = [p for p in sorted((ROOT / "notebooks").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 SOLUTIONS = [path for path in EVERY if path.parent == ROOT / "notebooks" / "solutions"]  # of exercises
 NOTEBOOKS = [path for path in EVERY if path not in SOLUTIONS]
+LESSONS = [path for path in EVERY if re.match(r"\d\d_", path.name)]  # with solutions, without the notebooks behind
 
 
 def test_there_are_notebooks():
@@ -53,6 +54,14 @@ def test_spreads_over_seeds_stand_in_tables(path):
     """A text holds for any run. What several seeds say stands in results.md, and in tables of the papers."""
     texts = [cell.source for cell in files.read(path).cells if cell.cell_type == "markdown"]
     assert not re.findall(r"^[^|].*\d ± \d.*$", "\n".join(texts), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.relative_to(ROOT / "notebooks").as_posix())
+def test_the_site_shows_whole_lines_of_code(path):
+    """It cuts off longer ones in a window of 1280 pixels. Cells to fill and hidden ones count as well."""
+    cells = [(i, cell.source.splitlines()) for i, cell in enumerate(files.read(path).cells) if cell.cell_type == "code"]
+    long = [f"cells[{i}], {len(line)} columns: {line}" for i, lines in cells for line in lines if len(line) > 88]
+    assert not long, "\n".join(long)
 
 
 @pytest.mark.alone
