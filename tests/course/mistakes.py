@@ -223,7 +223,7 @@ MISTAKES = {
         ("teacher.detach()", "teacher", "teacher gets"),
         ("student.flatten(1)", "student.abs().flatten(1)", "signs"),
         (
-            "1 - F.cosine_similarity(student.flatten(1), teacher.detach().flatten(1), dim=1)",
+            "1 - F.cosine_similarity(student.flatten(1), teacher.detach().flatten(1))",
             "1 - (student * teacher.detach()).sum((1, 2, 3)) / student.square().sum((1, 2, 3)).sqrt()"
             " / teacher.detach().square().sum((1, 2, 3)).sqrt()",
             "NaN",
