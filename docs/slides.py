@@ -1,7 +1,7 @@
 """Slides from the lessons: `python docs/slides.py` writes docs/_build/slides/NN.html, which need no network.
 
 Each cell tagged `slide` is one slide: a text as it stands without its folded answers, a code cell as its pictures and
-tables, below the heading before it. A code cell without pictures and tables shows its code.
+tables that are not folded, below the heading before it. A code cell without pictures and tables shows its code.
 """
 
 import re
@@ -56,7 +56,8 @@ def of_code(cell: nbformat.NotebookNode, texts: list[str]) -> str:
         if kind := next((kind for kind in data if kind.startswith("image/")), None):
             pictures.append(f"data:{kind};base64,{''.join(data[kind].split())}")
         elif "text/html" in data:
-            tables += re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
+            html = "".join(data["text/html"])
+            tables += re.sub(r"<style.*?</style>|<details>.*?</details>", "", html, flags=re.DOTALL)
     height, texts = f"max-height: {560 // max(1, len(pictures))}px", [*texts, *[""] * len(pictures)]
     shown = (
         f'<img style="{height}" src="{of}" alt="{escape(text)}">' for of, text in zip(pictures, texts, strict=False)

@@ -57,42 +57,44 @@ def show_groups(table: pd.DataFrame, groups: Sequence[str], unseen: Sequence[str
 
 
 def show_claims(table: pd.DataFrame) -> Figure:
-    """What `claims.judge` returns: one line per claim and data set, with our mean, its interval, and others' numbers.
+    """What `claims.judge` returns: one row per claim and data set, with our mean, its interval, and others' numbers.
 
-    The x axis counts points above the claim's bound. It is linear up to 5 on either side and logarithmic beyond. A line
-    below names the revisions of numbers marked with †. Up to six lines are large, to be read from far away.
+    The x axis counts points above the claim's bound. It is linear up to 5 on either side and logarithmic beyond. A †
+    marks numbers of several revisions. Claims of one theme have it as title. Up to six rows are large.
     """
-    large = len(table) <= 6
-    sizes = dict.fromkeys(("font.size", "xtick.labelsize", "ytick.labelsize"), 17) if large else {}
-    with plt.rc_context(sizes):
-        return _claims(table, 0.95 if large else 0.4, 36 if large else 58)
+    size, wide = (17, 36) if len(table) <= 6 else (14, 54)
+    with plt.rc_context(dict.fromkeys(("font.size", "xtick.labelsize", "ytick.labelsize"), size)):
+        return _claims(table, size, wide)
 
 
-def _claims(table: pd.DataFrame, height: float, wide: int) -> Figure:
-    """height: of a line, inches; wide: letters of a name in a line."""
-    figure, axis = plt.subplots(figsize=(11, 1.3 + height * len(table)))
-    for y, row in enumerate(table.itertuples()):
-        first = y == 0 or table.claim.iloc[y - 1] != row.claim
+def _claims(table: pd.DataFrame, size: float, wide: int) -> Figure:
+    """size: of letters, points; wide: letters of a name in a line."""
+    data = table.data + [" †" * bool(several) for several in table.revisions]
+    names = data.where(table.claim.duplicated(), table.claim + "\u00a0· " + data)  # the dot stays with the claim
+    names = names.map(lambda name: textwrap.fill(name, wide))
+    heights = names.str.count("\n").to_numpy() + 1.5  # of rows, in lines
+    ends = heights.cumsum()
+    figure, axis = plt.subplots(figsize=(12, 1.2 + size / 60 * ends[-1]))
+    for y, end, row, first in zip(ends - heights / 2, ends, table.itertuples(), ~table.claim.duplicated(), strict=True):
         colour = {"holds": COLOURS[2], "does not hold": COLOURS[3]}.get(row.here, "0.4")
         low, high, mean = (value - row.above for value in (row.low, row.high, row.ours))
         axis.plot([low, high], [y, y], color=colour, linewidth=3, solid_capstyle="butt", alpha=0.6)
-        axis.plot(mean, y, "o", color=colour, label="ours" if y == 0 else None)
+        axis.plot(mean, y, "o", color=colour)
         if first:
             said = [value - row.above for value in row.reproductions.values()]
-            axis.plot(said, [y] * len(said), "x", color="0.2", label="_")
+            axis.plot(said, [y] * len(said), "x", color="0.2")
             if pd.notna(row.paper_says):
                 axis.plot(row.paper_says - row.above, y, "kD", markersize=6, markerfacecolor="none")
-            axis.axhline(y - 0.5, color="0.85", linewidth=0.8)
+            axis.axhline(end - 2 * (end - y), color="0.85", linewidth=0.8)
             axis.text(1.01, y, f"{row.verdict} ({row.held})", transform=axis.get_yaxis_transform(), va="center")
-    data = table.data + [" †" * bool(several) for several in table.revisions]
-    names = data.where(table.claim.duplicated(), table.claim + " · " + data).map(lambda name: textwrap.fill(name, wide))
     axis.axvline(0, color="black", linestyle=":")
     axis.set_xscale("symlog", linthresh=5)
     ticks = [-50, -10, -2, 0, 2, 10, 50]
-    axis.set(xticks=ticks, yticks=range(len(table)), ylim=(len(table) - 0.5, -0.5))
+    axis.set(xticks=ticks, yticks=ends - heights / 2, ylim=(ends[-1], 0))
     axis.set_xticklabels([str(tick).replace("-", "−") for tick in ticks])
     axis.set_yticklabels(names)
-    pooled = "".join(f"\n† of several revisions: {one}" for one in sorted({*table.revisions} - {""}))
-    axis.set_xlabel("points above the bound" + pooled)
-    figure.suptitle("● ours, 95 % interval over seeds   ◇ paper   × reproductions", fontsize=plt.rcParams["font.size"])
+    axis.set_xlabel("points above the bound")
+    axis.set_title("● ours, 95 % interval over seeds   ◇ paper   × reproductions", fontsize=size)
+    if table.theme.nunique() == 1:
+        figure.suptitle(table.theme.iloc[0], fontsize=size, fontweight="bold")
     return figure

@@ -38,12 +38,14 @@ def test_bars_by_group_with_the_worst_named():
 
 def test_show_claims_marks_each_number_above_its_bound():
     row = {"claim": "a", "above": 1.0, "ours": 4.0, "low": 3.0, "high": 5.0, "paper_says": 8.0, "here": "holds"}
-    row |= {"revisions": "", "held": "1 of 2"}
+    row |= {"revisions": "", "held": "1 of 2", "theme": "few images"}
     other = row | {"ours": 0.0, "low": -2.0, "high": 2.0, "paper_says": None, "here": "undecided"}
     rows = [row | {"data": "x"}, row | {"data": "y"}, other | {"claim": "b", "data": "x", "revisions": "1 and 2"}]
     table = pd.DataFrame([r | {"reproductions": {"A": 7.0}, "verdict": r["here"]} for r in rows])
-    [axis] = figures.show_claims(table).axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["a · x", "y", "b · x †"]
+    figure = figures.show_claims(table)
+    [axis] = figure.axes
+    assert figure.get_suptitle() == "few images"
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a\u00a0· x", "y", "b\u00a0· x †"]
     drawn = {m: [tuple(line.get_xdata()) for line in axis.lines if line.get_marker() == m] for m in "oDx"}
     assert drawn["o"] == [(3.0,), (3.0,), (-1.0,)]  # 4 is 3 above the bound
     assert drawn["D"] == [(7.0,)] and drawn["x"] == [(6.0,), (6.0,)]  # once a claim
