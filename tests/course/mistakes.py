@@ -328,6 +328,15 @@ MISTAKES = {
         ("math.floor(once / teacher) + 1", "math.ceil(once / teacher)", "less time"),
         ("once / teacher", "once * teacher", "seconds"),
     ],
+    "10.6": [
+        ("100 * (56", "(56", "per cent"),
+        ("(56 - 50) / (58 - 50)", "56 / 58", "gains"),
+        ("(56 - 50) / (58 - 50)", "(56 - 50) / 50", "live gain"),
+        ("(56 - 50) / (58 - 50)", "(58 - 56) / (58 - 50)", "lost"),
+        ("(81.5 - 80) / (80.5 - 80)", "(80.5 - 80) / (81.5 - 80)", "other way"),
+        ('{"A"}', '{"A", "B"}', "noise"),
+        ('{"A"}', "set()", "4.9"),
+    ],
     "11.1": [
         ("4.303", "1.96", "1.96"),
         ("values.std()", "values.std(correction=0)", "n − 1"),
