@@ -18,7 +18,7 @@ from e2lib.disk import replacing
 ROOT = Path(__file__).parents[1]
 # lesson and kind of an output, in a cell tagged readme -> its file in docs/
 PICTURES = {("01", "image/jpeg"): "car.jpg", ("01", "image/gif"): "map.gif", ("08", "image/jpeg"): "students.jpg"}
-BIRDS = {"run": "06b-waterbirds", "where": {"task": "bird", "method": "baseline"}, "value": "worst group"}
+BIRDS = {"run": "06-waterbirds", "where": {"task": "bird", "method": "baseline"}, "value": "worst group"}
 PAIRS = {"run": "08b-waterbirds", "where": {"task": "heads", "method": "KD"}, "value": "out of distribution"}
 VOC = {"run": "04c-voc", "where": {"method": "none", "selection rule": "last epoch"}}
 TAUGHT = {"run": "07c-voc", "where": {"task": "125 shots", "method": "KD"}, "value": "EPG"}
@@ -30,7 +30,7 @@ RESULTS = [
     ("VOC2007, still named", VOC | {"value": "still named"}, ALL | {"selection rule": "F1"}, "the same network"),
     ("VOC2007, student's EPG", TAUGHT, {"method": "KD + e²KD"}, "KD + e²KD"),
     ("Waterbirds-100, worst group", BIRDS, {"method": PREDICTED}, "guidance, 1 % of boxes drawn, rest predicted"),
-    ("Waterbirds-100, unseen pairs", PAIRS, {"method": "KD + e²KD"}, "e²KD"),
+    ("Waterbirds-100, unseen groups", PAIRS, {"method": "KD + e²KD"}, "e²KD"),
 ]
 
 

@@ -46,12 +46,12 @@ def show_groups(table: pd.DataFrame, groups: Sequence[str], unseen: Sequence[str
     worst = table[list(groups)].to_numpy()
     for i, k in enumerate(worst.argmin(1)):
         place, style = i + (k - (len(groups) - 1) / 2) * width, {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axis.text(place, 3, f"{worst[i, k]:.0f}", ha="center", fontsize=10, bbox=style)
+        axis.text(place, 3, f"{worst[i, k]:.0f}", ha="center", bbox=style)
     axis.hlines(table.accuracy, x - 0.4, x + 0.4, color="black", linewidth=2, label="all images")
     parts = [name.partition(",") for name in table.index]
     names = [NAMES.get(first, first) + comma + rest.replace(" %", "\xa0%") for first, comma, rest in parts]
     axis.set(xticks=x, ylim=(0, 104), ylabel="accuracy, per cent")
-    axis.set_xticklabels([textwrap.fill(name, 10) for name in names], fontsize=10)
+    axis.set_xticklabels([textwrap.fill(name, 10) for name in names])
     figure.legend(loc="outside upper center", ncol=3 if wide > 8 else 2)
     return figure
 

@@ -197,6 +197,11 @@ def check_10_3(cropped):
     compare("the maps", cropped(maps, (2, 5, 10, 15), 8), resized(maps[..., 5:15, 2:10]), *mistakes)
 
 
+def alike(maps: torch.Tensor, others: torch.Tensor) -> float:
+    """The mean cosine of maps (B, 1, H, W) and others."""
+    return F.cosine_similarity(maps.flatten(1), others.flatten(1)).mean().item()
+
+
 def check_10_4(prediction, cosines):
     flip, crop = cosines
     measured = f"cosine {flip:.2f} for flips and {crop:.2f} for crops."
