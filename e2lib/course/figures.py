@@ -72,7 +72,7 @@ def _claims(table: pd.DataFrame, size: float, wide: int) -> Figure:
     data = table.data + [" †" * bool(several) for several in table.revisions]
     names = data.where(table.claim.duplicated(), table.claim + "\u00a0· " + data)  # the dot stays with the claim
     names = names.map(lambda name: textwrap.fill(name, wide))
-    heights = names.str.count("\n").to_numpy() + 1.5  # of rows, in lines
+    heights = names.str.count("\n").to_numpy() + 1.3  # of rows, in lines
     ends = heights.cumsum()
     figure, axis = plt.subplots(figsize=(12, 1.2 + size / 60 * ends[-1]))
     for y, end, row, first in zip(ends - heights / 2, ends, table.itertuples(), ~table.claim.duplicated(), strict=True):
