@@ -56,8 +56,8 @@ export async function teach({ data, found, more, others, made, shown }) {
     at("lesson").textContent = start ? "The teacher learned with boxes: it looks at objects. The student looks elsewhere. Teach it."
       : `20 steps of ${at(kind).textContent}: maps ${maps} at first, ${answers} answers like the teacher's. Compare with the other button.`;
     wait("panel-teach", false);
+    if (start && document.activeElement.id === "forget") at("teach-kd").focus(); // `disabled` would lose it
     at("forget").disabled = start;
-    if (document.activeElement.disabled) at("teach-kd").focus();
   };
   for (const button of at("panel-teach").querySelectorAll("button")) button.onclick = lesson(button.value);
   await at("forget").onclick();

@@ -64,8 +64,8 @@ function draw() {
   if (at("story").textContent !== words) at("story").textContent = words; // else it would be read aloud at every step
   at("guide").textContent = step ? `Step ${step}` : last() ? "Guide again" : "Guide";
   at("progress").value = step || (last() ? STEPS : 0);
+  if (!past.length && ["undo", "reset"].includes(document.activeElement.id)) at("guide").focus(); // `disabled` would lose it
   at("undo").disabled = at("reset").disabled = !past.length;
-  if (document.activeElement.disabled) at("guide").focus();
 }
 
 /** Asks the network with the object and without it, and shows the choices, both answers and the map. */
