@@ -6,6 +6,7 @@ tables that are not folded, below the heading before it. A code cell without pic
 
 import re
 import shutil
+from base64 import b64encode
 from html import escape
 from pathlib import Path
 
@@ -54,7 +55,10 @@ def of_code(cell: nbformat.NotebookNode, texts: list[str]) -> str:
     pictures, tables = [], ""
     for data in (output.get("data", {}) for output in cell.outputs):
         if kind := next((kind for kind in data if kind.startswith("image/")), None):
-            pictures.append(f"data:{kind};base64,{''.join(data[kind].split())}")
+            content = "".join(data[kind])
+            if kind == "image/svg+xml":
+                content = b64encode(content.encode()).decode()
+            pictures.append(f"data:{kind};base64,{''.join(content.split())}")
         elif "text/html" in data:
             html = "".join(data["text/html"])
             tables += re.sub(r"<style.*?</style>|<details>.*?</details>", "", html, flags=re.DOTALL)

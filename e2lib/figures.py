@@ -56,12 +56,13 @@ def show_maps(
     boxes: Sequence[Tensor] | None = None,
     titles: Sequence[str] | None = None,
     notes: dict[str, Sequence[str]] | None = None,
+    alone: Sequence[str] = (),
 ) -> plt.Figure:
     """One row per image (float in [0, 1]): the photograph, then each explanation, red for and blue against the class.
 
     `maps` are signed, (B, 1, H, W), by the name of their column. Each is divided by its sum of |map|, and the maps of a
-    row share one scale, on which a diffuse map is pale. `boxes` (N, 4) xyxy and `titles` are given per image. `notes`
-    are texts below the maps, by the name of their column.
+    row share one scale, on which a diffuse map is pale. Columns named in `alone` have a scale per map instead. `boxes`
+    (N, 4) xyxy and `titles` are given per image. `notes` are texts below the maps, by the name of their column.
     """
     figure, axes = _grid(len(images), 1 + len(maps))
     size = 12 * max(1, (1 + len(maps)) / 6)  # a page shrinks a wide figure
@@ -70,8 +71,9 @@ def show_maps(
         row[0].imshow(photo)
         row[0].set_title(titles[i] if titles else "", fontsize=size)
         shares = {name: values[i, 0] / values[i].abs().sum().clamp_min(1e-12) for name, values in maps.items()}
+        limit = max((_strength(values) for name, values in shares.items() if name not in alone), default=None)
         for axis, (name, values) in zip(row[1:], shares.items(), strict=True):
-            show_map(axis, values, photo, max(map(_strength, shares.values())))
+            show_map(axis, values, photo, None if name in alone else limit)
             axis.set_title(name if i == 0 else "", fontsize=size)
             if notes and name in notes:
                 axis.set_xlabel(notes[name][i], fontsize=size, labelpad=2)

@@ -45,6 +45,9 @@ def test_maps_of_an_image_share_one_scale():
     one, other = (figure.axes[n].images[-1] for n in (1, 2))
     assert one.norm.vmax == other.norm.vmax == pytest.approx(1 / 16)
     assert other.get_array().max() == pytest.approx(1 / 64)
+    maps = {"narrow": narrow, "wide": wide, "own": wide}
+    figure = figures.show_maps(torch.rand(1, 3, 16, 16), maps, alone=["own"])
+    assert [figure.axes[n].images[-1].norm.vmax for n in (1, 2, 3)] == pytest.approx([1 / 16, 1 / 16, 1 / 64])
 
 
 def test_show_removal_has_both_pictures_and_what_each_network_says():

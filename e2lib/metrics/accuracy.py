@@ -9,7 +9,6 @@ from torchmetrics.classification import BinaryF1Score
 from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
-from e2lib.datasets.files import check_value
 from e2lib.metrics.localisation import kind
 
 
@@ -110,11 +109,10 @@ def still_named(before: Tensor, after: Tensor, pairs: Tensor) -> float:
 
     before: bool (N, C), which classes the network names in each image; after: bool (M, C), in each image without the
     objects of one class; pairs: int64 (M, 2), the image and the class, as of `datasets.Without`. Pairs that were not
-    named before do not count; ValueError if none was.
+    named before do not count; nan if none was.
 
     Notes: EPG says where a map lies, this whether the answer needs the object. It is 0 for a network that looks at
     objects alone. Xiao et al. (Noise or Signal, ICLR 2021) remove objects to show what a background alone tells.
     """
     named = before[*pairs.T]
-    check_value(bool(named.any()), "before", "a network that names none of the classes in pairs", "one that names some")
     return after.gather(1, pairs[:, 1:])[named].float().mean().item()

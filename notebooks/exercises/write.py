@@ -96,8 +96,8 @@ def _exercise_cells(notebook: str) -> list[NotebookNode]:
     intro = f"""
     ## Exercises
     Below each task, put your answer in place of the dots and run the cell. No exercise needs anything from the cells
-    above or from another exercise. Each one computes for seconds; the minutes are yours. `exercises.check` says that an
-    answer is right, or gives a hint. The [solutions](solutions/{files(notebook)[0].name}) come with explanations.
+    above or from another exercise. Each one runs in seconds; the minutes are for thinking. `exercises.check` says that
+    an answer is right, or gives a hint. The [solutions](solutions/{files(notebook)[0].name}) come with explanations.
     """
     cells = [new_markdown_cell(inspect.cleandoc(intro), id=f"exercises-{notebook}")]
     items, more = of_notebook(notebook)
