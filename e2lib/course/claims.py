@@ -103,7 +103,7 @@ def judge(claims: list[Claim], table: pd.DataFrame) -> pd.DataFrame:
     """One row per claim and data set of ours: mean, interval, seeds, the others' numbers, and two verdicts.
 
     "here" is the verdict on this data set, "verdict" that on the claim: holds or does not hold if no data set says the
-    opposite, mixed if both occur, else undecided. "held" says on how many data sets it holds. "revisions" is the text
+    opposite, mixed if both occur, else undecided. "held" says in how many rows it holds. "revisions" is the text
     of `results.pooled` for the run, or empty. Data sets whose run is `missing` are left out.
     """
     rows, pooled = [], results.pooled(table)
