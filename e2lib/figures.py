@@ -1,7 +1,7 @@
 """Figures: photographs with boxes, explanation maps, the removal test, colour explanations, Pareto fronts."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -56,7 +56,7 @@ def show_maps(
     boxes: Sequence[Tensor] | None = None,
     titles: Sequence[str] | None = None,
     notes: dict[str, Sequence[str]] | None = None,
-    alone: Sequence[str] = (),
+    alone: Collection[str] = (),
 ) -> plt.Figure:
     """One row per image (float in [0, 1]): the photograph, then each explanation, red for and blue against the class.
 
