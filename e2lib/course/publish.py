@@ -22,9 +22,9 @@ def publish(jobs: list[Job]) -> None:
         cells = zip(notebook.code_cells(source), notebook.code_cells(executed), strict=True)
         for number, (cell, done) in enumerate(cells, 1):
             cell.outputs = [output for output in done.outputs if not notebook.is_bar(output)]
-            for output in cell.outputs:
-                if "image/jpeg" in (data := output.get("data", {})):  # a widget with a picture of itself
-                    data.pop(notebook.WIDGET, None)
+            for output in [*cell.outputs]:  # of a widget, which needs a kernel, its picture stays
+                if output.get("data", {}).pop(notebook.WIDGET, None) and [*output.data] == ["text/plain"]:
+                    cell.outputs.remove(output)
             for item in [cell, *(output for output in cell.outputs if output.output_type == "execute_result")]:
                 item.execution_count = number
         for cell in source.cells:
@@ -35,8 +35,5 @@ def publish(jobs: list[Job]) -> None:
         card = source.metadata.get("e2lib", {})
         card |= {"minutes": job.state()["minutes"], "source": notebook.source_hash(source)}
         kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-        outputs = [output for cell in notebook.code_cells(source) for output in cell.outputs]
-        shown = any(notebook.WIDGET in output.get("data", {}) for output in outputs)
-        kept = {"widgets": executed.metadata.widgets} if shown else {}
-        source.metadata = {"e2lib": card, "kernelspec": kernel, "language_info": {"name": "python"}} | kept
+        source.metadata = {"e2lib": card, "kernelspec": kernel, "language_info": {"name": "python"}}
         write(job.notebook, nbformat.writes(source) + "\n")

@@ -398,13 +398,14 @@ def test_plan_refuses_by_name(project):
 PANEL = """from IPython.display import display
 view = {"model_id": "1", "version_major": 2, "version_minor": 0}
 display({"application/vnd.jupyter.widget-view+json": view, "image/jpeg": "/9j/", "text/plain": "a panel"}, raw=True)"""
+SLIDER = "import ipywidgets\nipywidgets.interact(lambda x: x, x=(0, 3));"
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1]);"
 
 
 def test_publish_keeps_outputs_and_leaves_the_rest(project, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     bar = "from tqdm.auto import tqdm\nfor _ in tqdm([1]): print(size)"
-    path = write(project / "notebooks" / "01_first.ipynb", bar, PLOT, PANEL)
+    path = write(project / "notebooks" / "01_first.ipynb", bar, PLOT, PANEL, SLIDER)
     (project / "notebooks" / "presets" / "laptop" / "01.yaml").write_text("size: 64")
     [job] = plan("laptop")
     run.KEPT.mkdir(parents=True)
@@ -419,10 +420,11 @@ def test_publish_keeps_outputs_and_leaves_the_rest(project, monkeypatch):
     assert "numbers are known" in text
     assert not any(word in text for word in ("papermill", str(project), "iopub", "it/s", "commit"))
     cells = notebook.read(path).cells
-    assert [cell.get("execution_count") for cell in cells] == [None, 1, 2, 3, 4]
+    assert [cell.get("execution_count") for cell in cells] == [None, 1, 2, 3, 4, 5]
     assert cells[2].outputs[0].text == "64\n"
     assert "image/png" in cells[3].outputs[0].data  # although MPLBACKEND asks for no display
     assert cells[4].outputs[0].data == {"image/jpeg": "/9j/", "text/plain": "a panel"}
+    assert not cells[5].outputs  # what only a kernel can show
     assert "widgets" not in notebook.read(path).metadata
     card = notebook.read(path).metadata.e2lib
     assert card.minutes == job.state()["minutes"] and card.source == notebook.source_hash(notebook.read(path))
