@@ -25,7 +25,8 @@ class Without(Samples):
     Args:
         dataset: images with boxes; for "scene", `Scenes`, `SceneBirds` or a `Selection` of them. No random transform.
         by: "scene" composes the scene again without these objects, which is exact. "boxes" and "segments" `fill` the
-            class's boxes, or its segmentation masks. A fill leaves traces, and can be evidence itself.
+            class's boxes, or its segmentation masks. A fill leaves traces, and can be evidence itself. None means
+            "scene" where that can be done, else "boxes".
         limit: leave out pairs whose boxes or masks cover more than this share of the image; "scene" keeps them.
         elsewhere: as a control, fill the same shape where no object of the class is. Pairs without room are left out.
 
@@ -34,9 +35,10 @@ class Without(Samples):
 
     groups, multilabel = (), True
 
-    def __init__(self, dataset: Samples, by: str = "boxes", limit: float = 0.5, elsewhere: bool = False):
-        check_value(by in ("scene", "boxes", "segments"), "by", by, "one of scene, boxes, segments")
+    def __init__(self, dataset: Samples, by: str | None = None, limit: float = 0.5, elsewhere: bool = False):
         exact = hasattr(dataset, "without") and not elsewhere
+        by = by or ("scene" if exact else "boxes")
+        check_value(by in ("scene", "boxes", "segments"), "by", by, "one of scene, boxes, segments")
         check_value(by != "scene" or exact, "by", by, "boxes or segments: only Scenes and SceneBirds are composed")
         self.dataset, self.by, self.limit, self.elsewhere = dataset, by, limit, elsewhere
         self.classes = dataset.classes

@@ -49,6 +49,8 @@ class MeanAP(Metric):
         check_logits(logits, labels)
         self.logits.append(logits)
         self.labels.append(labels.to(torch.uint8))
+        if len(self.logits) == 64:  # a small tensor kept per batch would split the memory that the next images need
+            self.logits, self.labels = [torch.cat(self.logits)], [torch.cat(self.labels)]
 
     def compute(self) -> Tensor:
         logits, labels = dim_zero_cat(self.logits), dim_zero_cat(self.labels).long()

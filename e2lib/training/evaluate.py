@@ -110,7 +110,7 @@ def evaluate(
                     logits = wide(predict(model, batch.images))
             given |= {"logits": logits, "labels": (labels := batch.hot(logits.shape[1]))}
             whole.update(logits, labels)
-            named.append(_named(logits, single))
+            named += [] if removed is None else [_named(logits, single)]
             answers = {"accuracy": labels}
             if teacher is not None:
                 with forms[-1]():

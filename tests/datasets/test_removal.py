@@ -87,7 +87,7 @@ def test_only_the_objects_of_the_class_go():
 @pytest.mark.parametrize("kind", [Scenes, SceneBirds])
 def test_scenes_are_composed_again(kind):
     data = kind("test", 12, 64, correlation=1.0)
-    removed = Without(data, "scene")
+    removed = Without(data)  # by "scene", as it can be
     assert len(removed) == int(data.targets.sum())
     for j, (i, c) in enumerate(removed.pairs.tolist()):
         before, after = data[i], removed[j]
