@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+NUMBER = re.compile(r"-?\d+\.\d ± \d+\.\d")
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 SHARED, *EXAMPLES = CODE.findall((ROOT / "docs" / "own.md").read_text(encoding="utf-8"))
 SHARED += "loader = [(images, labels, boxes)]\n"  # README's example has a loader
@@ -42,6 +43,17 @@ def picture():
 
 def test_the_readme_has_the_results_of_results_csv(picture):
     assert picture.filled(README).partition("<!-- lessons -->")[0] == README.partition("<!-- lessons -->")[0]
+
+
+def test_photographs_quotes_results():
+    """Each mean ± deviation stands in the results of the run that its line, or list item, names."""
+    report = (ROOT / "notebooks" / "results.md").read_text("utf-8")
+    runs = {part.split()[0]: part for part in report.split("\n## ")[1:]}
+    text = (ROOT / "docs" / "photographs.md").read_text("utf-8")
+    parts = re.split(r"\n(?=[|\-#])", text)
+    quoted = [(run[1], n) for part in parts if (run := re.search(r"`(\d\d[^`]*)`", part)) for n in NUMBER.findall(part)]
+    assert len(quoted) == len(NUMBER.findall(text)) > 50
+    assert not [(run, number) for run, number in quoted if f"| {number} |" not in runs[run]]
 
 
 def test_lessons_are_launched_elsewhere_once_the_repository_is_named(picture, monkeypatch, tmp_path):

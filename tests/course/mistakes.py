@@ -359,7 +359,7 @@ MISTAKES = {
         ('.drop_duplicates("claim")', "", "rows"),
         ("c.above + 3", "3.0", "its own bound"),
         ("c.above + 3", "c.above - 3", "lower"),
-        ("(claims, raised)", "(claims, claims)", "not changed"),
+        ("(claims, raised)", "(claims, claims)", "unchanged"),
     ],
     "11.5": [
         ("55 * 0.05", "55 * 0.95", "hit"),
