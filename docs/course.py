@@ -23,12 +23,11 @@ TASKS = ("Stop and predict.", "Your task.")
 
 
 def read(text: str) -> nbformat.NotebookNode:
-    """The notebook without what a page cannot show: numbers for programs, and widgets, of which the pictures stay.
+    """The notebook without what a page cannot show: numbers for programs.
 
     Its parameters and the cell after them, its imports, are folded.
     """
     notebook = nbformat.reads(text, as_version=4)
-    notebook.metadata.pop("widgets", None)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if code and "parameters" in code[0].metadata.get("tags", []):
         for cell, name in zip(code, ("parameters", "imports"), strict=False):
@@ -36,14 +35,7 @@ def read(text: str) -> nbformat.NotebookNode:
             cell.metadata.mystnb = {"code_prompt_show": f"Show the {name}", "code_prompt_hide": f"Hide the {name}"}
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            data.pop("application/vnd.e2lib.numbers+json", None)
-            if data.pop("application/vnd.jupyter.widget-view+json", None) and not any(
-                "image/" in kind for kind in data
-            ):
-                data.clear()  # its text says only which widget it was
-        if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if output.get("data", True)]
+            output.get("data", {}).pop("application/vnd.e2lib.numbers+json", None)
     return notebook
 
 
