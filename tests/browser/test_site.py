@@ -1,6 +1,5 @@
 """The course site in a browser: `make site` first. Every page, in light and dark, on a desk and on a phone."""
 
-import importlib.util
 import re
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
@@ -9,7 +8,6 @@ import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
-from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "docs" / "_build" / "html"
@@ -59,19 +57,6 @@ def test_all_that_was_written_is_there():
     # The page of a package also shows what it takes from its files; these need none of their own.
     wanted = {name for name in modules if len(name.split(".")) == (3 if name.startswith("e2lib.course.") else 2)}
     assert wanted - {"e2lib.course"} <= pages <= modules
-
-
-def test_widgets_leave_their_pictures_alone():
-    spec = importlib.util.spec_from_file_location("course", ROOT / "docs" / "course.py")
-    course = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(course)
-    text, picture = {"text/plain": "interactive(children=())"}, {"image/png": "iVBO"}
-    widget = text | {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}}
-    outputs = [new_output("display_data", data) for data in (widget, widget | picture, text)]
-    notebook = new_notebook(cells=[new_code_cell(outputs=outputs)], metadata={"widgets": {"state": {}}})
-    read = course.read(nbformat.writes(notebook))
-    assert [output.data for output in read.cells[0].outputs] == [text | picture, text]
-    assert "widgets" not in read.metadata
 
 
 IMAGES = "all => all.filter(i => !i.alt.trim() || !i.complete || !i.naturalWidth).map(i => i.outerHTML.slice(0, 200))"
