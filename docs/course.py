@@ -95,7 +95,7 @@ def compose(app: Sphinx, docname: str, source: list[str]) -> None:
         title, first = (ROOT / "README.md").read_text().split("\n", 1)
         first = f"{title}\n\n```{{raw}} html\n:file: playground.html\n```\n{first}"
         source[0] = re.sub(r"\]\((?!\w+:)", "](../", first) + source[0]
-    elif docname == "notebooks/results":
+    elif docname in ("notebooks/results", "docs/photographs"):
         source[0] = source[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     elif docname == "docs/presets":
         for path in sorted((ROOT / "notebooks" / "presets" / "paper").iterdir()):
