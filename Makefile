@@ -20,7 +20,7 @@ help:
 	@echo "make run    execute the notebooks into runs/PRESET/; second time: only what is not done"
 	@echo "            PRESET=smoke (seconds each) | laptop (default) | full (longer settings, and 04b to 10b: hours)"
 	@echo "                   | paper (a GPU, the real data sets)"
-	@echo "            PRESET=real REAL=FOLDER: photographs (VOC2007, Waterbirds-100, COCO) in voc2007/, ... of a folder"
+	@echo "            PRESET=real REAL=FOLDER: photographs (VOC2007, Waterbirds-100, Imagenette, SUN) of a folder"
 	@echo "            NOTEBOOKS=\"02 04b\" for some of them; DEVICE=auto (default) | cpu | cuda"
 	@echo "make lab    open the notebooks in JupyterLab"
 	@echo "make data   download a data set into datasets/: NAME=voc2007 | coco2014 | coco2017 | imagenette"
