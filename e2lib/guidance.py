@@ -135,7 +135,8 @@ class Guide:
         tables = {"loss": LOSSES, "classification": CLASSIFICATION, "masks": ("boxes", "segmentation")}
         for name, table in (tables | {"method": trainable()}).items():
             value = getattr(self, name)
-            check_value(callable(value) or value in table, name, value, f"one of {', '.join(table)}")
+            right = value in table or (callable(value) and name in ("loss", "classification"))
+            check_value(right, name, value, f"one of {', '.join(table)}")
         check_value(0 <= self.weight < math.inf, "weight", self.weight, "0 or more")
         check_value(0 < self.fraction <= 1, "fraction", self.fraction, "in (0, 1]")
         check_value(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")

@@ -524,6 +524,8 @@ def test_a_map_that_died_has_a_gradient_only_before_the_rectifier_of_gradcam(los
         ({"fraction": 1.1}, "fraction is 1.1"),
         ({"fraction": math.nan}, "fraction is nan"),
         ({"classification": "ce"}, "classification is 'ce'; it must be one of bce, cross_entropy"),
+        ({"masks": len}, "masks is .*; it must be one of boxes"),
+        ({"method": len}, "method is .*; it must be one of ixg"),
         ({"masks": "circles"}, "masks is 'circles'; it must be one of boxes, segmentation"),
     ],
 )

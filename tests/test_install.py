@@ -125,6 +125,9 @@ print(logits.abs().sum().item(), *maps.shape)
     logits = models.build("bcos_scenes", 10, weights="scenes").eval()(batch.images).abs().sum().item()
     assert float(maps.split()[0]) == pytest.approx(logits, rel=1e-4) and maps.split()[1:] == ["2", "1", "128", "128"]
     assert "usage: python -m e2lib.course" in python("", "-m", "e2lib.course", "--help", where=tmp_path, **there)
+    code = "import runpy, sys; sys.modules['yaml'] = None; runpy.run_module('e2lib.course', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | there, capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install 'e2lib[course]'" in done.stderr and "Traceback" not in done.stderr
 
 
 # ---- types

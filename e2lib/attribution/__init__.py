@@ -149,7 +149,7 @@ def _checked_method(model, method, at, create_graph, steps, keep_modes) -> Metho
     check_value(not (keep_modes and chosen.of_score), "keep_modes", keep_modes, f"False for {name}")
     check_value(at == "Input" or not chosen.of_score, "at", at, f"'Input' for {name}, which explains the input")
     cure = "the path of a module as at='layer4', or a name by models.wrap(net, depths={'Final': 'layer4'})"
-    right = at != "Input" or hasattr(bare(model), "depths") or not chosen.wants_layer
+    right = at != "Input" or not chosen.wants_layer or {*getattr(bare(model), "depths", ())} - {"Input"}
     check_value(right, "at", at, f"a layer for {name}: {cure}")
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
         cure = "explain the network inside, model._orig_mod, which torch.compile(model) has and model.compile() has not"
@@ -159,6 +159,7 @@ def _checked_method(model, method, at, create_graph, steps, keep_modes) -> Metho
 
 def check_images(model: nn.Module, images: Tensor) -> None:
     """Raises ValueError unless `explain` takes these images. Under autocast, any float type will do."""
+    check_value(isinstance(images, Tensor), "images", type(images).__name__, "a float tensor (B, 3, H, W)")
     ours = hasattr(bare(model), "preprocess") and hasattr(bare(model), "is_bcos")  # a `models.Model`
     types = {p.dtype for p in model.parameters()} if ours and not torch.is_autocast_enabled(images.device.type) else ()
     if images.ndim != 4 or not images.is_floating_point() or (types and images.dtype not in types):

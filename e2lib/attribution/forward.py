@@ -64,10 +64,18 @@ def logits_of(output) -> Tensor:
     return output
 
 
+def _called(model: nn.Module, images: Tensor) -> Tensor:
+    try:
+        return logits_of(model(images.clone()))  # a clone, as the network may change its images in place
+    except TypeError as error:
+        cure = "models.wrap(net, logits=lambda net, images: ...) says how"
+        raise ValueError(f"the network cannot be called with images alone: {error}; {cure}") from error
+
+
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (B, C) of images (B, 3, H, W), with the right gradient for one image too (see `Exact`)."""
     with Exact() if len(images) == 1 else nullcontext():
-        return logits_of(model(images.clone()))  # a clone, as the network may change its images in place
+        return _called(model, images)
 
 
 @contextmanager
@@ -127,7 +135,7 @@ def forward(model: nn.Module, images: Tensor, at: str, mode: Exact, replace=None
 
     hook = net.register_forward_pre_hook if before else module_at(net, at).register_forward_hook
     with hook(catch):
-        logits = logits_of((net if isinstance(model, DataParallel) else model)(images.clone()))  # see `predict`
+        logits = _called(net if isinstance(model, DataParallel) else model, images)
     if len(found) != 1:
         cure = "it must run once (gradient checkpointing may run the modules inside it instead)"
         raise ValueError(f"at={at!r}: module {_path(net, at)!r} runs {len(found)} times in a forward pass; {cure}")

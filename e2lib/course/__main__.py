@@ -16,8 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from e2lib.course import notebook, parameters, plainly, run
 from e2lib.disk import write
+
+try:
+    from e2lib.course import notebook, parameters, plainly, run
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: pip install 'e2lib[course]' brings what the course needs")
 
 
 def join(values: dict[str, Any]) -> tuple[int, int]:

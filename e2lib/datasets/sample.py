@@ -219,7 +219,7 @@ class Batch:
         if index and ((self.labels < 0) | (self.labels >= count)).any() or not index and self.labels.shape[1] != count:
             found = f"{self.labels.min()} to {self.labels.max()}" if index else tuple(self.labels.shape)
             raise ValueError(f"labels are {found}; the network gives {count} logits per image")
-        return F.one_hot(self.labels, count).float() if index else self.labels.float()
+        return F.one_hot(self.labels.long(), count).float() if index else self.labels.float()
 
     def present(self) -> Tensor:
         """The classes in each image, filled up with -1: int64 (B, K), K of the image with most classes, at least 1."""
@@ -254,6 +254,8 @@ class Batch:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a Batch. ValueError for no sample, and for an image that does not fit: its name and why."""
     check_value(len(samples) > 0, "the number of images in a batch", len(samples), "at least 1")
+    for item in samples:
+        check_value(isinstance(item, Sample), "an item of the data set", type(item).__name__, "a datasets.Sample")
     shape, size = samples[0].image.shape, samples[0].boxes.canvas_size
     pixels = samples[0].image.dtype == torch.uint8
     first = [(*x.shape, x.dtype) for x in (samples[0].image, samples[0].labels)]
@@ -265,7 +267,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
             raise ValueError(f"boxes of {s.name} are given for {s.boxes.canvas_size} pixels (H, W), not for {wanted}")
     boxes = [s.boxes.as_subclass(Tensor) for s in samples]
     every = torch.cat(boxes)
-    right = (every[:, 2:] > every[:, :2]).all() and every.isfinite().all()
+    start, end, corner = every[:, :2], every[:, 2:], every.new_tensor([side or torch.inf for side in size[::-1]])
+    right = ((start < end) & (start < corner) & (end > 0)).all() and every.isfinite().all()
     if not right or (len(every) and every.max() <= 1):
         for s, own in zip(samples, boxes, strict=True):
             check_boxes(own, size, f"image {s.name}")
@@ -274,7 +277,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     if not pixels and tuple(shape) == (3, *size):
         for s, low, high in zip(samples, *(f((1, 2, 3)).tolist() for f in (images.amin, images.amax)), strict=True):
             if not -ROUNDING <= low <= high <= 1 + ROUNDING:
-                raise ValueError(f"image {s.name} lies in [{low:.3g}, {high:.3g}]; float images must be in [0, 1]")
+                wanted = "float images must be in [0, 1]; nn.Sequential(v2.Normalize(mean, std), net) normalises them"
+                raise ValueError(f"image {s.name} lies in [{low:.3g}, {high:.3g}]; {wanted}")
     masks = [None if s.masks is None else s.masks.as_subclass(Tensor) for s in samples]
     masks = masks if any(mask is not None for mask in masks) else None
     labels, box_labels = torch.stack([s.labels for s in samples]), [s.box_labels for s in samples]

@@ -89,7 +89,7 @@ def with_transform(dataset: Samples, transform: Transform) -> Samples:
     if isinstance(dataset, Selection):
         return Selection(with_transform(dataset.dataset, transform), dataset.indices, dataset.annotated)
     if not hasattr(dataset, "transform"):
-        raise ValueError(f"dataset is a {type(dataset).__name__}, which has no transform; take e2lib's Selection")
+        raise ValueError(f"dataset is a {type(dataset).__name__}, which has no transform to replace: see Samples")
     result = copy.copy(dataset)
     result.transform = check_transform(transform)
     return result

@@ -188,7 +188,8 @@ class Wrapped(nn.Module):
         reshape: a function from a layer's output to (B, C, h, w), needed unless the output has this shape or is patch
             tokens row by row. For channels last: `lambda a: a.permute(0, 3, 1, 2)`. It applies to all layers but Input.
         logits: a function (net, images) -> logits (B, C), for a network with a second input or a text encoder, or for
-            segmentation. A tensor, `.logits`, ["logits"] and the first of a tuple are understood without it.
+            segmentation. A second input must be a constant, or follow from the images, which may come in any batches.
+            A tensor, `.logits`, ["logits"] and the first of a tuple are understood without it.
     """
 
     def __init__(

@@ -42,32 +42,12 @@ class Part(DetachableModule):
 
     def dynamic(self, u: Tensor, squares: Tensor) -> Tensor:
         """u (|u| / |x|)^(B-1), from u and |x|²."""
-        squares = squares + 1e-6
-        return u * _factor(u, squares, self.b).detach() if self.detach else _Dynamic.apply(u, squares, self.b)
+        cosine = u.abs() / (squares + 1e-6).sqrt()
+        factor = cosine if self.b == 2 else cosine.clamp(min=1e-6) ** (self.b - 1)  # steep at 0, where B is below 2
+        return u * (factor.detach() if self.detach else factor)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, B={self.b:g}"
-
-
-def _factor(u: Tensor, squares: Tensor, b: float) -> Tensor:
-    cosine = u.abs() / squares.sqrt()
-    return cosine if b == 2 else cosine.clamp(min=1e-6) ** (b - 1)  # a power below 1 has no derivative at 0
-
-
-class _Dynamic(torch.autograd.Function):
-    """u (|u|² / squares)^((B-1)/2), with fewer passes over memory than by autograd."""
-
-    @staticmethod
-    def forward(ctx, u: Tensor, squares: Tensor, b: float) -> Tensor:
-        ctx.save_for_backward(u, squares)
-        ctx.b = b
-        return _factor(u, squares, b).mul_(u)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        u, squares = ctx.saved_tensors
-        passed = grad * _factor(u, squares, ctx.b)
-        return ctx.b * passed, (1 - ctx.b) / 2 * (passed * u).sum_to_size(squares.shape) / squares, None
 
 
 class Linear(Part, nn.Linear):

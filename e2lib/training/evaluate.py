@@ -43,7 +43,7 @@ def evaluate(
     precision: str = "auto",
     removed: Dataset | None = None,
 ) -> dict[str, float]:
-    """Measure `model` in eval mode on `dataset`: scores in per cent. Logits and maps are of one forward pass.
+    """Scores of `model`, in eval mode, on a `datasets.Samples`: per cent. Logits and maps are of one forward pass.
 
     With a `method` of `explain`, each class that is present is explained at the depth `at`. The threshold of the IoU,
     in [0, 1), is by default the best on `dataset`; for test data give the one chosen on validation data. The teacher is
@@ -74,8 +74,8 @@ def evaluate(
     device, groups = next(model.parameters()).device, list(getattr(dataset, "groups", ()))
     networks = [model, teacher] if isinstance(teacher, nn.Module) else [model]
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]), ExitStack() as stack:
-        first, order = dataset[0], torch.arange(len(dataset))
-        single = not getattr(dataset, "multilabel", first.labels.ndim > 0)
+        first, order = collate([dataset[0]]), torch.arange(len(dataset))
+        single = not getattr(dataset, "multilabel", first.labels.ndim > 1)
         averages = {name: metric.to(device) for name, metric in _averages(method, threshold, metrics).items()}
         whole = MetricCollection({"F1": F1(), "mAP": MeanAP()}).to(device)
         tops = {"accuracy": single, "agreement": teacher is not None}  # comparisons of the top class
@@ -86,7 +86,7 @@ def evaluate(
         if method in METHODS and METHODS[method].of_score:  # they compare scores, or replace gradients between modules
             precision = "float32"
         if method and device.type == "cpu":  # where a large batch takes longer to allocate than it saves
-            batch_size = max(1, min(batch_size, CPU_PIXELS // first.image[0].numel()))
+            batch_size = max(1, min(batch_size, CPU_PIXELS // first.images[0, 0].numel()))
         order = order[rank::world]
         how = {"collate_fn": collate, "num_workers": workers, "generator": torch.Generator()}
         loader = DataLoader(Subset(dataset, order.tolist()), batch_size, **how)

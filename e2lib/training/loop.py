@@ -60,7 +60,7 @@ def fit(
 
     Args:
         model: from images (B, 3, H, W) in [0, 1] to logits (B, C).
-        dataset: Samples of one size.
+        dataset: a `datasets.Samples`, with images of one size.
         epochs: passes over the data set.
         lr: learning rate of the default optimizer at the start.
         batch_size: images per step, over all processes. A last batch of one image joins the one before.
@@ -97,6 +97,10 @@ def fit(
         trained = [p for p in module.parameters() if p.requires_grad]
         if not isinstance(optimizer, Optimizer):
             optimizer = torch.optim.Adam(trained, lr) if optimizer is None else optimizer(trained)
+        given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        named = module.named_parameters()  # the model's may be left out on purpose
+        if left := [n for n, p in named if n.startswith("step.") and p.requires_grad and id(p) not in given]:
+            raise ValueError(f"optimizer lacks {', '.join(left)}; a function from parameters to an optimizer gets all")
         before = [dict(group) for group in optimizer.param_groups]
         about = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "workers": workers}
         about |= {"step": getattr(step, "__name__", repr(step)), "optimizer": " ".join(repr(optimizer).split())}

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
@@ -28,7 +29,6 @@ SIZE = 32
 
 
 def hugging_face(config, network, **options):
-    transformers = pytest.importorskip("transformers")
     return getattr(transformers, network)(getattr(transformers, config)(num_labels=3, **options))
 
 
@@ -365,6 +365,8 @@ def test_errors_name_what_wrapping_would_mend():
             {"method": "gradcam"},
             r"at is 'Input'; it must be a layer for method 'gradcam'.*at='layer4'.*models\.wrap\(net, depths=",
         ),
+        (models.wrap(vit), {"method": "gradcam"}, r"at is 'Input'; it must be a layer for method 'gradcam'"),
+        (TwoInputs(), {}, r"cannot be called with images alone: .*'age'; models\.wrap\(net, logits="),
         (vit, {"at": "encoder.layers.encoder_layer_0"}, r"17 tokens.*models\.wrap\(net, prefix_tokens=1\)"),
         (vit, {"at": "Final"}, r"at is 'Final'.*models\.wrap\(net, depths="),
         (swin, {"at": "features.3"}, r"channels last.*models\.wrap\(net, reshape="),
@@ -372,3 +374,5 @@ def test_errors_name_what_wrapping_would_mend():
     ):
         with pytest.raises(ValueError, match=message):
             explain(net, x, targets, **changes)
+    with pytest.raises(ValueError, match=r"images is 'ndarray'; it must be a float tensor"):
+        explain(vit, x.numpy(), targets)

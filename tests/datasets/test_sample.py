@@ -139,6 +139,7 @@ def test_defaults_of_a_batch():
     assert bare.groups.tolist() == [-1] * 3 and bare.annotated.all() and not any(map(len, bare.boxes))
     assert bare.hot(3).tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]] == Batch.of(images, bare.hot(3)).hot(3).tolist()
     assert bare.present().tolist() == [[2], [0], [1]]
+    assert torch.equal(Batch.of(images, labels.int()).hot(3), bare.hot(3))
     some = Batch.of(images, labels, [CORNERS, None, CORNERS.repeat(2, 1)])
     assert [x.tolist() for x in some.box_labels] == [[2], [], [1, 1]]
     features = Batch.of(torch.randn(3, 8, 4, 4) * 9, labels, CORNERS.expand(3, 4), size=(16, 16))
@@ -170,6 +171,8 @@ def test_masks_may_be_soft_and_get_the_boxes_around_them():
         (lambda x, y: Batch.of(x, y, [None, CORNERS], [None, y]), "image '1' has 1 boxes, 2 box_labels"),
         (lambda x, y: Batch.of(x, y, CORNERS.flip(1).expand(2, 4)), "image 0: box .* is inverted"),
         (lambda x, y: Batch.of(x, y, [None, CORNERS * float("nan")]), "image 1: box .* is not finite"),
+        (lambda x, y: Batch.of(x, y, [None, CORNERS + 16]), "image 1: box .* reaches outside the image"),
+        (lambda x, y: collate([(x[0], y[0])]), "an item of the data set is 'tuple'; it must be a datasets.Sample"),
         (lambda x, y: Batch.of(x, y).hot(2), "labels are 0 to 2; the network gives 2 logits per image"),
         (lambda x, y: Batch.of(x, torch.ones(2, 4)).hot(2), r"labels are \(2, 4\); the network gives 2"),
     ],

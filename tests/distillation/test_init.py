@@ -215,6 +215,9 @@ def test_class_maps_are_refused_where_more_than_an_average_follows(scenes):
         model = build(name)
         with pytest.raises(ValueError, match=f"class_maps: '{name}' must average"):
             d.Distill(model, model, batch_of(scenes).images, {"cat_kd": 1.0})
+    torch.nn.init.zeros_(model.net.head.weight)  # so that its logits are the bias, as an average's would be
+    with pytest.raises(ValueError, match="class_maps: 'test_vit2' must average"):
+        d.Distill(model, model, batch_of(scenes).images, {"cat_kd": 1.0})
 
 
 def test_class_maps_add_up_to_the_logits(scenes):

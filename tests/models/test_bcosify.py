@@ -10,7 +10,7 @@ from torch import nn
 
 from e2lib import explain, models
 from e2lib.attribution import dynamic_weights
-from e2lib.models.bcosify import Activation, BatchNorm2d, Conv2d, Linear, _Dynamic
+from e2lib.models.bcosify import Activation, BatchNorm2d, Conv2d, Linear
 from tests.attribution.finite import assert_exact
 
 SIZE = 64
@@ -158,14 +158,6 @@ def test_a_linear_layer_by_hand():
     x = torch.tensor([[5.0, 12.0], [4.0, -3.0]])
     expected = 63 * 63 / (5 * 13) + 2  # w · x = 63, |w| = 5, |x| = 13; the other x is orthogonal to w
     torch.testing.assert_close(layer(x), torch.tensor([[expected], [2.0]]))
-
-
-@pytest.mark.parametrize("b", [1.5, 2.0, 3.0])
-def test_the_factor_has_exact_first_and_second_derivatives(b):
-    u = torch.randn(2, 4, 3, 3, dtype=torch.double).requires_grad_()
-    squares = (1 + torch.rand(2, 1, 3, 3, dtype=torch.double)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda *x: _Dynamic.apply(*x, b), (u, squares))
-    assert torch.autograd.gradgradcheck(lambda *x: _Dynamic.apply(*x, b), (u, squares))
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -1,5 +1,7 @@
-"""Guided steps in other people's loops: Lightning and accelerate, where they are installed."""
+"""Guided steps in other people's loops: Lightning and accelerate."""
 
+import accelerate
+import lightning
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -30,8 +32,6 @@ def by_hand(net):
 
 
 def test_lightning_trains_through_explanations(start, tmp_path):
-    lightning = pytest.importorskip("lightning")
-
     class Guided(lightning.LightningModule):
         def __init__(self, net):
             super().__init__()
@@ -54,7 +54,6 @@ def test_lightning_trains_through_explanations(start, tmp_path):
 
 
 def test_accelerate_trains_through_explanations(start):
-    accelerate = pytest.importorskip("accelerate")
     accelerator, net = accelerate.Accelerator(cpu=True), models.build("test_resnet", 10)
     net.load_state_dict(start.state_dict())
     net, optimizer = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1))

@@ -208,6 +208,22 @@ def test_an_optimizer_can_be_used_twice_and_a_batch_has_an_image():
         training.fit(tiny(), flipped(), 1, 0.1, batch_size=-4)
 
 
+def test_an_optimizer_without_the_parameters_of_the_step_is_refused():
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, model, batch):
+            return {name: self.scale * term for name, term in training.classify(model, batch).items()}
+
+    model, step = tiny(), Step()
+    with pytest.raises(ValueError, match="optimizer lacks step.scale; a function from parameters to an optimizer"):
+        training.fit(model, flipped(), 1, 0.1, step=step, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    training.fit(model, flipped(), 1, 0.1, step=step, optimizer=torch.optim.SGD)
+    assert step.scale != 1
+
+
 def test_tensorboard_shows_each_step_and_epoch_and_changes_nothing(tmp_path, monkeypatch):
     dataset, first, second = Scenes("train", 20, 64), tiny(), tiny()
     history = training.fit(first, dataset, epochs=2, lr=1e-2, batch_size=8)
