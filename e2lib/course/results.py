@@ -33,7 +33,8 @@ HEAD = """# Results
 deviation over seeds. A seed changes training and its images; test images are always the same. Δ and *gain* are \
 differences to the baseline of the same seed, trained for as many epochs at λ = 0; *gain over KD* to plain \
 distillation. *Way* is the part of the gap between the baseline's EPG and the ceiling that is closed. *F1 kept* \
-counts seeds whose choice lost at most one point of F1 on validation images. *Agreement* is the share of images with \
+counts seeds whose choice lost at most one point of F1 on validation images; 04c names a rule so, which allows 0.3. \
+*Agreement* is the share of images with \
 the teacher's top class. sweeps/results.yaml describes the runs. A run of several revisions of the code is marked.
 """
 
