@@ -185,14 +185,15 @@ class Panel(ipywidgets.VBox):
     """Controls above progress, errors and a picture. The widget `beside` is to the left of the picture.
 
     `text` says what the picture shows. A subclass draws its state in `draw`, and calls `show` at the end of `__init__`.
+    No widget here is an Output: nbclient answers it while it waits for the cell, and may then wait forever.
     """
 
     def __init__(self, controls: Sequence[ipywidgets.Widget], text: str, beside: ipywidgets.DOMWidget | None = None):
         self.text, self.drawn, self._answering = text, b"", False
         self.picture = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 480px", min_width="0") if beside else {})
-        self.message, self.console = ipywidgets.HTML(), ipywidgets.Output()
+        self.message = ipywidgets.HTML()
         shown = _row(beside, self.picture) if beside else self.picture
-        super().__init__([*controls, self.message, shown, self.console])
+        super().__init__([*controls, self.message, shown])
 
     def show(self) -> None:
         """Draw the present state."""
@@ -217,19 +218,17 @@ class Panel(ipywidgets.VBox):
             if self._answering:
                 return
             self._answering = True
-            self.console.clear_output()
-            with self.console:
-                try:
-                    self.message.value = "working …"
-                    said = answer()
-                    self.show()
-                    self.message.value = html.escape(said or "")
-                except Exception as error:
-                    text = str(error) if isinstance(error, ValueError) else traceback.format_exc()
-                    style = "color: #b00020; white-space: pre-wrap"
-                    self.message.value = f"<div role='alert' style='{style}'>{html.escape(text)}</div>"
-                finally:
-                    self._answering = False
+            try:
+                self.message.value = "working …"
+                said = answer()
+                self.show()
+                self.message.value = html.escape(said or "")
+            except Exception as error:
+                text = str(error) if isinstance(error, ValueError) else traceback.format_exc()
+                style = "color: #b00020; white-space: pre-wrap"
+                self.message.value = f"<div role='alert' style='{style}'>{html.escape(text)}</div>"
+            finally:
+                self._answering = False
 
         for widget, trait in changed.items():
             if trait == "click":

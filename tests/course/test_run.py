@@ -398,7 +398,7 @@ def test_plan_refuses_by_name(project):
 PANEL = """from IPython.display import display
 view = {"model_id": "1", "version_major": 2, "version_minor": 0}
 display({"application/vnd.jupyter.widget-view+json": view, "image/jpeg": "/9j/", "text/plain": "a panel"}, raw=True)"""
-SLIDER = "import ipywidgets\nipywidgets.interact(lambda x: x, x=(0, 3));"
+SLIDER = "import ipywidgets\nipywidgets.IntSlider()"
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1]);"
 
 

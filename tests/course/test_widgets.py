@@ -340,3 +340,14 @@ def test_what_is_not_needed_at_the_start_is_not_imported():
 def test_guides_know_every_loss_of_the_playground(playground):
     for loss in playground.loss.options:
         Guide(loss)
+
+
+def test_pressing_makes_no_output_widget(playground):
+    """Nbclient, which runs notebooks, answers an Output widget while it waits for the cell, and may wait forever."""
+    playground.guide.click()
+    found, waiting = set(), [playground]
+    while waiting:
+        widget = waiting.pop()
+        found.add(type(widget).__name__)
+        waiting += getattr(widget, "children", ())
+    assert "HTML" in found and "Output" not in found

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 EVERY = [p for p in sorted((ROOT / "notebooks").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 SOLUTIONS = [path for path in EVERY if path.parent == ROOT / "notebooks" / "solutions"]  # of exercises
 NOTEBOOKS = [path for path in EVERY if path not in SOLUTIONS]
+OUTPUT_WIDGETS = {f"ipywidgets.{name}" for name in ("Output", "interact", "interact_manual", "interactive")}
 LESSONS = [path for path in EVERY if re.match(r"\d\d_", path.name)]  # with solutions, without the notebooks behind
 
 
@@ -135,6 +136,9 @@ def code_problems(notebook):
         for node in ast.walk(ast.parse(TransformerManager().transform_cell(cell.source))):
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 10:
                 yield f"cell {number} defines {node.name}, longer than 10 lines"
+            # nbclient answers an Output widget while it waits for the cell, and may then wait forever.
+            if ast.unparse(node) in OUTPUT_WIDGETS:
+                yield f"cell {number} uses {ast.unparse(node)}, which can hang a run: observe a slider instead"
 
 
 def card_problems(notebook):
@@ -258,6 +262,7 @@ ERROR = new_output("error", ename="KeyError", evalue="1", traceback=[])
 FAULTS = [
     (_code("a = 1\n" * 15 + "a"), "cell 2 has 16 lines"),
     (_code(LONG_FUNCTION), "cell 2 defines long"),
+    (_code("ipywidgets.interact(print, x=3)"), "cell 2 uses ipywidgets.interact"),
     (_code("import os"), "ruff check finds faults"),
     (_code("size==1"), "ruff format --check finds faults"),
     (lambda n: n.cells[2].update(source="size + 1"), "not those of its present code"),
