@@ -294,7 +294,7 @@ def test_the_class_can_be_chosen(visit):
     assert "bird" in story  # which is what the scene shows
 
 
-def test_the_story_agrees_with_the_map_and_names_the_next_step(visit):
+def test_the_story_agrees_with_the_map_and_names_the_next_step(visit, numbers):
     page = visit("docs/playground.html?backend=cpu")
     page.locator("#scene-1").click()
     page.wait_for_function("document.getElementById('story').textContent.includes('insect')")
@@ -303,11 +303,13 @@ def test_the_story_agrees_with_the_map_and_names_the_next_step(visit):
     found, story = guided(page), page.locator("#story").inner_text()
     assert found["epg"] > 50 and found["probability-removed"] > 50  # inside the box, and not needed
     assert "background" not in story and "in the box" in story
-    assert (
-        found["f1-others"] < 66.7 - 5 and f"{found['f1-others']:.1f} %" in story and "Guide" not in story
-    )  # the price
     assert page.locator("#guide").inner_text() == "Guide again"
     assert page.locator("#guide").bounding_box()["width"] == width
+    _, about = numbers
+    for _ in range(2):  # the network is trained where the site is built: one press costs about five points
+        found, story = guided(page), page.locator("#story").inner_text()
+    assert found["f1-others"] < about["before"]["f1"] - 5
+    assert f"{found['f1-others']:.1f} %" in story and "Guide" not in story
     page.locator("#scene-2").click()
     page.wait_for_function("document.getElementById('story').textContent.includes('furry')")
     assert page.locator("#guide").inner_text() == "Guide"
