@@ -35,7 +35,7 @@ differences to the baseline of the same seed, trained for as many epochs at λ =
 distillation. *Way* is the part of the gap between the baseline's EPG and the ceiling that is closed. *F1 kept* \
 counts seeds whose choice lost at most one point of F1 on validation images; 04c names a rule so, which allows 0.3. \
 *Agreement* is the share of images with \
-the teacher's top class. sweeps/results.yaml describes the runs; the data voc, coco, waterbirds and imagefolder \
+the teacher's top class. sweeps/results.yaml describes the runs; all data but scenes and birds \
 are [photographs](../docs/sweeps.md). A run of several revisions of the code is marked.
 """
 

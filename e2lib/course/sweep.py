@@ -152,7 +152,7 @@ def unseal(path: Path, names: str = "") -> None:
 
     With `into`, only runs whose jobs are all done get new rows; the rows of other runs stay. ValueError while the sweep
     runs, or if jobs have neither finished nor failed, because nobody may choose later jobs by these numbers. If jobs
-    failed, ValueError names ten of them, and all their runs, after everything is written.
+    failed, ValueError names up to ten of them, after everything is written; with `into`, all their runs, too.
     """
     jobs, folder, sweep = plan(path, names), folder_of(path), read(path)
     with run.locked(folder / "lock") as free:  # a failed job may be about to run again
@@ -172,10 +172,10 @@ def unseal(path: Path, names: str = "") -> None:
         write(sweep.into / "results.md", results.report(table))
     print(f"written: {results.write((sweep.into or folder) / 'results.csv', table)}")
     if failed:
-        runs = ", ".join(dict.fromkeys(job.about["run"] for job in failed))  # ten jobs may be of one run
-        stay = f"; in {sweep.into / 'results.csv'} these runs keep their rows: {runs}" if sweep.into else ""
-        names = "; ".join(job.name for job in failed[:10])
-        raise ValueError(f"{len(failed)} of {len(jobs)} jobs failed: {names}{stay}")
+        runs = ", ".join(dict.fromkeys(job.about["run"] for job in failed))  # the first ten jobs may all be of one
+        stay = f"; in {sweep.into / 'results.csv'} these runs get no new rows: {runs}" if sweep.into else ""
+        first = "; ".join(job.name for job in failed[:10])
+        raise ValueError(f"{len(failed)} of {len(jobs)} jobs failed: {first}{stay}")
 
 
 def _merged(table: pd.DataFrame, into: Path, names: list[str]) -> pd.DataFrame:

@@ -306,7 +306,7 @@ def test_the_story_agrees_with_the_map_and_names_the_next_step(visit, numbers):
     assert page.locator("#guide").inner_text() == "Guide again"
     assert page.locator("#guide").bounding_box()["width"] == width
     _, about = numbers
-    for _ in range(2):  # the network is trained where the site is built: one press costs about five points
+    for _ in range(2):  # each build trains its own network, which one press costs about five points: two more
         found, story = guided(page), page.locator("#story").inner_text()
     assert found["f1-others"] < about["before"]["f1"] - 5
     assert f"{found['f1-others']:.1f} %" in story and "Guide" not in story

@@ -254,12 +254,14 @@ def test_results_of_several_runs_are_joined_in_one_table(lesson):
     sweep.unseal(path, "one")  # the other run stays as it is in the file, in its place
     changed = [line.replace("λ,0.003", "λ,0.004") if line.startswith("large") else line for line in whole.splitlines()]
     assert csv.read_text().splitlines() == changed  # minutes and all
-    kept = jobs[3].kept.rename("kept.ipynb")
-    jobs[3].error.write_text("no photographs")
-    with pytest.raises(ValueError, match="1 of 4 jobs failed: large: seed=2; .*csv these runs keep their rows: large$"):
+    kept = [(job, job.kept.rename(f"{job.key}.ipynb")) for job in (*jobs[:2], jobs[3])]
+    for job, _ in kept:
+        job.error.write_text("no photographs")
+    with pytest.raises(ValueError, match="3 of 4 jobs failed: one: .*csv these runs get no new rows: one, large$"):
         sweep.unseal(path)
     assert csv.read_text().splitlines() == changed
-    kept.rename(jobs[3].kept)
+    for job, file in kept:
+        file.rename(job.kept)
     write_sweep(one={"notebook": "07"}, new={"notebook": "07"})
     sweep.unseal(path, "one")  # rows of a run that is no longer named are kept, as the last ones
     assert [line.partition(",")[0] for line in csv.read_text().splitlines()[1:]] == ["one"] * 6 + ["large"] * 6
