@@ -40,11 +40,12 @@ help:
 
 setup: .venv/ready
 
+# --no-compile: of twenty thousand files Python compiles those that it imports
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; ok = sys.version_info >= (3, 11); \
 	  sys.exit(None if ok else 'Python 3.11 or newer is needed; $(PYTHON) is %d.%d. Try: make setup PYTHON=python3.12' % sys.version_info[:2])"
 	@test -x $(python) || { echo "Installing into .venv: about 8 GB, some minutes, once"; $(PYTHON) -m venv .venv; }
-	$(python) -m pip install --constraint constraints.txt --editable ".[course,test]"
+	$(python) -m pip install --no-compile --constraint constraints.txt --editable ".[course,test]"
 	@touch $@
 
 data: setup
@@ -60,7 +61,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "not alone"
 	$(python) -m pytest -m alone
 	$(course) run --preset smoke
-	$(python) -m pytest --nbval-lax --nbval-current-env $(patsubst notebooks/%,runs/smoke/%,$(shell grep -l nbval-check-output notebooks/*.ipynb))
+	$(python) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env $(patsubst notebooks/%,runs/smoke/%,$(shell grep -l nbval-check-output notebooks/*.ipynb))
 
 lab: setup
 	$(python) -m jupyterlab notebooks
@@ -86,7 +87,7 @@ bench: setup
 	$(python) -m tests.bench
 
 .venv/site: .venv/ready
-	$(python) -m pip install --constraint constraints.txt --editable ".[site]"
+	$(python) -m pip install --no-compile --constraint constraints.txt --editable ".[site]"
 	@touch $@
 
 docs/node_modules/ready: docs/package-lock.json

@@ -75,9 +75,9 @@ def values(table: pd.DataFrame, ours: Ours) -> pd.Series:
 
 
 def _rows(table: pd.DataFrame, run: str, where: dict[str, Any], value: str) -> pd.Series:
-    part = table[table.run == run]
     if unknown := [column for column in (*where, value) if column not in table]:
         raise ValueError(f"run {run}: the results have no column {', '.join(map(repr, unknown))}")
+    part = table.loc[table.run == run, [*{*where, value, "seed"}]]
     for column, wanted in where.items():
         part = part[part[column] == wanted]
     found = part.set_index("seed")[value].sort_index()
@@ -106,11 +106,11 @@ def judge(claims: list[Claim], table: pd.DataFrame) -> pd.DataFrame:
     opposite, mixed if both occur, else undecided. "held" says in how many rows it holds. "revisions" is the text
     of `results.pooled` for the run, or empty. Data sets whose run is `missing` are left out.
     """
-    rows, pooled = [], results.pooled(table)
+    rows, pooled, runs = [], results.pooled(table), {*table.run}
     for claim in claims:
         mine = []
         for name, ours in claim.ours.items():
-            if ours.run in {*table.run}:
+            if ours.run in runs:
                 numbers = values(table, ours)
                 low, high = interval(numbers)
                 row = claim.model_dump(exclude={"ours"}) | {"data": name, "ours": numbers.mean(), "seeds": len(numbers)}
