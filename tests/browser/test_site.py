@@ -14,7 +14,7 @@ SITE = ROOT / "docs" / "_build" / "html"
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html") if "_static" not in path.parts)
 PAGES = [page for page in PAGES if page != "index.html"]  # which only leads to docs/index.html
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-TYPICAL = ["docs/index.html", "notebooks/04_guiding_with_boxes.html", "notebooks/results.html", "docs/teaching.html"]
+TYPICAL = ["docs/index.html", "notebooks/04_guiding_with_boxes.html", "docs/photographs.html", "docs/teaching.html"]
 TYPICAL += ["docs/api/e2lib.guidance.html", "docs/presets.html", "search.html"]
 
 
