@@ -59,9 +59,9 @@ test: setup
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "not alone"
-	$(python) -m pytest -m alone
+	$(python) -m pytest -m alone tests/notebooks tests/course
 	$(course) run --preset smoke
-	$(python) -m pytest --nbval-lax --nbval-current-env $(patsubst notebooks/%,runs/smoke/%,$(shell grep -l nbval-check-output notebooks/*.ipynb))
+	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env $(patsubst notebooks/%,runs/smoke/%,$(shell grep -l nbval-check-output notebooks/*.ipynb))
 
 lab: setup
 	$(python) -m jupyterlab notebooks
@@ -104,5 +104,5 @@ slides: .venv/site
 	$(python) docs/slides.py
 
 test-browser: site slides
-	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadfile -m "not alone" tests/browser
+	OMP_NUM_THREADS=1 $(python) -m pytest -n 3 --dist worksteal -m "not alone" tests/browser
 	$(python) -m pytest -m alone tests/browser

@@ -77,12 +77,11 @@ def test_imports_take_seconds():
     ]
     source = "import time; start = time.perf_counter()\n" + "\n".join(dict.fromkeys(lines))
     source += "\nprint(time.perf_counter() - start)"
-    seconds = []
-    for _ in range(2):  # the second time from the system's cache
-        done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, cwd=ROOT)
-        seconds.append(float(done.stdout.splitlines()[-1]))
-    print(f"imports of all notebooks: {min(seconds):.1f} seconds")
-    assert min(seconds) < 15
+    # Beside other tests' processes, this one would be slow: it is run alone, after them, from the system's cache.
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, cwd=ROOT)
+    seconds = float(done.stdout.splitlines()[-1])
+    print(f"imports of all notebooks: {seconds:.1f} seconds")
+    assert seconds < 15
 
 
 def test_each_preset_belongs_to_a_notebook():
