@@ -4,6 +4,8 @@ PRESET ?= laptop
 REAL ?= datasets
 # the presets real/ look for photographs here
 export E2LIB_REAL := $(abspath $(REAL))
+# each notebook would compile its imports anew, which takes as long as importing them
+unexport PYTHONDONTWRITEBYTECODE
 NOTEBOOKS ?=
 DEVICE ?= auto
 NAME ?=
