@@ -61,7 +61,7 @@ test: setup
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 -m "not alone"
-	$(python) -m pytest -m alone tests/notebooks tests/course
+	$(python) -m pytest -m alone $(shell grep -rl mark.alone tests --include='*.py' --exclude-dir=browser)
 	$(course) run --preset smoke
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env $(patsubst notebooks/%,runs/smoke/%,$(shell grep -l nbval-check-output notebooks/*.ipynb))
 
